@@ -1,0 +1,137 @@
+"""The frozen backbone: normalised pictures -> Features, for DINOv3 and for any model of timm with feature maps.
+
+B batch, C channels, H W picture size in pixels, h w size of a feature map.
+"""
+
+from contextlib import nullcontext
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.fingerprint import fingerprint
+from backbones.keys import to_timm_keys
+from backbones.names import BACKBONES, tapped_blocks
+from backbones.sources import find_weights
+from backbones.timm_models import create, create_with, timm_name
+from backbones.weight_files import read_normalisation, read_state
+from structures import PYRAMID_STRIDES, Features
+
+
+class FrozenBackbone(nn.Module):
+    """A timm model that gives feature maps and never learns: always eval, never a gradient.
+
+    name: what build_backbone was asked for.            weights: what was loaded, for people.
+    channels, strides: of each map, in backbone order.  fingerprint: changes with the weights, see fingerprint.py.
+    is_hierarchical: four stages with strides 4, 8, 16, 32, instead of four blocks of one ViT.
+    mean, std: of RGB in 0..1, what pictures must be normalised with.
+
+    It belongs in no checkpoint: who saves a parent module leaves these tensors out and keeps name and fingerprint.
+    """
+
+    def __init__(self, model: nn.Module, name: str, weights: str, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self.name = name
+        self.weights = weights
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.fingerprint = fingerprint(model.state_dict())
+        self.taps = _taps(model, name)
+        self.channels: list[int] = [model.feature_info[tap]["num_chs"] for tap in self.taps]
+        self.strides: list[int] = [model.feature_info[tap]["reduction"] for tap in self.taps]
+        self.is_hierarchical = len(set(self.strides)) > 1
+        self._has_class_token = getattr(model, "cls_token", None) is not None
+        self._autocast_dtype: torch.dtype | None = None
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Features:
+        """images: (B, 3, H, W), normalised with mean and std.
+
+        A ViT's maps are (B, C, H/stride, W/stride) after the final norm, and so is its class token (B, C), that of the
+        last block; a hierarchical model's maps come as its stages give them. Sizes that are no multiple of the largest
+        stride are resized to the nearest one. Raises ValueError if the model takes pictures of one size only.
+        """
+        images = self._resize_to_multiple(images)
+        options = {"return_prefix_tokens": True} if self._has_class_token else {}
+        try:
+            with self._autocast(images.device):
+                taps = self.model.forward_intermediates(
+                    images, indices=self.taps, norm=True, intermediates_only=True, **options
+                )
+        except AssertionError as error:  # how timm refuses a picture size
+            height, width = images.shape[-2:]
+            raise ValueError(f"--backbone {self.name} takes no pictures of {height} x {width}: {error}") from None
+        if not self._has_class_token:
+            return Features(list(taps))
+        return Features([patches for patches, _ in taps], class_token=taps[-1][1][:, 0])
+
+    def cast_weights(self, dtype: torch.dtype) -> "FrozenBackbone":
+        """Keeps the weights of Linear and Conv layers in `dtype` (bfloat16), which halves the memory of a large ViT.
+
+        Norms, layer scales, tokens and positions stay in float32. From then on forward runs under autocast of `dtype`,
+        and gives bit for bit what float32 weights give there: autocast casts these very weights by itself.
+        """
+        plain_layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # a subclass may compute with its weights first
+        for module in self.model.modules():
+            if type(module) in plain_layers:
+                module.to(dtype)
+        self._autocast_dtype = dtype
+        return self
+
+    def train(self, mode: bool = True) -> "FrozenBackbone":
+        """Stays in eval mode, also when the parent module is set to training."""
+        return super().train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "FrozenBackbone":
+        """Stays without gradients."""
+        return super().requires_grad_(False)
+
+    def _autocast(self, device: torch.device):
+        if self._autocast_dtype is None:
+            return nullcontext()  # whatever the caller chose; autocast(enabled=False) would switch it off
+        return torch.autocast(device.type, self._autocast_dtype)
+
+    def _resize_to_multiple(self, images: Tensor) -> Tensor:
+        size = images.shape[-2:]
+        largest = self.strides[-1]
+        nearest = [max(1, round(length / largest)) * largest for length in size]
+        if list(size) == nearest:
+            return images
+        return F.interpolate(images, nearest, mode="bilinear", align_corners=False)
+
+
+def build_backbone(name: str, weights: str = "auto") -> FrozenBackbone:
+    """The backbone `name` (see names.py, or any name of timm) on the CPU in float32, with `weights`:
+
+    "auto": timm's weights of this model from the Hugging Face hub or its local cache; a local path: a .pth, a
+    .safetensors or a Hugging Face folder; a hub name such as "facebook/dinov3-vits16-pretrain-lvd1689m"; or "random":
+    the same numbers every time, without touching the caller's random state.
+
+    Raises ValueError for an unknown name, an unreadable file, or one that belongs to another model, and its subclass
+    hub.WeightsUnavailable, within ten seconds, if the weights must come from the hub and cannot.
+    """
+    architecture = timm_name(name)
+    config = timm.get_pretrained_cfg(architecture)
+    if weights == "random":
+        return FrozenBackbone(create(architecture), name, "random", config.mean, config.std)
+    source = find_weights(weights, name, config.hf_hub_id)
+    mean, std = read_normalisation(source.path, source.title) or (config.mean, config.std)
+    model = create_with(architecture, to_timm_keys(read_state(source.path)), source.label, name)
+    return FrozenBackbone(model, name, source.label, mean, std)
+
+
+def _taps(model: nn.Module, name: str) -> list[int]:
+    """Which entries of timm's feature_info become maps: four blocks of a ViT, or the stages with strides 4 to 32."""
+    strides = (
+        [feature["reduction"] for feature in model.feature_info] if hasattr(model, "forward_intermediates") else []
+    )
+    if len(strides) >= len(PYRAMID_STRIDES) and len(set(strides)) == 1:
+        return tapped_blocks(len(strides))
+    last_with = {stride: index for index, stride in enumerate(strides)}
+    if not all(stride in last_with for stride in PYRAMID_STRIDES):
+        raise ValueError(
+            f"--backbone {name} gives maps of strides {strides}; needed are four blocks of one stride, or the strides "
+            f"{', '.join(map(str, PYRAMID_STRIDES))}. Choose another model, for example {next(iter(BACKBONES))}."
+        )
+    return [last_with[stride] for stride in PYRAMID_STRIDES]

@@ -1,0 +1,88 @@
+"""Weights from the Hugging Face hub: the local cache first, then the network, and a quick answer without one."""
+
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from backbones.weight_files import WEIGHT_FILES, is_complete
+
+HEAD_TIMEOUT_S = 4.0
+"""For each try to connect; a name server that hangs is not covered by it."""
+ANSWER_TIMEOUT_S = 6.0
+"""After this time the hub counts as unreachable, whatever hangs."""
+
+
+class WeightsUnavailable(ValueError):
+    """The hub gave no weights: no network, a gated repository, or a name that it does not have."""
+
+
+def fetch(repo: str) -> Path:
+    """The local folder that holds the weights of the hub repository `repo` ("owner/name").
+
+    Honours HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and HF_TOKEN. A model in the cache is used without asking the network.
+    Raises WeightsUnavailable within ten seconds where the hub cannot be reached.
+    """
+    cached = _cached_folder(repo)
+    if cached is not None:
+        return cached
+    reason = _why_unreachable(repo)
+    if reason is None:
+        folder, reason = _download(repo)
+        if folder is not None:
+            return folder
+    raise WeightsUnavailable(f"No weights from the hub: {repo} is not in the local cache, and {reason}.")
+
+
+def _cached_folder(repo: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in WEIGHT_FILES:
+        found = try_to_load_from_cache(repo, name)
+        if isinstance(found, str) and is_complete(Path(found)):
+            return Path(found).parent
+    return None
+
+
+def _why_unreachable(repo: str) -> str | None:
+    """None if the hub answers at all, whatever it says: a refusal is explained by the download itself."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE forbids downloading"
+    url = f"{constants.ENDPOINT}/{repo}/resolve/main/config.json"
+    outcome: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=HEAD_TIMEOUT_S).close()
+            outcome.append(None)
+        except urllib.error.HTTPError:
+            outcome.append(None)
+        except (OSError, ValueError) as error:
+            outcome.append(str(error))
+
+    # A thread, since looking up a name can hang for longer than any timeout of the socket.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_TIMEOUT_S)
+    problem = outcome[0] if outcome else f"no answer in {ANSWER_TIMEOUT_S:.0f} s"
+    return None if problem is None else f"{constants.ENDPOINT} cannot be reached ({problem})"
+
+
+def _download(repo: str) -> tuple[Path | None, str]:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    wanted = ["config.json", "preprocessor_config.json", "model-*-of-*.safetensors", *WEIGHT_FILES]
+    try:
+        folder = Path(snapshot_download(repo, allow_patterns=wanted))
+    except GatedRepoError:
+        return None, f"it is gated: accept its licence at https://huggingface.co/{repo} and set HF_TOKEN"
+    except RepositoryNotFoundError:
+        return None, "the hub has no such repository (for a private one set HF_TOKEN)"
+    except Exception as error:  # what the hub's client raises differs between its versions
+        return None, f"downloading it failed ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+    if any(is_complete(folder / name) for name in WEIGHT_FILES):
+        return folder, ""
+    return None, f"the repository holds none of {', '.join(WEIGHT_FILES)}"

@@ -1,0 +1,130 @@
+"""Weight files on disk: reading them safely, checking them, and the mean and std that come with them."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from backbones.names import SATELLITE, SATELLITE_MEAN, SATELLITE_STD
+
+SHARD_INDEX = "model.safetensors.index.json"
+WEIGHT_FILES = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin")
+"""What a Hugging Face folder holds its weights in, best first."""
+
+_WRAPPERS = ("model", "state_dict", "teacher")
+_PREFIXES = ("module.", "teacher.", "backbone.")
+
+
+def is_complete(path: Path) -> bool:
+    """Whether the file is there, and, if it lists shards, each shard too."""
+    if path.name != SHARD_INDEX:
+        return path.is_file()
+    return path.is_file() and all(shard.is_file() for shard in _shards(path))
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a weight file or a Hugging Face folder under its own name, on the CPU, in float32 (or integer).
+
+    Wrapping dicts ("model", "state_dict", "teacher") and prefixes ("module.", "teacher.", "backbone.") are taken off.
+    Raises ValueError with one message if the path is missing, holds no weights, is truncated or altered (when its name
+    ends in the start of its SHA-256, as Meta's do), or holds Python objects: those are refused, nothing of them runs.
+    """
+    file = _weight_file(path)
+    if file.name == SHARD_INDEX:
+        content = {key: tensor for shard in _shards(file) for key, tensor in _read_file(shard).items()}
+    else:
+        _check_sha256(file)
+        content = _read_file(file)
+    state = _unwrap(content)
+    if not state:
+        raise ValueError(f"--weights {path}: the file holds no named tensors, so it is no weight file of a backbone.")
+    return {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
+
+
+def read_normalisation(path: Path, title: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The mean and std (of RGB in 0..1) that belong to the weights, or None where the files say nothing.
+
+    A preprocessor_config.json beside the weights counts most, then the name of satellite weights in `title`,
+    then the config.json of timm's repositories.
+    """
+    folder = path if path.is_dir() else path.parent
+    preprocessor = _read_json(folder / "preprocessor_config.json")
+    if "image_mean" in preprocessor and "image_std" in preprocessor:
+        return tuple(preprocessor["image_mean"]), tuple(preprocessor["image_std"])
+    if SATELLITE in title:
+        return SATELLITE_MEAN, SATELLITE_STD
+    timm_config = _read_json(folder / "config.json").get("pretrained_cfg", {})
+    if "mean" in timm_config and "std" in timm_config:
+        return tuple(timm_config["mean"]), tuple(timm_config["std"])
+    return None
+
+
+def _weight_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ValueError(f"--weights {path}: there is no such file or folder.")
+    for name in WEIGHT_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise ValueError(f"--weights {path}: the folder holds none of {', '.join(WEIGHT_FILES)}; name the file itself.")
+
+
+def _shards(index: Path) -> list[Path]:
+    return [index.parent / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"--weights: {path} is not valid JSON ({error}); download it again.") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _read_file(file: Path) -> object:
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can break the readers in any way
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"--weights {file} cannot be read as weights: it is missing, truncated, of another kind, or holds Python "
+            f"objects, which are refused because loading them could run code. Download it again. ({reason})"
+        ) from None
+
+
+def _check_sha256(file: Path) -> None:
+    stated = re.search(r"-([0-9a-f]{8})$", file.stem)
+    if stated is None:
+        return
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if not found.startswith(stated[1]):
+        raise ValueError(
+            f"--weights {file} is truncated or altered: its name says that its SHA-256 starts with {stated[1]}, but it "
+            f"starts with {found[:8]}. Download it again (or rename it, if {stated[1]} is no checksum)."
+        )
+
+
+def _unwrap(content: object) -> dict[str, Tensor]:
+    while isinstance(content, dict):
+        inner = next((content[name] for name in _WRAPPERS if isinstance(content.get(name), dict)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, dict):
+        return {}
+    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    for prefix in _PREFIXES:
+        inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        state = inside or state
+    return state

@@ -1,0 +1,1 @@
+"""From files to batches: pairing, reading, class ids, augmentation, and the drawn demo set."""

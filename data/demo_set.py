@@ -1,0 +1,76 @@
+"""A drawn data set to try everything on.
+
+The folder holds images/{train,val}/NNNN.png, masks/{train,val}/NNNN.png (class ids), classes.txt (a name a line) and
+demo_set.json (what it was drawn with).
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.demo_drawing import KINDS, draw_picture
+
+DEMO_CLASSES: tuple[str, ...] = ("background", *(kind.name for kind in KINDS))
+
+MARKER = "demo_set.json"
+DRAWING_VERSION = 1  # raise it whenever the same seed gives other pixels
+
+
+def make_demo_set(folder: Path, train: int = 240, val: int = 60, size_px: int = 128, seed: int = 0) -> None:
+    """Draws the set into `folder`, whole or not at all; a whole set with the same parameters is left alone.
+
+    A picture depends on seed, split and number only, so a larger set begins with the pictures of a smaller one.
+    Raises ValueError where `folder` holds anything else, since nothing is ever drawn over.
+    """
+    if train < 1 or val < 0 or size_px < 32 or seed < 0:
+        raise ValueError(
+            f"cannot draw {train} training and {val} validation pictures of {size_px} px with seed {seed}: "
+            "it takes at least 1 training picture, 0 validation pictures, 32 px and a seed of 0"
+        )
+    folder = Path(folder).resolve()  # a link is followed, not replaced
+    parameters = {"drawing": DRAWING_VERSION, "train": train, "val": val, "size_px": size_px, "seed": seed}
+    if _is_whole(folder, parameters):
+        return
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"{folder} holds something other than this demo set: remove it, or name another folder")
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workshop:
+        part = Path(workshop) / "set"
+        for number, (split, count) in enumerate((("train", train), ("val", val))):
+            _draw_split(part, split, number, count, size_px, seed)
+        (part / "classes.txt").write_text("".join(f"{name}\n" for name in DEMO_CLASSES), encoding="utf-8")
+        (part / MARKER).write_text(json.dumps(parameters, indent=1) + "\n", encoding="utf-8")
+        _put_in_place(part, folder, parameters)
+
+
+def _draw_split(part: Path, split: str, split_number: int, count: int, size_px: int, seed: int) -> None:
+    images, masks = part / "images" / split, part / "masks" / split
+    images.mkdir(parents=True)
+    masks.mkdir(parents=True)
+    for index in range(count):
+        picture, mask = draw_picture(np.random.default_rng([seed, split_number, index]), size_px)
+        Image.fromarray(picture).save(images / f"{index:04d}.png")
+        Image.fromarray(mask).save(masks / f"{index:04d}.png")
+
+
+def _put_in_place(part: Path, folder: Path, parameters: dict[str, int]) -> None:
+    try:
+        part.rename(folder)
+    except OSError:  # another process may have drawn the same set meanwhile: then there is nothing left to do
+        if not _is_whole(folder, parameters):
+            raise
+
+
+def _is_whole(folder: Path, parameters: dict[str, int]) -> bool:
+    marker = folder / MARKER
+    if not marker.is_file() or marker.read_text(encoding="utf-8") != json.dumps(parameters, indent=1) + "\n":
+        return False
+    return all(
+        len(list((folder / kind / split).glob("*.png"))) == parameters[split]
+        for kind in ("images", "masks")
+        for split in ("train", "val")
+    )

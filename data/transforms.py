@@ -1,0 +1,157 @@
+"""From a picture and its mask to what the model sees: augmented for training, whole for evaluation.
+
+S is the training size in pixels, H W a picture's own size, h w its size in evaluation.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from structures import IGNORE_INDEX
+
+STEP_PX = 32
+"""Picture sides are multiples of this, the coarsest stride of the pyramid."""
+
+LONGEST_OVER_SHORTEST = 4
+"""In evaluation the long side is at most this many times image_size, so that a panorama does not exhaust the memory."""
+
+RGB = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training does to a picture at random; with all of it off a picture is resized to S x S.
+
+    scale: range of the zoom, relative to "short side = S", drawn so that halving is as likely as doubling.
+    crop: cut out S x S at a random place, padded where the zoomed picture is smaller; without it pictures are squeezed
+        to S x S, and `scale` must be None since no zoom would be left of it.
+    """
+
+    scale: tuple[float, float] | None = (0.5, 2.0)
+    crop: bool = True
+    flip: bool = True
+    color_jitter: bool = True
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not self.crop:
+            raise ValueError("random scaling needs random cropping: turn both on, or scaling off as well")
+        if self.scale is not None and not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(f"the scale range {self.scale} should be two positive factors, the smaller first")
+
+
+class TrainTransform:
+    """A training view of a picture: a pure function of (picture, mask, seed) that leaves the caller's RNG alone."""
+
+    def __init__(self, image_size: int, augmentation: Augmentation, mean: RGB, std: RGB) -> None:
+        _check_image_size(image_size)
+        self.image_size = image_size
+        self.augmentation = augmentation
+        self.mean, self.std = list(mean), list(std)
+        self.jitter = v2.ColorJitter(brightness=0.25, contrast=0.4, saturation=0.4, hue=0.05)
+        self.flip = v2.RandomHorizontalFlip(p=0.5)
+
+    def __call__(self, image: Tensor, mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """(3, H, W) uint8 and (H, W) int64 -> (3, S, S) float32, normalised, and (S, S) int64.
+
+        Padding is 0 in the picture, which is the mean colour, and IGNORE_INDEX in the mask.
+        """
+        size = self.image_size
+        with _random_state(seed):
+            window = self._random_window(*mask.shape) if self.augmentation.crop else Window(0, 0, *mask.shape)
+            image, mask, padding = window.resized(image, mask, size)
+            if self.augmentation.color_jitter:
+                image = self.jitter(image)
+            image = F.pad(tv_tensors.Image(_normalise(image, self.mean, self.std)), padding, fill=0)
+            mask = F.pad(tv_tensors.Mask(mask), padding, fill=IGNORE_INDEX)
+            if self.augmentation.flip:
+                image, mask = self.flip(image, mask)
+        return image.as_subclass(Tensor), mask.as_subclass(Tensor)
+
+    def _random_window(self, height: int, width: int) -> "Window":
+        """The square of the picture that will fill S x S; larger than the picture where that is zoomed below S."""
+        low, high = self.augmentation.scale or (1.0, 1.0)
+        zoom = low * (high / low) ** torch.rand(()).item()
+        side = max(1, round(min(height, width) / zoom))
+        top, left = (_random_between(0, length - side) for length in (height, width))
+        return Window(top, left, side, side)
+
+
+@dataclass(frozen=True)
+class Window:
+    """A rectangle of a picture, in its pixels; it may reach beyond the picture's borders."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def resized(self, image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor, list[int]]:
+        """The part inside the picture, resized as if the whole window became size x size, and the padding it lacks.
+
+        Cutting before resizing keeps the memory small however far a long picture is zoomed.
+        Returns image (3, h, w), mask (h, w) and [left, top, right, bottom] in pixels.
+        """
+        rows, y, y_end = _inside(self.top, self.height, mask.shape[0], size)
+        columns, x, x_end = _inside(self.left, self.width, mask.shape[1], size)
+        out_hw = [y_end - y, x_end - x]
+        image = F.resize(image[:, rows, columns], out_hw, antialias=True)
+        # Not through tv_tensors.Mask: that takes plain "nearest", which lies up to half a source pixel off the picture.
+        mask = F.resize(mask[None, rows, columns], out_hw, InterpolationMode.NEAREST_EXACT)[0]
+        return image, mask, [x, y, size - x_end, size - y_end]
+
+
+class EvalTransform:
+    """The whole picture in its own aspect: the short side becomes image_size, both sides multiples of STEP_PX."""
+
+    def __init__(self, image_size: int, mean: RGB, std: RGB) -> None:
+        _check_image_size(image_size)
+        self.image_size = image_size
+        self.mean, self.std = list(mean), list(std)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(3, H, W) uint8 -> (3, h, w) float32, normalised."""
+        size_hw = eval_size_hw(image.shape[1], image.shape[2], self.image_size)
+        return _normalise(F.resize(image, size_hw, antialias=True), self.mean, self.std)
+
+
+def eval_size_hw(height: int, width: int, image_size: int) -> list[int]:
+    """The size [h, w] in which a picture is evaluated."""
+    zoom = min(image_size / min(height, width), LONGEST_OVER_SHORTEST * image_size / max(height, width))
+    return [max(STEP_PX, STEP_PX * round(side * zoom / STEP_PX)) for side in (height, width)]
+
+
+def _inside(start: int, length: int, picture_length: int, size: int) -> tuple[slice, int, int]:
+    """Along one axis: the window's pixels that exist, and the output pixels [from, to) that they fill."""
+    first, last = max(start, 0), min(start + length, picture_length)
+    begin = min(round((first - start) * size / length), size - 1)
+    end = max(round((last - start) * size / length), begin + 1)
+    return slice(first, last), begin, end
+
+
+def _normalise(image: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    return F.normalize(F.to_dtype(image, torch.float32, scale=True), mean, std)
+
+
+def _random_between(first: int, last: int) -> int:
+    """A whole number from first to last, both included; last may be the smaller one."""
+    return int(torch.randint(min(first, last), max(first, last) + 1, ()))
+
+
+@contextmanager
+def _random_state(seed: int) -> Iterator[None]:
+    """Seeds the CPU generator, which v2 transforms draw from, and puts it back afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the caller's GPUs
+        yield
+
+
+def _check_image_size(image_size: int) -> None:
+    if image_size < STEP_PX or image_size % STEP_PX:
+        nearest = max(STEP_PX, STEP_PX * round(image_size / STEP_PX))
+        raise ValueError(f"--image-size {image_size}: expected a multiple of {STEP_PX}, e.g. {nearest}")

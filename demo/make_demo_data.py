@@ -1,0 +1,38 @@
+"""Draws the demo set: a few hundred small pictures with masks, to try every script on."""
+
+import argparse
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Draw the demo set; a whole one with the same parameters is left alone.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "data" / "demo", help="folder to make")
+    parser.add_argument("--train", type=int, default=240, help="training pictures")
+    parser.add_argument("--val", type=int, default=60, help="validation pictures")
+    parser.add_argument("--size", type=int, default=128, help="side of a picture, in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same pixels")
+    return parser
+
+
+def main() -> None:
+    args = build_parser().parse_args()
+    from data.demo_set import DEMO_CLASSES, make_demo_set  # only now: --help must not wait for numpy
+
+    try:
+        make_demo_set(args.output, args.train, args.val, args.size, args.seed)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"make_demo_data.py: {error}\n")
+        sys.exit(2)
+    print(f"demo set: {args.output} ({args.train} training and {args.val} validation pictures of {args.size} px)")
+    print(f"classes:  {', '.join(DEMO_CLASSES)}")
+
+
+if __name__ == "__main__":
+    main()

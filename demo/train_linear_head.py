@@ -1,0 +1,24 @@
+"""Trains a linear head on a frozen DINOv3 backbone. `--help` lists the flags; the README explains them."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from training.arguments import parse_training_arguments
+from training.errors import report_mistakes
+
+
+def main() -> int:
+    args = parse_training_arguments("linear", sys.argv[1:])
+
+    def job() -> None:
+        from training.run import run_training  # after parsing: --help should not wait for torch
+
+        run_training(args)
+
+    return report_mistakes(job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

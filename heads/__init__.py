@@ -1,0 +1,1 @@
+"""Everything trainable: adapters (Features -> Pyramid) and heads (Pyramid -> outputs, losses, predictions)."""

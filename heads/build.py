@@ -1,0 +1,113 @@
+"""The tables of adapters and heads: a new one is a file beside this and a line here.
+
+Plain numbers in, built modules out; nothing below this file sees a configuration object.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from heads.dinov3_adapter import DINOv3Adapter
+from heads.light_adapters import FeaturePyramidAdapter, IdentityAdapter
+from heads.linear import LinearHead
+from heads.mask2former import Mask2FormerHead, mask2former_size
+from heads.mask_loss import MaskLossSettings
+from heads.upernet import UPerNetHead
+
+
+@dataclass(frozen=True)
+class BackboneFacts:
+    """What a trainable part must know of the frozen one: channels and strides (pixels) of its maps."""
+
+    channels: list[int]
+    strides: list[float]
+
+    @property
+    def is_pyramid(self) -> bool:
+        return len(set(self.strides)) > 1
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """All that is needed to build adapter and head again: plain values, as a checkpoint stores them."""
+
+    head: str
+    adapter: str
+    num_classes: int
+    hidden_dim: int
+    drop_path: float = 0.3
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def build_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
+    """Raises ValueError where adapter and backbone do not fit."""
+    name = spec.adapter
+    if name == "auto":
+        name = "none" if backbone.is_pyramid or spec.head == "linear" else "dinov3"
+    if name not in ADAPTERS:
+        raise ValueError(f"--adapter {name}: expected auto or one of {', '.join(ADAPTERS)}")
+    return ADAPTERS[name](spec, backbone)
+
+
+def build_head(spec: HeadSpec, in_channels: list[int]) -> nn.Module:
+    if spec.head not in HEADS:
+        raise ValueError(f"head {spec.head!r}: expected one of {', '.join(HEADS)}")
+    return HEADS[spec.head](spec, in_channels)
+
+
+def _dinov3_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
+    _needs_one_stride(backbone, "dinov3")
+    return DINOv3Adapter(backbone.channels[0], spec.drop_path)
+
+
+def _pyramid_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
+    _needs_one_stride(backbone, "pyramid")
+    return FeaturePyramidAdapter(backbone.channels, width=spec.hidden_dim or 256)
+
+
+def _needs_one_stride(backbone: BackboneFacts, name: str) -> None:
+    if backbone.is_pyramid:
+        raise ValueError(
+            f"--adapter {name} is for plain ViTs; this backbone's maps already have strides {backbone.strides}. "
+            "Use --adapter none."
+        )
+
+
+def _identity_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
+    if spec.head != "linear" and not backbone.is_pyramid:
+        raise ValueError(
+            "--adapter none gives four maps of the same stride on a plain ViT, and this head needs strides 4 to 32. "
+            "Use --adapter dinov3 or --adapter pyramid."
+        )
+    return IdentityAdapter(backbone.channels)
+
+
+def _mask2former(spec: HeadSpec, in_channels: list[int]) -> nn.Module:
+    options = dict(spec.options)
+    size = mask2former_size(options.pop("size", "meta"), spec.hidden_dim)
+    num_queries = options.pop("num_queries", 100)
+    settings = MaskLossSettings(**options)
+    return Mask2FormerHead(in_channels, spec.num_classes, spec.hidden_dim, size, num_queries, settings)
+
+
+def _upernet(spec: HeadSpec, in_channels: list[int]) -> nn.Module:
+    return UPerNetHead(in_channels, spec.num_classes, spec.hidden_dim, **spec.options)
+
+
+def _linear(spec: HeadSpec, in_channels: list[int]) -> nn.Module:
+    return LinearHead(in_channels, spec.num_classes, spec.hidden_dim, **spec.options)
+
+
+ADAPTERS: dict[str, Callable[[HeadSpec, BackboneFacts], nn.Module]] = {
+    "dinov3": _dinov3_adapter,
+    "pyramid": _pyramid_adapter,
+    "none": _identity_adapter,
+}
+
+HEADS: dict[str, Callable[[HeadSpec, list[int]], nn.Module]] = {
+    "m2f": _mask2former,
+    "upernet": _upernet,
+    "linear": _linear,
+}

@@ -1,0 +1,76 @@
+"""Multi-scale deformable attention in plain PyTorch (Deformable DETR, Zhu et al. 2021, equation 3).
+
+B batch, Q queries, S value tokens over all levels, M attention heads, D channels a head, L levels, P points.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def deformable_attention(value: Tensor, sizes_hw: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of value sampled bilinearly at locations (zero outside the map).
+
+    value: (B, S, M, D); sizes_hw: L sizes with sum h*w = S; locations: (B, Q, M, L, P, 2) as (x, y), where [0, 1] spans
+    the map; weights: (B, Q, M, L, P). Returns (B, Q, M*D).
+    """
+    b, _, m, d = value.shape
+    q, p = locations.shape[1], locations.shape[4]
+    grid = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, B*M, Q, P, 2)
+    weights = weights.permute(3, 0, 2, 1, 4).reshape(-1, b * m, 1, q, p)  # (L, B*M, 1, Q, P)
+    out = value.new_zeros(())
+    for level, tokens in enumerate(value.split([h * w for h, w in sizes_hw], dim=1)):
+        level_map = tokens.permute(0, 2, 3, 1).reshape(b * m, d, *sizes_hw[level])
+        sampled = F.grid_sample(level_map, grid[level], mode="bilinear", padding_mode="zeros", align_corners=False)
+        out = out + (sampled * weights[level]).sum(-1)  # (B*M, D, Q)
+    return out.view(b, m * d, q).transpose(1, 2)
+
+
+class DeformableAttention(nn.Module):
+    """Queries look at a few learned points a level around their own place.
+
+    value_ratio: width of the values over the width of the queries (ViT-Adapter uses 0.5).
+    """
+
+    def __init__(self, dim: int, num_levels: int, num_heads: int, num_points: int = 4, value_ratio: float = 1.0):
+        super().__init__()
+        value_dim = int(dim * value_ratio)
+        if value_dim % num_heads:
+            raise ValueError(f"width {value_dim} cannot be divided among {num_heads} attention heads")
+        self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
+        self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
+        self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)
+        self.value_proj = nn.Linear(dim, value_dim)
+        self.output_proj = nn.Linear(value_dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """At the start head m looks in direction 2 pi m / M, point p at distance p + 1, all with equal weight."""
+        nn.init.zeros_(self.sampling_offsets.weight)
+        angle = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
+        direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
+        direction = direction / direction.abs().amax(-1, keepdim=True)  # onto the unit square
+        distance = torch.arange(1, self.num_points + 1, dtype=torch.float32)
+        offsets = direction[:, None, None, :] * distance[None, None, :, None]  # (M, 1, P, 2)
+        with torch.no_grad():
+            self.sampling_offsets.bias.copy_(offsets.expand(-1, self.num_levels, -1, -1).flatten())
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        for projection in (self.value_proj, self.output_proj):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+
+    def forward(self, query: Tensor, reference: Tensor, value: Tensor, sizes_hw: list[tuple[int, int]]) -> Tensor:
+        """query: (B, Q, C); reference: (Q, 2) in [0, 1]; value: (B, S, C) of maps with sizes_hw. Returns (B, Q, C)."""
+        b, q, _ = query.shape
+        m, levels, p = self.num_heads, self.num_levels, self.num_points
+        projected = self.value_proj(value).view(b, value.shape[1], m, -1)
+        # Locations in float32 also under autocast: bfloat16 has 8 bits, a place on a 128-cell map needs more.
+        offsets = self.sampling_offsets(query).view(b, q, m, levels, p, 2).float()
+        weights = self.attention_weights(query).view(b, q, m, levels * p).float().softmax(-1)
+        size_xy = torch.tensor([(w, h) for h, w in sizes_hw], dtype=torch.float32, device=query.device)
+        locations = reference[None, :, None, None, None, :] + offsets / size_xy[:, None, :]
+        attended = deformable_attention(projected.float(), sizes_hw, locations, weights.view(b, q, m, levels, p))
+        return self.output_proj(attended.to(projected.dtype))

@@ -1,0 +1,82 @@
+"""The Mask2Former head (Cheng et al. 2022), in the paper's size and in that of Meta's DINOv3 release.
+
+B batch, Q queries, K classes, L predictions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from heads.mask_decoder import MaskDecoder, MaskOutputs
+from heads.mask_loss import MaskLossSettings, mask_loss
+from heads.mask_targets import to_mask_target
+from heads.pixel_decoder import PixelDecoder
+from structures import Pyramid, Target
+
+# Upsampled masks of this many values at a time (256 MiB of float32): a big picture with 100 queries needs gigabytes.
+CHUNK_ELEMENTS = 2**26
+
+
+@dataclass(frozen=True)
+class Mask2FormerSize:
+    num_heads: int
+    encoder_feed_forward: int
+    decoder_feed_forward: int
+
+
+def mask2former_size(name: str, hidden_dim: int) -> Mask2FormerSize:
+    """'meta': the released ADE20K head's, at any width. 'paper': the paper's 1024 and 2048 at its width of 256,
+    and in proportion at others, so that a narrow head is light all through."""
+    if name == "meta":
+        return Mask2FormerSize(16, 4096, 4096)
+    if name == "paper":
+        return Mask2FormerSize(8, 4 * hidden_dim, 8 * hidden_dim)
+    raise ValueError(f"--m2f-size {name}: expected paper or meta")
+
+
+class Mask2FormerHead(nn.Module):
+    """Pyramid -> MaskOutputs; set loss; per-pixel class scores."""
+
+    def __init__(
+        self,
+        in_channels: list[int],
+        num_classes: int,
+        hidden_dim: int,
+        size: Mask2FormerSize,
+        num_queries: int = 100,
+        loss_settings: MaskLossSettings | None = None,
+    ):
+        super().__init__()
+        if hidden_dim % size.num_heads:
+            raise ValueError(f"--hidden-dim {hidden_dim}: must be a multiple of {size.num_heads}, the attention heads")
+        self.loss_settings = loss_settings or MaskLossSettings()
+        self.pixel_decoder = PixelDecoder(in_channels, hidden_dim, size.num_heads, size.encoder_feed_forward)
+        self.predictor = MaskDecoder(num_classes, hidden_dim, size.num_heads, size.decoder_feed_forward, num_queries)
+
+    def forward(self, pyramid: Pyramid) -> MaskOutputs:
+        mask_features, multi_scale = self.pixel_decoder(pyramid)
+        return self.predictor(mask_features, multi_scale)
+
+    def loss(self, outputs: MaskOutputs, targets: list[Target]) -> dict[str, Tensor]:
+        """{"class", "mask", "dice"}; in float32 also under autocast: matching and losses in half precision diverge."""
+        device_type = outputs.mask_logits[0].device.type
+        with torch.autocast(device_type, enabled=False):
+            return mask_loss(outputs, [to_mask_target(t) for t in targets], self.loss_settings)
+
+    def semantic(self, outputs: MaskOutputs, size_hw: tuple[int, int]) -> Tensor:
+        """Scores (B, K, H, W), float32, not logits: sum over queries of class probability x mask probability.
+
+        (MaskFormer, Cheng et al. 2021, section 3.4, semantic inference.) Pixels that no query claims have low scores.
+        """
+        class_probability = outputs.class_logits[-1].float().softmax(-1)[..., :-1]
+        masks = outputs.mask_logits[-1].float()
+        batch, num_queries = masks.shape[:2]
+        chunk = max(1, CHUNK_ELEMENTS // (batch * size_hw[0] * size_hw[1]))
+        scores = 0.0
+        for start in range(0, num_queries, chunk):
+            part = slice(start, start + chunk)
+            resized = F.interpolate(masks[:, part], size=size_hw, mode="bilinear", align_corners=False).sigmoid()
+            scores = scores + torch.einsum("bqk,bqhw->bkhw", class_probability[:, part], resized)
+        return scores

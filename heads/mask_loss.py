@@ -1,0 +1,118 @@
+"""Mask2Former's set loss on matched pairs, for all decoder layers at once (Cheng et al. 2022, section 3.3 and 4.1).
+
+L predictions, B pictures, Q queries, K classes, N objects of one picture, T of the batch, P points.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from heads.mask_decoder import MaskOutputs
+from heads.mask_targets import MaskTarget
+from heads.matching import match
+from heads.points import sample_points, sample_truth, uncertain_points
+
+
+@dataclass(frozen=True)
+class MaskLossSettings:
+    """The paper's values. The first three weigh the matching costs too."""
+
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    no_object_weight: float = 0.1
+    num_points: int = 12544
+    oversample_ratio: float = 3.0
+    importance_ratio: float = 0.75
+
+
+def mask_loss(outputs: MaskOutputs, targets: list[MaskTarget], settings: MaskLossSettings) -> dict[str, Tensor]:
+    """{"class", "mask", "dice"}: weighted scalars, each summed over the layers."""
+    s = settings
+    queries = match(outputs, targets, s.num_points, s.class_weight, s.mask_weight, s.dice_weight)
+    mask, dice = point_losses(outputs, targets, queries, s)
+    return {
+        "class": s.class_weight * class_loss(outputs, targets, queries, s.no_object_weight),
+        "mask": s.mask_weight * mask,
+        "dice": s.dice_weight * dice,
+    }
+
+
+def class_loss(outputs: MaskOutputs, targets: list[MaskTarget], queries: Tensor, no_object_weight: float) -> Tensor:
+    """Cross-entropy of all queries, summed over the layers; those without an object should say "no object".
+
+    A picture in which nothing is labelled is left out: its queries may well be right about what they see.
+    """
+    logits = torch.stack(outputs.class_logits).float()  # (L, B, Q, K + 1)
+    num_layers, num_images, num_queries, num_classes = logits.shape
+    no_object = num_classes - 1
+    # One column more than there are queries: there go the objects without a query, whose index is -1.
+    wanted = torch.full((num_layers, num_images, num_queries + 1), no_object, device=logits.device)
+    layer = torch.arange(num_layers, device=logits.device)[:, None]
+    wanted[layer, image_of_objects(targets), queries] = torch.cat([t.labels for t in targets])
+    wanted = wanted[..., :-1]
+
+    weights = torch.ones(num_classes, device=logits.device)
+    weights[no_object] = no_object_weight
+    loss = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), weights, reduction="none").view(wanted.shape)
+    is_labelled = torch.tensor([t.is_labelled for t in targets], device=logits.device)[:, None]
+    counted = weights[wanted] * is_labelled
+    per_layer = (loss * is_labelled).sum((1, 2)) / counted.sum((1, 2)).clamp(min=1e-6)
+    return per_layer.sum()
+
+
+def point_losses(
+    outputs: MaskOutputs, targets: list[MaskTarget], queries: Tensor, settings: MaskLossSettings
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and dice (V-Net, Milletari et al. 2016, with 1 added above and below) on points.
+
+    Each is a mean over the objects, summed over the layers.
+    """
+    image = image_of_objects(targets)
+    is_matched = (queries >= 0).flatten().float()  # (L * T,)
+    # Gathered a layer at a time: stacking all L x B x Q masks would hold them twice.
+    predicted = torch.cat(
+        [masks[image, q.clamp(min=0)].float() for masks, q in zip(outputs.mask_logits, queries, strict=True)]
+    )
+    points = uncertain_points(predicted, settings.num_points, settings.oversample_ratio, settings.importance_ratio)
+    logits = sample_points(predicted[:, None], points[:, None])[:, 0, 0]  # (L * T, P)
+    truth, point_weight = truth_of_pairs(targets, points.unflatten(0, queries.shape))
+
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, point_weight, reduction="none").sum(-1)
+    cross_entropy = cross_entropy / point_weight.sum(-1).clamp(min=1)
+    probability = logits.sigmoid() * point_weight
+    overlap = (probability * truth).sum(-1)
+    area = probability.sum(-1) + (truth * point_weight).sum(-1)
+    dice = 1 - (2 * overlap + 1) / (area + 1)
+    num_objects = mean_over_processes(queries.shape[1], queries.device).clamp(min=1)
+    return (cross_entropy * is_matched).sum() / num_objects, (dice * is_matched).sum() / num_objects
+
+
+def truth_of_pairs(targets: list[MaskTarget], points: Tensor) -> tuple[Tensor, Tensor]:
+    """points: (L, T, P, 2) -> truth and point weight, (L * T, P) each. An object's mask is read once for all layers."""
+    of_images = points.split([len(t.labels) for t in targets], dim=1)
+    sampled = [
+        sample_truth(target, p.transpose(0, 1)) for target, p in zip(targets, of_images, strict=True) if p.shape[1]
+    ]
+    if not sampled:
+        return points.new_zeros(0, points.shape[2]), points.new_zeros(0, points.shape[2])
+    truth, weight = (torch.cat(parts).transpose(0, 1).flatten(0, 1) for parts in zip(*sampled, strict=True))
+    return truth, weight
+
+
+def image_of_objects(targets: list[MaskTarget]) -> Tensor:
+    """(T,) int64: which picture each object of the batch is in."""
+    counts = [len(t.labels) for t in targets]
+    image = [b for b, n in enumerate(counts) for _ in range(n)]
+    return torch.tensor(image, dtype=torch.int64, device=targets[0].labels.device)
+
+
+def mean_over_processes(count: int, device: torch.device) -> Tensor:
+    """With several processes all divide by the same number, as one process with the whole batch would."""
+    mean = torch.tensor(float(count), device=device)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(mean)
+        mean = mean / torch.distributed.get_world_size()
+    return mean

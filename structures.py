@@ -1,0 +1,88 @@
+"""The contracts between the folders: what each part hands to the next, with shapes.
+
+    files --data/--> Batch --backbones/--> Features --heads/ (adapter)--> Pyramid --heads/ (head)--> outputs
+
+B batch, C channels, H W picture size in pixels, h w size of a feature map, N masks of one picture.
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+IGNORE_INDEX = 255
+"""Mask value of pixels that carry no label: they count in no loss and no metric."""
+
+PYRAMID_STRIDES = (4, 8, 16, 32)
+
+Pyramid = list[Tensor]
+"""Maps for a head, finest first. From a pyramid adapter: four maps (B, C_i, H/s, W/s) for s in PYRAMID_STRIDES;
+from the identity adapter: the backbone's own maps, whatever their strides."""
+
+
+@dataclass
+class Features:
+    """What a frozen backbone says about a batch: one map a tapped layer, in backbone order.
+
+    maps: list of (B, C_i, h_i, w_i); a ViT gives equal sizes, a hierarchical backbone strides 4, 8, 16, 32.
+    class_token: (B, C), or None where the backbone has none.
+    """
+
+    maps: list[Tensor]
+    class_token: Tensor | None = None
+
+    def to(self, device, non_blocking: bool = False) -> "Features":
+        token = self.class_token
+        return Features(
+            [m.to(device, non_blocking=non_blocking) for m in self.maps],
+            None if token is None else token.to(device, non_blocking=non_blocking),
+        )
+
+
+@dataclass
+class Target:
+    """The truth for one picture, in one of two forms.
+
+    semantic: (H, W) int64 class ids with IGNORE_INDEX, and labels (N,): the classes that occur in it, or
+    instances: masks (N, H, W) bool and labels (N,) int64, one an object; N may be 0.
+    """
+
+    semantic: Tensor | None = None
+    masks: Tensor | None = None
+    labels: Tensor | None = None
+
+    def to(self, device, non_blocking: bool = False) -> "Target":
+        moved = [None if t is None else t.to(device, non_blocking=non_blocking) for t in self._tensors()]
+        return Target(*moved)
+
+    def pin_memory(self) -> "Target":
+        return Target(*[None if t is None else t.pin_memory() for t in self._tensors()])
+
+    def _tensors(self) -> tuple[Tensor | None, ...]:
+        return self.semantic, self.masks, self.labels
+
+
+@dataclass
+class Batch:
+    """One batch on its way to the model.
+
+    images: (B, 3, H, W) float32, normalised with the backbone's mean and std.
+    targets: B targets; sizes may differ from one another and from (H, W) in evaluation.
+    sample_ids: B strings that name the pictures in messages.
+    features: the backbone's output for exactly these pictures, where it was computed before.
+    """
+
+    images: Tensor
+    targets: list[Target] = field(default_factory=list)
+    sample_ids: list[str] = field(default_factory=list)
+    features: Features | None = None
+
+    def to(self, device, non_blocking: bool = False) -> "Batch":
+        return Batch(
+            self.images.to(device, non_blocking=non_blocking),
+            [t.to(device, non_blocking) for t in self.targets],
+            self.sample_ids,
+            None if self.features is None else self.features.to(device, non_blocking),
+        )
+
+    def pin_memory(self) -> "Batch":
+        return Batch(self.images.pin_memory(), [t.pin_memory() for t in self.targets], self.sample_ids, self.features)

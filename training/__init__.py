@@ -1,0 +1,1 @@
+"""The loop, optimizer and schedule, checkpoints, logs and command-line arguments."""

@@ -1,0 +1,62 @@
+"""`--config FILE.json`: values for flags from a file; what stands on the command line wins."""
+
+import argparse
+import difflib
+import json
+from pathlib import Path
+
+NOTE_KEYS = ("about",)
+"""Keys of a recipe that are words for people."""
+
+
+def apply_config_file(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Makes the values in the file the parser's defaults. Exits with code 2 on a mistake in the file."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    path = finder.parse_known_args(argv)[0].config
+    if path is None:
+        return
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    for key, value in read_config(parser, path).items():
+        name = key.replace("-", "_")
+        if name not in actions:
+            near = difflib.get_close_matches(name, actions, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            parser.error(f"--config {path}: unknown key {key!r}{hint}")
+        action = actions[name]
+        action.default = convert(parser, path, action, value)
+        action.required = False
+
+
+def read_config(parser: argparse.ArgumentParser, path: str) -> dict:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        parser.error(f"--config {path}: cannot be read ({error.strerror})")
+    except ValueError as error:
+        parser.error(f"--config {path}: is not JSON ({error})")
+    if not isinstance(content, dict):
+        parser.error(f"--config {path}: expected an object {{flag: value}}")
+    return {key: value for key, value in content.items() if key not in NOTE_KEYS}
+
+
+def convert(parser: argparse.ArgumentParser, path: str, action: argparse.Action, value):
+    """A value of the file as the flag would have read it."""
+    is_switch = action.nargs == 0
+    if is_switch:
+        if not isinstance(value, bool):
+            parser.error(f"--config {path}: {action.dest} must be true or false, not {value!r}")
+        return value
+    many = action.nargs is not None
+    if isinstance(value, list) and not many:
+        parser.error(f"--config {path}: {action.dest} takes one value, not a list")
+    words = value if isinstance(value, list) else [value]
+    if isinstance(action.nargs, int) and len(words) != action.nargs:
+        parser.error(f"--config {path}: {action.dest} takes {action.nargs} values, not {len(words)}")
+    try:
+        converted = [action.type(word) if action.type else str(word) for word in words]
+    except (TypeError, ValueError):
+        parser.error(f"--config {path}: {action.dest} cannot be {value!r}")
+    if action.choices is not None and not set(converted) <= set(action.choices):
+        parser.error(f"--config {path}: {action.dest} must be one of {', '.join(action.choices)}, not {value!r}")
+    return converted if many else converted[0]
