@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.attention import attention_backend
 from backbones.fingerprint import fingerprint
 from backbones.keys import to_timm_keys
 from backbones.names import BACKBONES, tapped_blocks
@@ -26,6 +27,7 @@ class FrozenBackbone(nn.Module):
     channels, strides: of each map, in backbone order.  fingerprint: changes with the weights, see fingerprint.py.
     is_hierarchical: four stages with strides 4, 8, 16, 32, instead of four blocks of one ViT.
     mean, std: of RGB in 0..1, what pictures must be normalised with.
+    attention: backend of the ViT's attention, one of attention.ATTENTION_BACKENDS; may be set.
 
     It belongs in no checkpoint: who saves a parent module leaves these tensors out and keeps name and fingerprint.
     """
@@ -43,6 +45,7 @@ class FrozenBackbone(nn.Module):
         self.is_hierarchical = len(set(self.strides)) > 1
         self._has_class_token = getattr(model, "cls_token", None) is not None
         self._autocast_dtype: torch.dtype | None = None
+        self.attention = "torch"
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
@@ -55,7 +58,7 @@ class FrozenBackbone(nn.Module):
         images = self._resize_to_multiple(images)
         options = {"return_prefix_tokens": True} if self._has_class_token else {}
         try:
-            with self._autocast(images.device):
+            with self._autocast(images.device), attention_backend(self.attention):
                 taps = self.model.forward_intermediates(
                     images, indices=self.taps, norm=True, intermediates_only=True, **options
                 )

@@ -1,7 +1,8 @@
 """Draws one picture of the demo set, with its mask: patterned things, occluding one another, on a soft background.
 
-What a thing is shows in its outline and in its surface, never in its colours: all classes, the background included,
-take theirs from one distribution. Lengths are in pixels of a 128-pixel picture and grow with the picture.
+What a thing is shows in its outline and in its surface. Its colour is only a hint: each class leans towards a hue, but
+the hues of neighbours overlap, and the background takes any. Lengths are in pixels of a 128-pixel picture and grow with
+the picture.
 
 Everything is computed on a grid SUPERSAMPLE times finer and then averaged, so no drawing library decides what a pixel
 looks like. Only `Generator.random` is drawn from: of numpy's streams it is the one least likely ever to change.
@@ -22,14 +23,19 @@ Picture = NDArray[np.uint8]
 
 SUPERSAMPLE = 3  # odd, so that the middle sample lies at the pixel's centre and can decide the mask
 REFERENCE_SIZE_PX = 128
+HUE_SPREAD = 0.14  # in turns, either side of the hue of a class; the classes are 0.25 apart
 REACH = 1.3  # no outline goes further than this many radii from its centre
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A foreground class: outline(u, v), in radii, says what is inside; surface(x, y), in pixels, where it is light."""
+    """A foreground class: outline(u, v), in radii, says what is inside; surface(x, y), in pixels, where it is light.
+
+    hue: in turns of the colour wheel, where its colours are centred.
+    """
 
     name: str
+    hue: float
     outline: Callable[[Grid, Grid], NDArray[np.bool_]]
     surface: Callable[[Grid, Grid], NDArray[np.bool_]]
 
@@ -68,10 +74,10 @@ def _dots(x: Grid, y: Grid) -> NDArray[np.bool_]:
 
 
 KINDS = (
-    Kind("ringed disc", _disc, _rings),
-    Kind("striped box", _box, _stripes),
-    Kind("checked triangle", _triangle, _checks),
-    Kind("dotted flower", _flower, _dots),
+    Kind("ringed disc", 0.0, _disc, _rings),
+    Kind("striped box", 0.25, _box, _stripes),
+    Kind("checked triangle", 0.5, _triangle, _checks),
+    Kind("dotted flower", 0.75, _flower, _dots),
 )
 """Class id = position + 1; id 0 is the background."""
 
@@ -105,7 +111,7 @@ def _arrange(rng: np.random.Generator) -> list[Thing]:
     things: list[Thing] = []
     wanted = 2 + int(4 * rng.random())
     for _ in range(50):
-        radius = _between(rng, 13, 28)
+        radius = _between(rng, 15, 30)
         x, y = (_between(rng, 0.7 * radius, REFERENCE_SIZE_PX - 0.7 * radius) for _ in "xy")
         if all(math.hypot(x - t.x, y - t.y) > 0.75 * (radius + t.radius) for t in things):
             class_id = 1 + int(len(KINDS) * rng.random())
@@ -129,7 +135,7 @@ def _paint(rng: np.random.Generator, canvas: Grid, mask: Picture, thing: Thing, 
 
     canvas[window][inside(shift=2.0)] *= 0.75
     shape = inside()
-    dark, light = _two_tones(rng)
+    dark, light = _two_tones(rng, kind.hue + _between(rng, -HUE_SPREAD, HUE_SPREAD))
     colours = np.where(kind.surface(cos * dx + sin * dy, cos * dy - sin * dx)[..., None], light, dark)
     shaded = colours * (1 - 0.12 * (dx + dy) / thing.radius)[..., None]  # lit from the upper left
     canvas[window][shape] = shaded[shape]
@@ -167,15 +173,15 @@ def _background(rng: np.random.Generator, size_px: int) -> Grid:
         wavelength, angle, phase = _between(rng, shortest, longest), *(_between(rng, 0, 2 * math.pi) for _ in "ap")
         turns = 2 * math.pi * REFERENCE_SIZE_PX / (size_px * wavelength)
         relief += strength * np.cos(turns * (math.cos(angle) * x + math.sin(angle) * y) + phase)
-    dark, light = _two_tones(rng)
+    dark, light = _two_tones(rng, rng.random())
     return dark + (light - dark) * (0.5 + 0.35 * relief).clip(0, 1)[..., None]
 
 
-def _two_tones(rng: np.random.Generator) -> tuple[Grid, Grid]:
-    """A dark and a light colour (3,) of neighbouring hues: one distribution for the things and for the background."""
-    hue = rng.random()
-    dark = colorsys.hsv_to_rgb(hue, _between(rng, 0.4, 0.9), _between(rng, 0.2, 0.45))
-    light = colorsys.hsv_to_rgb(hue + _between(rng, -0.12, 0.12), _between(rng, 0.1, 0.6), _between(rng, 0.75, 1.0))
+def _two_tones(rng: np.random.Generator, hue: float) -> tuple[Grid, Grid]:
+    """A dark and a light colour (3,) of hues beside `hue`, which may be any number: whole turns do not count."""
+    light_hue = hue + _between(rng, -0.1, 0.1)
+    dark = colorsys.hsv_to_rgb(hue % 1, _between(rng, 0.4, 0.9), _between(rng, 0.2, 0.45))
+    light = colorsys.hsv_to_rgb(light_hue % 1, _between(rng, 0.1, 0.6), _between(rng, 0.75, 1.0))
     return np.array(dark), np.array(light)
 
 

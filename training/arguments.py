@@ -66,6 +66,7 @@ def add_model_arguments(group, head: str) -> None:
     group.add_argument(
         "--allow-random-weights", action="store_true", help="go on with random weights where none can be had"
     )
+    group.add_argument("--attention", choices=("torch", "xformers"), default="torch", help="of the backbone, on CUDA")
     adapters = ("auto", "none") if head == "linear" else ("auto", "dinov3", "pyramid", "none")
     group.add_argument("--adapter", choices=adapters, default="auto", help="auto: dinov3 for ViTs, else none")
     group.add_argument("--drop-path", type=float, default=0.3, help="stochastic depth of the dinov3 adapter")
@@ -144,6 +145,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for name in ("lr", "weight_decay", "warmup_epochs", "max_grad_norm", "num_workers", "hidden_dim", "dice_weight"):
         if getattr(args, name) < 0:
             parser.error(f"{flag_of(name)} {getattr(args, name)}: must not be negative")
+    if args.max_steps < 1 and args.max_steps != -1:
+        parser.error(f"--max-steps {args.max_steps}: must be at least 1, or -1 for --epochs")
     if args.image_size < 32 or args.image_size % 32:
         nearest = max(32, round(args.image_size / 32) * 32)
         parser.error(f"--image-size {args.image_size}: must be a multiple of 32, {nearest} for example")

@@ -14,6 +14,7 @@ import torchvision
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
+from backbones.attention import check_attention_backend
 from backbones.frozen import FrozenBackbone, build_backbone
 from backbones.hub import WeightsUnavailable
 from data.class_names import read_class_names
@@ -98,6 +99,7 @@ def find_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
 
 def find_backbone(args: argparse.Namespace, accelerator: Accelerator) -> FrozenBackbone:
     """Changes args.weights to "random" where that was the last way out and allowed."""
+    check_attention_backend(args.attention, accelerator.device)
     try:
         backbone = build_backbone(args.backbone, args.weights)
     except WeightsUnavailable as error:
@@ -106,6 +108,7 @@ def find_backbone(args: argparse.Namespace, accelerator: Accelerator) -> FrozenB
         accelerator.print(RANDOM_WEIGHTS_BANNER.format(line="!" * 100, reason=error))
         args.weights = "random"
         backbone = build_backbone(args.backbone, "random")
+    backbone.attention = args.attention
     if accelerator.mixed_precision == "bf16":
         backbone.cast_weights(torch.bfloat16)
     return backbone

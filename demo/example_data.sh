@@ -1,0 +1,30 @@
+# Sourced by the example launchers: from IMAGES, MASKS ... the flags that name the data, in $DATA, and a folder without
+# a run, in $CHECKPOINT_DIR. Its one word is the run's default name.
+
+if [ -n "${IMAGES:-}" ] || [ -n "${MASKS:-}" ]; then
+  if [ -z "${IMAGES:-}" ] || [ -z "${MASKS:-}" ] || [ -z "${NUM_CLASSES:-}" ]; then
+    echo "error: own data needs all three of IMAGES, MASKS and NUM_CLASSES" >&2
+    exit 2
+  fi
+  DATA=(--image-paths "$IMAGES" --mask-paths "$MASKS" --num-classes "$NUM_CLASSES" --validate)
+  if [ -n "${VAL_IMAGES:-}" ] || [ -n "${VAL_MASKS:-}" ]; then
+    DATA+=(--val-image-paths "${VAL_IMAGES:-}" --val-mask-paths "${VAL_MASKS:-}")
+  fi
+else
+  demo="$ROOT/data/demo"
+  "$PYTHON" "$ROOT/demo/make_demo_data.py" --output "$demo"
+  DATA=(
+    --image-paths "$demo/images/train/*.png" --mask-paths "$demo/masks/train/*.png"
+    --val-image-paths "$demo/images/val/*.png" --val-mask-paths "$demo/masks/val/*.png"
+    --num-classes 5 --class-names "$demo/classes.txt"
+  )
+fi
+
+# A second start makes a second run: what was trained is not written over.
+first="${CHECKPOINT_DIR:-$ROOT/checkpoints/$1}"
+CHECKPOINT_DIR="$first"
+number=2
+while compgen -G "$CHECKPOINT_DIR/*run.json" > /dev/null; do
+  CHECKPOINT_DIR="${first}_$number"
+  number=$((number + 1))
+done

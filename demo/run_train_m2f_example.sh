@@ -1,0 +1,1 @@
+../run_train_m2f_example.sh

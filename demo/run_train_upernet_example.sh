@@ -1,0 +1,1 @@
+../run_train_upernet_example.sh

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Runs the tests, in the same environment as the launchers (made at the first start). Needs no network after that.
+# Further words go to pytest: bash run_tests.sh -k losses
+set -euo pipefail
+source "$(dirname "$(readlink -f "$0")")/demo/environment.sh"
+cd "$ROOT"
+# One worker a core: the tests use one thread each.
+exec "$PYTHON" -m pytest -n "$(nproc)" "$@"

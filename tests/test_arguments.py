@@ -1,0 +1,125 @@
+"""The command line: the guide's names and defaults, spellings, checks, and values from a file."""
+
+import json
+
+import pytest
+
+from training.arguments import parse_training_arguments
+
+PATHS = ["--image-paths", "a", "--mask-paths", "b"]
+
+
+def parse(*words: str, head: str = "m2f"):
+    return parse_training_arguments(head, [*PATHS, *words])
+
+
+def test_defaults_are_those_of_the_guide():
+    args = parse()
+    expected = {
+        "hidden_dim": 2048,
+        "num_classes": 150,
+        "lr": 1e-4,
+        "weight_decay": 1e-4,
+        "epochs": 100,
+        "warmup_epochs": 10,
+        "batch_size": 8,
+        "image_size": 512,
+        "num_workers": 4,
+        "log_interval": 10,
+        "save_interval": 10,
+        "checkpoint_dir": "./checkpoints",
+        "resume_checkpoint": "",
+        "validate": False,
+        "best_metric": "loss",
+        "backbone": "dinov3_vit7b16",
+        "weights": "auto",
+        "class_weight": 2.0,
+        "mask_weight": 5.0,
+        "dice_weight": 5.0,
+        "no_object_weight": 0.1,
+        "num_points": 12544,
+        "oversample_ratio": 3.0,
+        "importance_ratio": 0.75,
+        "num_queries": 100,
+    }
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
+def test_underscores_are_hyphens_in_flags_and_stay_in_values():
+    args = parse("--hidden_dim", "64", "--checkpoint_dir=my_runs/a_b", "--class-names", "a_b")
+    assert (args.hidden_dim, args.checkpoint_dir, args.class_names) == (64, "my_runs/a_b", ["a_b"])
+
+
+def test_validation_pictures_imply_validation():
+    assert parse("--val-image-paths", "a", "--val-mask-paths", "b").validate
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--image-size", "500"], "--image-size 500: must be a multiple of 32, 512 for example"),
+        (["--num-classes", "0"], "--num-classes 0: must be at least 1"),
+        (["--num-classes", "300"], "at most 255"),
+        (["--lr", "-1"], "--lr -1.0: must not be negative"),
+        (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
+        (["--val-fraction", "1.5"], "--val-fraction 1.5: must be between 0 and 1"),
+        (["--val-image-paths", "a"], "--val-image-paths and --val-mask-paths go together"),
+        (["--scale-range", "2", "1"], "expected 0 < LOW <= HIGH"),
+        (["--max-steps", "0"], "--max-steps 0"),
+        (["--learning-rate", "1"], "--learning-rate"),
+    ],
+)
+def test_mistakes_are_told_with_the_flag(words, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(*words)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def config(tmp_path, content) -> str:
+    path = tmp_path / "recipe.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+def test_config_fills_in_and_the_command_line_wins(tmp_path):
+    path = config(
+        tmp_path,
+        {
+            "about": "words",
+            "lr": 0.5,
+            "hidden-dim": 64,
+            "no_flip": True,
+            "scale_range": [1, 2],
+            "image_paths": ["x", "y"],
+        },
+    )
+    args = parse_training_arguments("m2f", ["--mask-paths", "b", "--config", path, "--lr", "0.25"])
+    assert (args.lr, args.hidden_dim, args.no_flip, args.scale_range) == (0.25, 64, True, [1.0, 2.0])
+    assert args.image_paths == ["x", "y"] and args.mask_paths == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"hiden_dim": 64}, "unknown key 'hiden_dim'; did you mean hidden_dim?"),
+        ({"lr": "fast"}, "lr cannot be 'fast'"),
+        ({"lr": [1, 2]}, "lr takes one value, not a list"),
+        ({"validate": 1}, "validate must be true or false"),
+        ({"m2f_size": "huge"}, "m2f_size must be one of meta, paper"),
+        ({"image_size": 100}, "must be a multiple of 32"),
+        ([1], "expected an object"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_mistakes_in_a_config_are_told(tmp_path, capsys, content, message):
+    with pytest.raises(SystemExit) as stop:
+        parse("--config", config(tmp_path, content))
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_config_is_told(capsys):
+    with pytest.raises(SystemExit):
+        parse("--config", "nowhere.json")
+    assert "--config nowhere.json: cannot be read" in capsys.readouterr().err

@@ -1,0 +1,90 @@
+"""The README and the launchers name only what exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backbones.names import BACKBONES
+from training.arguments import HEAD_NAMES, parse_training_arguments
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "checkpoints/README.md"]
+LAUNCHERS = ["run_train_m2f_example.sh", "run_train_upernet_example.sh"]
+FOREIGN_FLAGS = {"--nproc-per-node", "--logdir"}  # of torchrun and tensorboard
+
+
+@pytest.fixture(scope="module")
+def known_flags() -> dict[str, set[str]]:
+    """Flags of each training script, read off its --help."""
+    flags = {}
+    for head in HEAD_NAMES:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / f"demo/train_{head}_head.py"), "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        flags[head] = set(re.findall(r"--[a-z0-9-]+", done.stdout))
+    return flags
+
+
+def flags_in(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_flags_in_documents_exist(document, known_flags):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    # "--val-…" stands for a group of flags
+    named = {flag.rstrip("-") for flag in flags_in(text) if not flag.endswith("-")} - FOREIGN_FLAGS
+    assert named <= set().union(*known_flags.values())
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_flags_in_launchers_exist(launcher, known_flags):
+    text = (ROOT / launcher).read_text(encoding="utf-8")
+    head = re.search(r"demo/train_(\w+)_head\.py", text)[1]
+    assert flags_in(text) <= known_flags[head]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_and_paths_in_documents_exist(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    scripts = re.findall(r"\b(?:demo|heads|training|backbones|tests)/[\w/]+\.\w+", text)
+    for name in {*links, *scripts}:
+        assert (ROOT / document).parent.joinpath(name).exists() or (ROOT / name).exists(), name
+
+
+def test_every_backbone_is_in_the_readme():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in text for name in BACKBONES)
+
+
+def test_the_example_in_the_readme_parses():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"python demo/train_m2f_head\.py \\\n(.+?)```", text, flags=re.DOTALL)
+    words = [word.strip("'") for word in example.replace("\\\n", " ").split()]
+    assert parse_training_arguments("m2f", words).best_metric == "miou"
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers_are_sound_and_linked(launcher):
+    for script in (launcher, "demo/environment.sh", "demo/example_data.sh", "run_tests.sh", ".ci/run"):
+        subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+    assert (ROOT / "demo" / launcher).resolve() == ROOT / launcher
+    head = (ROOT / launcher).read_text(encoding="utf-8").split("set -euo")[0]
+    for variable in (
+        "IMAGES",
+        "MASKS",
+        "VAL_IMAGES",
+        "VAL_MASKS",
+        "NUM_CLASSES",
+        "BACKBONE",
+        "WEIGHTS",
+        "CHECKPOINT_DIR",
+    ):
+        assert f"#   {variable}" in head

@@ -1,0 +1,114 @@
+"""Metrics against their definitions on sets of pixels, and windows that cover every pixel."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from evaluation.evaluate import evaluate
+from evaluation.inference import predict_in_windows, window_starts
+from evaluation.metrics import confusion_matrix, semantic_metrics
+from evaluation.pictures import IGNORED_COLOR, class_colors, color_map
+from structures import IGNORE_INDEX, Batch, Target
+
+
+def maps(seed: int, classes: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    truth = torch.randint(0, classes, (13, 11), generator=generator)
+    truth[torch.rand(13, 11, generator=generator) < 0.2] = IGNORE_INDEX
+    return torch.randint(0, classes, (13, 11), generator=generator), truth
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 7))
+def test_metrics_equal_their_definitions(seed: int, classes: int):
+    predicted, truth = maps(seed, classes)
+    metrics = semantic_metrics(confusion_matrix(predicted, truth, classes))
+    pixels = [(int(p), int(t)) for p, t in zip(predicted.flatten(), truth.flatten(), strict=True) if t != IGNORE_INDEX]
+    ious, accuracies = [], []
+    for k in range(classes):
+        both = sum(p == k and t == k for p, t in pixels)
+        either = sum(k in pair for pair in pixels)
+        wanted = sum(t == k for _, t in pixels)
+        assert math.isnan(metrics.iou[k]) if not either else metrics.iou[k] == pytest.approx(both / either)
+        ious += [both / either] if either else []
+        accuracies += [both / wanted] if wanted else []
+    assert metrics.miou == pytest.approx(sum(ious) / len(ious))
+    assert metrics.mean_accuracy == pytest.approx(sum(accuracies) / len(accuracies))
+    assert metrics.pixel_accuracy == pytest.approx(sum(p == t for p, t in pixels) / len(pixels))
+
+
+def test_nothing_labelled_is_nan():
+    truth = torch.full((4, 4), IGNORE_INDEX)
+    assert math.isnan(semantic_metrics(confusion_matrix(torch.zeros(4, 4, dtype=torch.int64), truth, 3)).miou)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400), st.integers(32, 96))
+def test_windows_cover_everything_and_overlap(length: int, window: int):
+    starts = window_starts(length, window)
+    covered = [0] * length
+    for start in starts:
+        assert start >= 0 and (start + window <= length or length <= window)
+        for i in range(start, min(start + window, length)):
+            covered[i] += 1
+    assert min(covered) >= 1
+    assert all(b - a <= window * 2 // 3 for a, b in pairwise(starts))
+
+
+def test_windows_give_what_the_whole_gives_for_a_pixelwise_model():
+    def predict(images: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        assert images.shape[-2:] == size_hw and max(size_hw) <= 32
+        return torch.cat((images[:, :1] * 2, images[:, 1:2] ** 2), dim=1)
+
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    scores = predict_in_windows(predict, images, (64, 96), 32)
+    assert torch.allclose(scores, torch.cat((images[:, :1] * 2, images[:, 1:2] ** 2), dim=1), atol=1e-6)
+
+
+class RedIsClassOne:
+    """A model whose answer is known: class 1 where the first channel is positive; its loss is random."""
+
+    def __init__(self):
+        self.head = self
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images[:, 0]
+
+    def loss(self, outputs: Tensor, targets: list[Target]) -> dict[str, Tensor]:
+        return {"a": torch.rand(()), "b": torch.tensor(1.0)}
+
+    def semantic(self, outputs: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        return torch.stack((-outputs, outputs), dim=1)
+
+    def predict(self, images: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        return self.semantic(self(images), size_hw)
+
+
+@pytest.mark.parametrize("window_px", [None, 32])
+def test_evaluation_adds_up_and_leaves_the_random_state_alone(window_px):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 3, 32, 64, generator=generator)
+    truth = (images[:, 0] > 0).long()
+    truth[0, :8] = 1 - truth[0, :8]
+    batches = [Batch(images[i : i + 1], [Target(semantic=truth[i])], [str(i)]) for i in range(3)]
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = evaluate(RedIsClassOne(), batches, 2, torch.device("cpu"), 7, window_px, num_samples=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    again = evaluate(RedIsClassOne(), batches, 2, torch.device("cpu"), 7, window_px)
+    loss, metrics = first.result()
+    assert metrics.pixel_accuracy == pytest.approx(1 - 8 * 64 / truth.numel())
+    assert loss == again.result()[0] and 1 < loss < 2
+    assert len(first.samples) == 2 and torch.equal(first.samples[1].predicted, truth[1])
+
+
+def test_colors_differ_and_ignored_pixels_are_white():
+    colors = {tuple(c) for c in class_colors(60).tolist()}
+    assert len(colors) == 60 and IGNORED_COLOR not in colors
+    picture = color_map(torch.tensor([[0, 1, IGNORE_INDEX]]), 2)
+    assert picture[0].tolist() == [*class_colors(2).tolist(), list(IGNORED_COLOR)]
