@@ -20,7 +20,7 @@
 #   VENV, PYTHON  .venv, python3         environment, and the Python to make it from (VENV=none: use it as it is)
 #
 # The sizes below make a small run on a CPU good. On a GPU take instead (change SIZES, or pass flags):
-#   --hidden-dim 256 --image-size 512 --num-queries 100 --num-points 12544 --lr 1e-4 --drop-path 0.3 --epochs 50
+#   --hidden-dim 256 --image-size 512 --num-points 12544 --lr 1e-4 --drop-path 0.3 --epochs 50
 #   and for ViT-7B as Meta did: BACKBONE=dinov3_vit7b16, --hidden-dim 2048 --m2f-size meta --image-size 896
 
 set -euo pipefail
@@ -30,7 +30,6 @@ source "$ROOT/demo/example_data.sh" m2f_example
 SIZES=(
   --hidden-dim 64        # width of the head
   --m2f-size paper       # feed-forward layers in the paper's proportion to the width
-  --num-queries 20       # a picture of the demo set holds at most five classes
   --num-points 1024      # points at which masks are compared
   --image-size 128
   --batch-size 8
@@ -39,9 +38,12 @@ SIZES=(
   --weight-decay 0.05
   --warmup-epochs 1
   --drop-path 0          # no stochastic depth: the run is too short to overfit
-  --no-random-scale --no-color-jitter
   --num-workers 1
 )
+if [ -z "${IMAGES:-}" ]; then
+  # The demo set: five classes need few queries, which then learn faster; it is drawn at one scale, in all colours.
+  SIZES+=(--num-queries 8 --no-random-scale --no-color-jitter)
+fi
 
 "$PYTHON" "$ROOT/demo/train_m2f_head.py" "${DATA[@]}" \
   --backbone "${BACKBONE:-dinov3_vits16}" --weights "${WEIGHTS:-auto}" --allow-random-weights \

@@ -35,9 +35,11 @@ SIZES=(
   --weight-decay 0.05
   --warmup-epochs 1
   --drop-path 0          # no stochastic depth: the run is too short to overfit
-  --no-random-scale --no-color-jitter
   --num-workers 1
 )
+if [ -z "${IMAGES:-}" ]; then
+  SIZES+=(--no-random-scale --no-color-jitter)  # the demo set is drawn at one scale, in all colours
+fi
 
 "$PYTHON" "$ROOT/demo/train_upernet_head.py" "${DATA[@]}" \
   --backbone "${BACKBONE:-dinov3_vits16}" --weights "${WEIGHTS:-auto}" --allow-random-weights \

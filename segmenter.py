@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from backbones.frozen import FrozenBackbone, build_backbone
-from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head
+from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head, resolved
 from structures import Features, Target
+
+CHECKPOINT_FORMAT = 1
+"""Raised when the content of a checkpoint changes in a way that older code cannot read."""
 
 
 class Segmenter(nn.Module):
@@ -19,9 +22,10 @@ class Segmenter(nn.Module):
 
     def __init__(self, backbone: FrozenBackbone, spec: HeadSpec):
         super().__init__()
-        self.spec = spec
+        facts = BackboneFacts(backbone.channels, backbone.strides)
+        self.spec = resolved(spec, facts)
         self.backbone = backbone
-        self.adapter = build_adapter(spec, BackboneFacts(backbone.channels, backbone.strides))
+        self.adapter = build_adapter(spec, facts)
         self.head = build_head(spec, self.adapter.out_channels)
 
     def forward(self, images: Tensor, features: Features | None = None) -> Any:
@@ -59,7 +63,7 @@ class Segmenter(nn.Module):
     @classmethod
     def load(cls, checkpoint: str | Path, weights: str | None = None) -> "Segmenter":
         """The model of a checkpoint, in eval mode. weights: where the backbone's are now, if they moved."""
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = read_checkpoint(checkpoint)
         backbone = build_backbone(state["backbone"]["name"], weights or state["backbone"]["weights"])
         if backbone.fingerprint != state["backbone"]["fingerprint"]:
             raise ValueError(
@@ -69,3 +73,17 @@ class Segmenter(nn.Module):
         segmenter = cls(backbone, HeadSpec(**state["spec"]))
         segmenter.load_trainable_state(state["model"])
         return segmenter.eval()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Raises ValueError where the file is missing, broken, or none of ours. Runs nothing that the file holds."""
+    if not Path(path).is_file():
+        raise ValueError(f"checkpoint {path}: there is no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a broken file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"checkpoint {path}: cannot be read, use an earlier one ({reason})") from error
+    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+        raise ValueError(f"checkpoint {path}: is no checkpoint of this program (format {CHECKPOINT_FORMAT})")
+    return state

@@ -37,6 +37,10 @@ class Features:
             None if token is None else token.to(device, non_blocking=non_blocking),
         )
 
+    def pin_memory(self) -> "Features":
+        token = self.class_token
+        return Features([m.pin_memory() for m in self.maps], None if token is None else token.pin_memory())
+
 
 @dataclass
 class Target:
@@ -85,4 +89,5 @@ class Batch:
         )
 
     def pin_memory(self) -> "Batch":
-        return Batch(self.images.pin_memory(), [t.pin_memory() for t in self.targets], self.sample_ids, self.features)
+        features = None if self.features is None else self.features.pin_memory()
+        return Batch(self.images.pin_memory(), [t.pin_memory() for t in self.targets], self.sample_ids, features)

@@ -10,8 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-ATTENTION_BACKENDS = ("torch", "xformers")
-
 
 def attention_backend(name: str) -> AbstractContextManager:
     """A context in which attention runs on the backend `name`. Raises ValueError where xformers cannot be had."""

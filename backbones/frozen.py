@@ -25,9 +25,8 @@ class FrozenBackbone(nn.Module):
 
     name: what build_backbone was asked for.            weights: what was loaded, for people.
     channels, strides: of each map, in backbone order.  fingerprint: changes with the weights, see fingerprint.py.
-    is_hierarchical: four stages with strides 4, 8, 16, 32, instead of four blocks of one ViT.
     mean, std: of RGB in 0..1, what pictures must be normalised with.
-    attention: backend of the ViT's attention, one of attention.ATTENTION_BACKENDS; may be set.
+    attention: backend of the ViT's attention, one of names.ATTENTION_BACKENDS; may be set.
 
     It belongs in no checkpoint: who saves a parent module leaves these tensors out and keeps name and fingerprint.
     """
@@ -42,7 +41,6 @@ class FrozenBackbone(nn.Module):
         self.taps = _taps(model, name)
         self.channels: list[int] = [model.feature_info[tap]["num_chs"] for tap in self.taps]
         self.strides: list[int] = [model.feature_info[tap]["reduction"] for tap in self.taps]
-        self.is_hierarchical = len(set(self.strides)) > 1
         self._has_class_token = getattr(model, "cls_token", None) is not None
         self._autocast_dtype: torch.dtype | None = None
         self.attention = "torch"

@@ -64,6 +64,9 @@ BACKBONES: dict[str, Backbone] = {
 }
 """The names that --backbone knows by itself. Any other name is taken as timm's."""
 
+ATTENTION_BACKENDS = ("torch", "xformers")
+"""What can compute a ViT's attention, see attention.py."""
+
 SATELLITE = "sat493m"
 """Stands in the names of the weights that were trained on satellite pictures."""
 SATELLITE_MEAN = (0.430, 0.411, 0.296)

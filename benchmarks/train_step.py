@@ -101,7 +101,7 @@ def our_step(args: argparse.Namespace, device):
 
     torch.manual_seed(0)
     backbone, adapter, images, semantic = parts(args, device)
-    options = {"size": "paper", "num_points": args.num_points}
+    options = {"m2f_size": "paper", "num_points": args.num_points}
     spec = HeadSpec("m2f", args.adapter, args.num_classes, args.hidden_dim, options=options)
     head = build_head(spec, adapter.out_channels).to(device)
     targets = [Target(semantic=s, labels=torch.unique(s)) for s in semantic]

@@ -24,7 +24,7 @@ fi
 first="${CHECKPOINT_DIR:-$ROOT/checkpoints/$1}"
 CHECKPOINT_DIR="$first"
 number=2
-while compgen -G "$CHECKPOINT_DIR/*run.json" > /dev/null; do
+while compgen -G "$CHECKPOINT_DIR/*.pth" > /dev/null || compgen -G "$CHECKPOINT_DIR/*/*.pth" > /dev/null; do
   CHECKPOINT_DIR="${first}_$number"
   number=$((number + 1))
 done

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evaluation.inference import predict_in_windows
 from evaluation.metrics import SemanticMetrics, confusion_matrix, semantic_metrics
-from structures import Batch, Target
+from structures import Batch, Features, Target
 
 
 class Model(Protocol):
@@ -17,14 +17,14 @@ class Model(Protocol):
 
     head: Any
 
-    def __call__(self, images: Tensor) -> Any: ...
+    def __call__(self, images: Tensor, features: Features | None = None) -> Any: ...
     def loss(self, outputs: Any, targets: list[Target]) -> dict[str, Tensor]: ...
     def predict(self, images: Tensor, size_hw: tuple[int, int]) -> Tensor: ...
 
 
 @dataclass
-class Sample:
-    """A picture kept for people to look at: image (3, h, w) normalised, truth and predicted (H, W) class ids."""
+class Shown:
+    """A picture kept for people to look at: image (3, h, w) normalised, truth and predicted (H, W) uint8 class ids."""
 
     image: Tensor
     truth: Tensor
@@ -38,7 +38,7 @@ class Sums:
     confusion: Tensor
     loss: Tensor
     num_images: Tensor
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[Shown] = field(default_factory=list)
 
     def result(self) -> tuple[float, SemanticMetrics]:
         """Mean loss a picture, and the metrics."""
@@ -75,7 +75,7 @@ def evaluate(
 
 
 def _add(sums: Sums, model: Model, batch: Batch, num_classes: int, window_px: int | None, num_samples: int) -> None:
-    outputs = model(batch.images)
+    outputs = model(batch.images, batch.features)
     losses = model.loss(outputs, batch.targets)
     sums.loss += sum(losses.values()).double() * len(batch.images)
     sums.num_images += len(batch.images)
@@ -88,4 +88,4 @@ def _add(sums: Sums, model: Model, batch: Batch, num_classes: int, window_px: in
     for image, target, predicted in zip(batch.images, batch.targets, scores.argmax(1), strict=True):
         sums.confusion += confusion_matrix(predicted, target.semantic, num_classes)
         if len(sums.samples) < num_samples:
-            sums.samples.append(Sample(image.cpu(), target.semantic.cpu(), predicted.cpu()))
+            sums.samples.append(Shown(image.cpu(), target.semantic.byte().cpu(), predicted.byte().cpu()))

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from evaluation.evaluate import Sample
+from evaluation.evaluate import Shown
 from structures import IGNORE_INDEX
 
 IGNORED_COLOR = (255, 255, 255)
@@ -35,10 +35,10 @@ def color_map(classes: Tensor, num_classes: int) -> np.ndarray:
     """classes: (H, W) ids -> (H, W, 3) uint8; ignored pixels white."""
     table = np.full((256, 3), IGNORED_COLOR, dtype=np.uint8)
     table[:num_classes] = class_colors(num_classes)
-    return table[classes.numpy().astype(np.uint8)]
+    return table[classes.byte().numpy()]
 
 
-def comparison(samples: list[Sample], mean, std, class_names: list[str]) -> Image.Image:
+def comparison(samples: list[Shown], mean, std, class_names: list[str]) -> Image.Image:
     """One row a sample: picture, truth, prediction (white where the truth ignores); below, the colours' names."""
     rows = [_row(sample, mean, std, len(class_names)) for sample in samples]
     legend = _legend(class_names, width=rows[0].width)
@@ -58,7 +58,7 @@ def save_comparison(sheet: Image.Image, path: Path) -> None:
     temporary.replace(path)
 
 
-def _row(sample: Sample, mean, std, num_classes: int) -> Image.Image:
+def _row(sample: Shown, mean, std, num_classes: int) -> Image.Image:
     size_hw = tuple(sample.truth.shape)
     rgb = sample.image * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     rgb = F.interpolate(rgb[None], size=size_hw, mode="bilinear", align_corners=False)[0]

@@ -4,7 +4,7 @@ Plain numbers in, built modules out; nothing below this file sees a configuratio
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -41,11 +41,16 @@ class HeadSpec:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+def resolved(spec: HeadSpec, backbone: BackboneFacts) -> HeadSpec:
+    """The spec with the adapter that "auto" stands for."""
+    if spec.adapter != "auto":
+        return spec
+    return replace(spec, adapter="none" if backbone.is_pyramid or spec.head == "linear" else "dinov3")
+
+
 def build_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
     """Raises ValueError where adapter and backbone do not fit."""
-    name = spec.adapter
-    if name == "auto":
-        name = "none" if backbone.is_pyramid or spec.head == "linear" else "dinov3"
+    name = resolved(spec, backbone).adapter
     if name not in ADAPTERS:
         raise ValueError(f"--adapter {name}: expected auto or one of {', '.join(ADAPTERS)}")
     return ADAPTERS[name](spec, backbone)
@@ -64,7 +69,7 @@ def _dinov3_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
 
 def _pyramid_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
     _needs_one_stride(backbone, "pyramid")
-    return FeaturePyramidAdapter(backbone.channels, width=spec.hidden_dim or 256)
+    return FeaturePyramidAdapter(backbone.channels, width=spec.hidden_dim)
 
 
 def _needs_one_stride(backbone: BackboneFacts, name: str) -> None:
@@ -86,7 +91,7 @@ def _identity_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
 
 def _mask2former(spec: HeadSpec, in_channels: list[int]) -> nn.Module:
     options = dict(spec.options)
-    size = mask2former_size(options.pop("size", "meta"), spec.hidden_dim)
+    size = mask2former_size(options.pop("m2f_size", "meta"), spec.hidden_dim)
     num_queries = options.pop("num_queries", 100)
     settings = MaskLossSettings(**options)
     return Mask2FormerHead(in_channels, spec.num_classes, spec.hidden_dim, size, num_queries, settings)

@@ -74,9 +74,10 @@ class Mask2FormerHead(nn.Module):
         masks = outputs.mask_logits[-1].float()
         batch, num_queries = masks.shape[:2]
         chunk = max(1, CHUNK_ELEMENTS // (batch * size_hw[0] * size_hw[1]))
-        scores = 0.0
+        num_classes = class_probability.shape[-1]
+        scores = masks.new_zeros(batch, num_classes, *size_hw)
         for start in range(0, num_queries, chunk):
             part = slice(start, start + chunk)
             resized = F.interpolate(masks[:, part], size=size_hw, mode="bilinear", align_corners=False).sigmoid()
-            scores = scores + torch.einsum("bqk,bqhw->bkhw", class_probability[:, part], resized)
+            scores.flatten(2).baddbmm_(class_probability[:, part].transpose(1, 2), resized.flatten(2))
         return scores

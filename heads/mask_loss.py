@@ -110,9 +110,12 @@ def image_of_objects(targets: list[MaskTarget]) -> Tensor:
 
 
 def mean_over_processes(count: int, device: torch.device) -> Tensor:
-    """With several processes all divide by the same number, as one process with the whole batch would."""
+    """In training with several processes all divide by the same number, as one process with the whole batch would.
+
+    Not in validation: there the processes have different numbers of pictures, and would wait for one another.
+    """
     mean = torch.tensor(float(count), device=device)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(mean)
         mean = mean / torch.distributed.get_world_size()
     return mean

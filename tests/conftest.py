@@ -3,7 +3,15 @@
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """accelerate remembers device and precision of the first Accelerator in a process; each test has its own."""
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -81,7 +81,7 @@ def test_random_weights_are_the_same_and_leave_the_random_state_alone(vits16):
 
 
 def test_facts_of_a_vit(vits16):
-    assert vits16.name == "dinov3_vits16" and not vits16.is_hierarchical
+    assert vits16.name == "dinov3_vits16" and vits16.strides == [16] * 4
     assert vits16.channels == [384] * 4 and vits16.strides == [16] * 4
     assert vits16.mean == (0.485, 0.456, 0.406) and vits16.std == (0.229, 0.224, 0.225)
 
@@ -144,8 +144,7 @@ def test_models_of_timm_at_another_size(name, sizes):
     assert [tuple(m.shape) for m in features.maps] == [
         (2, c, *s) for c, s in zip(backbone.channels, sizes, strict=True)
     ]
-    assert backbone.is_hierarchical == (backbone.strides == [4, 8, 16, 32])
-    assert (features.class_token is None) == backbone.is_hierarchical
+    assert (features.class_token is None) == (backbone.strides == [4, 8, 16, 32])
 
 
 def test_vit_takes_any_multiple_of_its_patch(vits16):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from backbones.names import BACKBONES
-from training.arguments import HEAD_NAMES, parse_training_arguments
+from training.arguments import parse_training_arguments
+from training.head_arguments import HEADS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "checkpoints/README.md"]
@@ -20,7 +21,7 @@ FOREIGN_FLAGS = {"--nproc-per-node", "--logdir"}  # of torchrun and tensorboard
 def known_flags() -> dict[str, set[str]]:
     """Flags of each training script, read off its --help."""
     flags = {}
-    for head in HEAD_NAMES:
+    for head in HEADS:
         done = subprocess.run(
             [sys.executable, str(ROOT / f"demo/train_{head}_head.py"), "--help"],
             capture_output=True,

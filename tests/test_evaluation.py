@@ -76,7 +76,7 @@ class RedIsClassOne:
     def __init__(self):
         self.head = self
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, features=None) -> Tensor:
         return images[:, 0]
 
     def loss(self, outputs: Tensor, targets: list[Target]) -> dict[str, Tensor]:
@@ -104,7 +104,7 @@ def test_evaluation_adds_up_and_leaves_the_random_state_alone(window_px):
     loss, metrics = first.result()
     assert metrics.pixel_accuracy == pytest.approx(1 - 8 * 64 / truth.numel())
     assert loss == again.result()[0] and 1 < loss < 2
-    assert len(first.samples) == 2 and torch.equal(first.samples[1].predicted, truth[1])
+    assert len(first.samples) == 2 and torch.equal(first.samples[1].predicted.long(), truth[1])
 
 
 def test_colors_differ_and_ignored_pixels_are_white():

@@ -20,7 +20,7 @@ CONFIG = REFERENCE["config"]
 
 def build(embed_dim: int, hidden_dim: int, num_classes: int) -> nn.ModuleDict:
     """Adapter and head under the prefixes of Meta's file."""
-    spec = HeadSpec("m2f", "dinov3", num_classes, hidden_dim, options={"size": "meta"})
+    spec = HeadSpec("m2f", "dinov3", num_classes, hidden_dim, options={"m2f_size": "meta"})
     adapter = build_adapter(spec, BackboneFacts([embed_dim] * 4, [16] * 4))
     return nn.ModuleDict({"0": adapter, "1": build_head(spec, adapter.out_channels)})
 

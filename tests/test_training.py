@@ -3,12 +3,16 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
-from training_helpers import drawn, metrics, run_script, train_here
+from PIL import Image
+from training_helpers import drawn, metrics, run_script, train_here, words
 
 from segmenter import Segmenter
+from training.arguments import parse_training_arguments
 from training.files import RunFiles, write_atomically
+from training.run import find_pairs
 from training.schedule import lr_factor
 
 PLAIN = ["--no-augmentation", "--weight-decay", "0.05"]
@@ -71,6 +75,7 @@ def test_resuming_in_place_repeats_no_line_of_the_log(tmp_path):
         (["--hidden-dim", "64"], "another head and adapter: {'hidden_dim': 32}, now {'hidden_dim': 64}"),
         (["--backbone", "vit_tiny_patch16_384"], "another backbone: vit_tiny_patch16_224, now vit_tiny_patch16_384"),
         (["--class-names", *"abcde"], "another class names"),
+        (["--seed", "1"], "another seed: 0, now 1"),
     ],
 )
 def test_resuming_another_run_is_refused(tmp_path, capsys, changed, message):
@@ -124,6 +129,66 @@ def test_a_checkpoint_holds_the_head_alone_and_gives_the_model_back(tmp_path):
         Segmenter.load(path)
 
 
+def test_more_steps_on_resuming_are_all_done(tmp_path, capsys):
+    """Also where the first run stopped in the middle of an epoch, and where an epoch now has more steps."""
+    data = drawn(tmp_path / "data", train=5)
+    run = tmp_path / "run"
+    assert train_here("upernet", run, *data, "--max-steps", "4") == 0  # three steps an epoch
+    last = str(run / "upernet_checkpoint_epoch_2.pth")
+    options = [*data, "--resume-checkpoint", last, "--batch-size", "1", "--log-interval", "1"]
+    assert train_here("upernet", run, *options, "--max-steps", "12") == 0
+    steps = [line["step"] for line in metrics(run, "upernet_", "train")]
+    assert steps[-1] == 12 and steps[-8:] == list(range(5, 13))
+    assert "upernet_checkpoint_epoch_4.pth" in capsys.readouterr().out
+    assert train_here("upernet", run, *options, "--max-steps", "4") == 2
+    assert "nothing is left to do" in capsys.readouterr().err
+
+
+def test_validation_that_fails_loses_no_checkpoint(tmp_path):
+    data = drawn(tmp_path / "data")
+    (tmp_path / "data" / "masks" / "val" / "0001.png").write_bytes(b"broken since the pairs were found")
+    assert train_here("upernet", tmp_path / "run", *data, "--epochs", "1") == 2
+    assert (tmp_path / "run" / "upernet_checkpoint_epoch_1.pth").exists()
+
+
+@pytest.mark.parametrize("options", [["--eval-mode", "slide"], ["--precision", "bf16"]])
+@pytest.mark.parametrize("head", ["m2f", "upernet"])
+def test_other_ways_to_run(tmp_path, head, options):
+    data = drawn(tmp_path / "data")
+    for path in (tmp_path / "data").glob("*/val/*.png"):  # wide pictures, which windows of 64 px do not hold
+        picture = np.array(Image.open(path))
+        Image.fromarray(np.concatenate((picture, picture), axis=1)).save(path)
+    assert train_here(head, tmp_path / "run", *data, *options, "--max-steps", "2") == 0
+    (line,) = metrics(tmp_path / "run", "" if head == "m2f" else "upernet_", "val")[-1:]
+    assert math.isfinite(line["loss"]) and 0 <= line["miou"] <= 1
+
+
+def test_two_processes_share_the_work(tmp_path):
+    """torchrun on two CPU processes: one log, one set of files, and metrics over all three validation pictures."""
+    data = drawn(tmp_path / "data", train=5, val=3)
+    done = run_script("m2f", tmp_path / "run", *data, "--epochs", "2", "--save-interval", "1", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "4 = 2 x 1 accumulated x 2 processes" in done.stdout
+    run = tmp_path / "run"
+    assert [line["epoch"] for line in metrics(run, "", "val")] == [1, 2]
+    assert [line["step"] for line in metrics(run, "", "train")] == [4]
+    assert {p.name for p in run.glob("*.pth")} == {"checkpoint_epoch_1.pth", "checkpoint_epoch_2.pth"}
+
+    # One process, given the same weights, finds the same metrics: every picture was counted once.
+    from data.dataset import EvalDataset, collate
+    from data.labels import LabelRule
+    from data.pairs import pair_files
+    from data.transforms import EvalTransform
+    from evaluation.evaluate import evaluate
+
+    segmenter = Segmenter.load(run / "checkpoint_epoch_2.pth")
+    val = data[data.index("--val-image-paths") + 1], data[data.index("--val-mask-paths") + 1]
+    transform = EvalTransform(64, segmenter.backbone.mean, segmenter.backbone.std)
+    pictures = EvalDataset(pair_files([val[0]], [val[1]]), LabelRule(5), transform)
+    sums = evaluate(segmenter, [collate([p]) for p in pictures], 5, torch.device("cpu"))
+    assert sums.result()[1].miou == pytest.approx(metrics(run, "", "val")[-1]["miou"], abs=1e-4)
+
+
 def test_workers_change_nothing(tmp_path):
     data = drawn(tmp_path / "data")
     for workers in ("0", "2"):
@@ -138,6 +203,10 @@ def test_held_out_pictures_are_fixed_and_never_trained_on(tmp_path, capsys):
     assert train_here("linear", tmp_path / "run", *data, *options) == 0
     out = capsys.readouterr().out
     assert "7 pictures to train on" in out and "3 pictures (held out of the training data" in out
+    args = parse_training_arguments("linear", words("linear", tmp_path / "run", *data, *options))
+    (train, val), again = find_pairs(args), find_pairs(args)
+    assert again == (train, val) and len(val) == 3
+    assert not {p.image for p in train} & {p.image for p in val} and len({p.image for p in train + val}) == 10
 
 
 class TestMistakes:
@@ -157,7 +226,27 @@ class TestMistakes:
         assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "1") == 0
         assert "already holds a run" in self.fails(capsys, tmp_path, *data, "--max-steps", "1")
         assert train_here("linear", tmp_path / "run", *data, "--max-steps", "1") == 0  # another head may join
+        elsewhere = tmp_path / "elsewhere"
+        assert train_here("upernet", elsewhere, *data, "--max-steps", "1") == 0
+        foreign = str(elsewhere / "upernet_checkpoint_epoch_1.pth")
+        more = ["--max-steps", "9", "--resume-checkpoint", foreign]
+        assert "already holds a run" in self.fails(capsys, tmp_path, *data, *more)
+        assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "4") == 2
+        old = tmp_path / "run" / "upernet_checkpoint_epoch_9.pth"
+        old.write_bytes(b"of the old run")
         assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "1", "--overwrite") == 0
+        assert not old.exists() and (tmp_path / "run" / "linear_checkpoint_epoch_1.pth").exists()
+
+    def test_a_first_start_that_failed_does_not_block_the_second(self, tmp_path, capsys):
+        data = drawn(tmp_path / "data")
+        wrong = [word if word != "5" else "2" for word in data]
+        assert "--num-classes 2 allows 0 to 1" in self.fails(capsys, tmp_path, *wrong, "--max-steps", "1")
+        assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "1") == 0
+
+    def test_folder_that_cannot_be_written_to(self, tmp_path, capsys):
+        data = drawn(tmp_path / "data")
+        (tmp_path / "run").write_text("a file")
+        assert "cannot be written to" in self.fails(capsys, tmp_path, *data)
 
     def test_broken_checkpoint(self, tmp_path, capsys):
         data = drawn(tmp_path / "data")

@@ -79,7 +79,7 @@ def reference_loss(settings: MaskLossSettings, num_points: int) -> Mask2FormerLo
 def test_mask2former_head_equals_transformers():
     torch.manual_seed(0)
     reference = ReferenceMask2Former(mask2former_config(CLASSES, DIM, QUERIES), CHANNELS).eval()
-    spec = HeadSpec("m2f", "none", CLASSES, DIM, options={"size": "paper", "num_queries": QUERIES})
+    spec = HeadSpec("m2f", "none", CLASSES, DIM, options={"m2f_size": "paper", "num_queries": QUERIES})
     head = build_head(spec, CHANNELS).eval()
     head.load_state_dict(mask2former_weights(reference))
 

@@ -1,6 +1,7 @@
 """Small real trainings for tests: a few drawn pictures, a small frozen ViT with random weights, narrow heads."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -43,11 +44,17 @@ def train_here(head: str, checkpoint_dir: Path, *more: str) -> int:
     return report_mistakes(lambda: run_training(args))
 
 
-def run_script(head: str, checkpoint_dir: Path, *more: str) -> subprocess.CompletedProcess:
-    """As a person does, from another folder."""
+def run_script(head: str, checkpoint_dir: Path, *more: str, processes: int = 1) -> subprocess.CompletedProcess:
+    """As a person does, from another folder; with several CPU processes through torchrun."""
     script = ROOT / "demo" / f"train_{head}_head.py"
-    command = [sys.executable, str(script), *words(head, checkpoint_dir, *more)]
-    return subprocess.run(command, cwd=checkpoint_dir.parent, capture_output=True, text=True, timeout=300)
+    launcher = [sys.executable]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+    command = [*launcher, str(script), *words(head, checkpoint_dir, *more)]
+    folder = checkpoint_dir.parent
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def metrics(folder: Path, prefix: str = "", split: str | None = None) -> list[dict]:

@@ -1,24 +1,39 @@
 """The command line of the training scripts. Imports no torch: `--help` answers at once."""
 
 import argparse
+import math
 from collections.abc import Sequence
 
-from backbones.names import BACKBONES
+from backbones.names import ATTENTION_BACKENDS, BACKBONES
 from training.config_file import apply_config_file
+from training.head_arguments import HEADS
 
-HEAD_NAMES = {"m2f": "Mask2Former", "upernet": "UPerNet", "linear": "linear"}
+MANY = math.inf
+RANGES = {
+    **dict.fromkeys(("epochs", "batch_size", "gradient_accumulation_steps", "val_interval"), (1, MANY)),
+    **dict.fromkeys(("save_interval", "log_interval", "num_queries", "num_points", "oversample_ratio"), (1, MANY)),
+    **dict.fromkeys(("lr", "weight_decay", "warmup_epochs", "max_grad_norm", "num_workers", "hidden_dim"), (0, MANY)),
+    **dict.fromkeys(("class_weight", "mask_weight", "dice_weight", "no_object_weight"), (0, MANY)),
+    **dict.fromkeys(("drop_path", "dropout"), (0, 0.99)),
+    "importance_ratio": (0, 1),
+    "num_classes": (1, 255),  # 255 marks unlabelled pixels
+    "ignore_index": (0, 65535),
+}
+"""Least and greatest value of a flag, where the head has it."""
+
 BEST_METRICS = ("loss", "miou", "mean_accuracy", "pixel_accuracy")
 
 
 def parse_training_arguments(head: str, argv: Sequence[str]) -> argparse.Namespace:
     """Checked arguments for one head ("m2f", "upernet", "linear"). Exits with code 2 on a mistake, as argparse does."""
     parser = argparse.ArgumentParser(
-        description=f"Train a {HEAD_NAMES[head]} head on a frozen DINOv3 backbone.",
+        description=f"Train a {HEADS[head].title} head on a frozen DINOv3 backbone.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
     )
     add_data_arguments(parser.add_argument_group("data"))
-    add_model_arguments(parser.add_argument_group("model"), head)
-    add_loss_arguments(parser.add_argument_group("loss"), head)
+    add_model_arguments(parser.add_argument_group("backbone and adapter"))
+    HEADS[head].add_arguments(parser.add_argument_group("head and loss"))
     add_training_arguments(parser.add_argument_group("training"))
     add_validation_arguments(parser.add_argument_group("validation"))
     add_output_arguments(parser.add_argument_group("output and resuming"))
@@ -59,46 +74,15 @@ def add_data_arguments(group) -> None:
     group.add_argument("--num-workers", type=int, default=4, help="processes that read pictures")
 
 
-def add_model_arguments(group, head: str) -> None:
+def add_model_arguments(group) -> None:
     names = ", ".join(BACKBONES)
     group.add_argument("--backbone", default="dinov3_vit7b16", metavar="NAME", help=f"{names}, or any timm model")
     group.add_argument("--weights", default="auto", metavar="auto|PATH|HUB-NAME|random", help="of the backbone")
     group.add_argument(
         "--allow-random-weights", action="store_true", help="go on with random weights where none can be had"
     )
-    group.add_argument("--attention", choices=("torch", "xformers"), default="torch", help="of the backbone, on CUDA")
-    adapters = ("auto", "none") if head == "linear" else ("auto", "dinov3", "pyramid", "none")
-    group.add_argument("--adapter", choices=adapters, default="auto", help="auto: dinov3 for ViTs, else none")
+    group.add_argument("--attention", choices=ATTENTION_BACKENDS, default="torch", help="of the backbone, on CUDA")
     group.add_argument("--drop-path", type=float, default=0.3, help="stochastic depth of the dinov3 adapter")
-    if head == "linear":
-        group.add_argument("--hidden-dim", type=int, default=0, help="width before the classifier, 0 = none")
-        group.add_argument("--use-all-maps", action="store_true", help="join the four tapped maps, not only the last")
-        group.add_argument("--dropout", type=float, default=0.1, help="share of channels dropped")
-    else:
-        group.add_argument("--hidden-dim", type=int, default=2048, help="width of the head")
-    if head == "m2f":
-        group.add_argument(
-            "--m2f-size",
-            choices=("meta", "paper"),
-            default="meta",
-            help="meta: 16 heads, feed-forward 4096, as the released head; paper: 8 heads, 4x and 8x the width",
-        )
-        group.add_argument("--num-queries", type=int, default=100, help="masks a picture can have")
-
-
-def add_loss_arguments(group, head: str) -> None:
-    if head == "m2f":
-        group.add_argument("--class-weight", type=float, default=2.0, help="of the class loss and matching cost")
-        group.add_argument("--mask-weight", type=float, default=5.0, help="of the mask loss and matching cost")
-        group.add_argument("--dice-weight", type=float, default=5.0, help="of the dice loss and matching cost")
-        group.add_argument("--no-object-weight", type=float, default=0.1, help="of queries without an object")
-        group.add_argument("--num-points", type=int, default=12544, help="points a mask is compared at")
-        group.add_argument("--oversample-ratio", type=float, default=3.0, help="points looked at for each one kept")
-        group.add_argument(
-            "--importance-ratio", type=float, default=0.75, help="share of points where masks are unsure"
-        )
-    else:
-        group.add_argument("--dice-weight", type=float, default=0.0, help="of a dice loss beside cross-entropy")
 
 
 def add_training_arguments(group) -> None:
@@ -138,22 +122,18 @@ def add_output_arguments(group) -> None:
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Everything that can be told without looking at files."""
-    at_least_one = ("num_classes", "batch_size", "gradient_accumulation_steps", "val_interval", "save_interval")
-    for name in (*at_least_one, "log_interval", "epochs", "num_queries", "num_points"):
-        if getattr(args, name, 1) < 1:
-            parser.error(f"{flag_of(name)} {getattr(args, name)}: must be at least 1")
-    for name in ("lr", "weight_decay", "warmup_epochs", "max_grad_norm", "num_workers", "hidden_dim", "dice_weight"):
-        if getattr(args, name) < 0:
-            parser.error(f"{flag_of(name)} {getattr(args, name)}: must not be negative")
+    for name, (low, high) in RANGES.items():
+        value = getattr(args, name, low)
+        if not low <= value <= high:
+            limit = f"must be at least {low}" if high == math.inf else f"must be from {low} to {high}"
+            parser.error(f"{flag_of(name)} {value}: {limit}")
+    if args.hidden_dim < 1 and args.hidden_dim != parser.get_default("hidden_dim"):
+        parser.error(f"--hidden-dim {args.hidden_dim}: must be at least 1")
     if args.max_steps < 1 and args.max_steps != -1:
         parser.error(f"--max-steps {args.max_steps}: must be at least 1, or -1 for --epochs")
     if args.image_size < 32 or args.image_size % 32:
         nearest = max(32, round(args.image_size / 32) * 32)
         parser.error(f"--image-size {args.image_size}: must be a multiple of 32, {nearest} for example")
-    if args.num_classes > 255:
-        parser.error(f"--num-classes {args.num_classes}: at most 255, since 255 marks unlabelled pixels")
-    if not 0 <= args.drop_path < 1:
-        parser.error(f"--drop-path {args.drop_path}: must be in [0, 1)")
     if not 0 < args.val_fraction < 1:
         parser.error(f"--val-fraction {args.val_fraction}: must be between 0 and 1")
     if not 0 < args.scale_range[0] <= args.scale_range[1]:

@@ -1,47 +1,47 @@
 """Checkpoints: adapter, head, optimizer and progress; of the backbone only name and fingerprint."""
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from segmenter import Segmenter
+from segmenter import CHECKPOINT_FORMAT, Segmenter, read_checkpoint
 from training.files import RunFiles, write_atomically
-
-FORMAT = 1
 
 
 @dataclass
 class Progress:
-    """How far a run is. epoch, step: finished ones. best_value of best_metric was reached after best_epoch epochs."""
+    """How far a run is. epoch, step: finished ones. best, best_epoch: the validation that was best by best_metric."""
 
     best_metric: str
     epoch: int = 0
     step: int = 0
-    best_value: float | None = None
     best_epoch: int | None = None
+    best: dict[str, float] = field(default_factory=dict)
 
-    def improves(self, value: float) -> bool:
+    def improves(self, values: dict[str, float]) -> bool:
         """Less is better for the loss, more for all others; nan never is."""
-        if value != value:
-            return False
-        if self.best_value is None:
-            return True
-        return value < self.best_value if self.best_metric == "loss" else value > self.best_value
+        value = values[self.best_metric]
+        if math.isnan(value) or not self.best:
+            return not math.isnan(value)
+        before = self.best[self.best_metric]
+        return value < before if self.best_metric == "loss" else value > before
 
 
 def checkpoint_state(
-    segmenter: Segmenter, optimizer: Optimizer, progress: Progress, class_names: list[str], weights: str
+    segmenter: Segmenter, optimizer: Optimizer, progress: Progress, class_names: list[str], weights: str, seed: int
 ) -> dict[str, Any]:
     """weights: the word that found the backbone's (a path, a hub name, "random"), so that they can be found again."""
     backbone = segmenter.backbone
     return {
-        "format": FORMAT,
+        "format": CHECKPOINT_FORMAT,
         "model": segmenter.trainable_state(),
         "spec": asdict(segmenter.spec),
         "class_names": class_names,
+        "seed": seed,
         "backbone": {"name": backbone.name, "weights": weights, "fingerprint": backbone.fingerprint},
         "optimizer": optimizer.state_dict(),
         "progress": asdict(progress),
@@ -62,38 +62,17 @@ def save_best(files: RunFiles, state: dict[str, Any], epoch: int) -> Path:
     return path
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Raises ValueError where the file is missing, broken, or none of ours. Runs nothing that the file holds."""
-    if not Path(path).is_file():
-        raise ValueError(f"--resume-checkpoint {path}: there is no such file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"--resume-checkpoint {path}: cannot be read, use an earlier one ({reason})") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"--resume-checkpoint {path}: is no checkpoint of this program (format {FORMAT})")
-    return state
-
-
 def resume(
-    path: str | Path, segmenter: Segmenter, optimizer: Optimizer, class_names: list[str], best_metric: str
+    path: str | Path, segmenter: Segmenter, optimizer: Optimizer, class_names: list[str], best_metric: str, seed: int
 ) -> Progress:
-    """Loads everything into place. Raises ValueError, naming the difference, where the run was another one."""
-    state = load_checkpoint(path)
-    backbone = segmenter.backbone
-    now = {
-        "backbone": backbone.name,
-        "weights of the backbone": backbone.fingerprint,
-        "head and adapter": asdict(segmenter.spec),
-        "class names": class_names,
-    }
-    then = {
-        "backbone": state["backbone"]["name"],
-        "weights of the backbone": state["backbone"]["fingerprint"],
-        "head and adapter": state["spec"],
-        "class names": state["class_names"],
-    }
+    """Loads everything into place. Raises ValueError, naming the difference, where the run was another one.
+
+    The seed must be the same: it decides which pictures are held out for validation.
+    """
+    state = read_checkpoint(path)
+    then = identity(state["backbone"], state["spec"], state["class_names"], state["seed"])
+    backbone = {"name": segmenter.backbone.name, "fingerprint": segmenter.backbone.fingerprint}
+    now = identity(backbone, asdict(segmenter.spec), class_names, seed)
     for what, value in now.items():
         if then[what] != value:
             old, new = difference(then[what], value)
@@ -102,11 +81,26 @@ def resume(
                 "Resume with the options of run.json beside it, or start anew in another --checkpoint-dir."
             )
     segmenter.load_trainable_state(state["model"])
+    weight_decays = [group["weight_decay"] for group in optimizer.param_groups]
     optimizer.load_state_dict(state["optimizer"])
+    for group, weight_decay in zip(optimizer.param_groups, weight_decays, strict=True):
+        group["weight_decay"] = weight_decay  # like the learning rate, it may be changed on the way
     progress = Progress(**state["progress"])
-    if progress.best_metric != best_metric:  # its best value means nothing under another metric
-        progress.best_metric, progress.best_value, progress.best_epoch = best_metric, None, None
+    if progress.best_metric != best_metric:
+        best = progress.best if best_metric in progress.best else {}
+        progress = replace(progress, best_metric=best_metric, best=best)
     return progress
+
+
+def identity(backbone: dict[str, str], spec: dict[str, Any], class_names: list[str], seed: int) -> dict[str, Any]:
+    """What must not change between a run and its resumption."""
+    return {
+        "backbone": backbone["name"],
+        "weights of the backbone": backbone["fingerprint"],
+        "head and adapter": spec,
+        "class names": class_names,
+        "seed": seed,
+    }
 
 
 def difference(old: Any, new: Any) -> tuple[Any, Any]:

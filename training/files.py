@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-PREFIXES = {"m2f": "", "upernet": "upernet_", "linear": "linear_"}
+from training.head_arguments import HEADS
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class RunFiles:
 
     @classmethod
     def of(cls, folder: str | Path, head: str) -> "RunFiles":
-        return cls(Path(folder), PREFIXES[head])
+        return cls(Path(folder), HEADS[head].prefix)
 
     @property
     def run_json(self) -> Path:
@@ -48,8 +48,10 @@ class RunFiles:
     def best(self, epoch: int) -> Path:
         return self.best_folder / f"{self.prefix}checkpoint_epoch_{epoch}.pth"
 
-    def holds_a_run(self) -> bool:
-        return self.run_json.exists() or any(self.folder.glob(f"{self.prefix}checkpoint_epoch_*.pth"))
+    def checkpoints(self) -> list[Path]:
+        """All of this head in the folder, the best among them. A run without one has nothing to lose."""
+        name = f"{self.prefix}checkpoint_epoch_*.pth"
+        return [*self.folder.glob(name), *self.best_folder.glob(name)]
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
@@ -64,6 +66,17 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link_atomically(source: Path, path: Path) -> None:
+    """`path` becomes the same file as `source`, or a copy where the file system has no links."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        os.link(source, temporary)
+    except OSError:
+        write_atomically(path, lambda file: file.write(source.read_bytes()))
+    else:
+        os.replace(temporary, path)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -5,9 +5,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -18,7 +20,7 @@ from evaluation.pictures import comparison, save_comparison
 from segmenter import Segmenter
 from structures import Batch
 from training.checkpoints import Progress, checkpoint_state, save_best, save_checkpoint
-from training.files import RunFiles
+from training.files import RunFiles, link_atomically
 from training.logs import RunLog
 from training.schedule import lr_factor, set_lr
 
@@ -86,7 +88,7 @@ def train_step(run: Run, settings: LoopSettings, micro_batches: list[Batch], ste
         batch = batch.to(run.accelerator.device, non_blocking=True)
         is_last = i == len(micro_batches) - 1
         with nullcontext() if is_last else run.accelerator.no_sync(run.model):
-            losses = run.segmenter.loss(run.model(batch.images), batch.targets)
+            losses = run.segmenter.loss(run.model(batch.images, batch.features), batch.targets)
             share = len(batch.images) / num_images
             run.accelerator.backward(sum(losses.values()) * share)
         for name, value in losses.items():
@@ -108,23 +110,31 @@ def train_step(run: Run, settings: LoopSettings, micro_batches: list[Batch], ste
 
 
 def finish_epoch(run: Run, settings: LoopSettings, progress: Progress) -> None:
-    """Validate and keep what is due after `progress.epoch` epochs."""
+    """Keep and validate what is due after `progress.epoch` epochs; keep first, for validation may fail."""
     is_last = progress.epoch == settings.epochs
-    is_best = False
+    is_due = is_last or progress.epoch % settings.save_interval == 0
+    path = run.files.epoch(progress.epoch)
+    if is_due and run.accelerator.is_main_process:
+        save_checkpoint(path, state_of(run, settings, progress))
     if run.val_batches is not None and (is_last or progress.epoch % settings.val_interval == 0):
         is_best = validate(run, settings, progress)
-    is_due = is_last or progress.epoch % settings.save_interval == 0
-    if (is_due or is_best) and run.accelerator.is_main_process:
-        state = checkpoint_state(run.segmenter, run.optimizer, progress, settings.class_names, settings.weights)
-        if is_best:
-            save_best(run.files, state, progress.epoch)
-        if is_due:
-            save_checkpoint(run.files.epoch(progress.epoch), state)
+        if is_best and run.accelerator.is_main_process:
+            best_path = save_best(run.files, state_of(run, settings, progress), progress.epoch)
+            if is_due:
+                link_atomically(best_path, path)  # the same, but knows that it is the best
     run.accelerator.wait_for_everyone()
+
+
+def state_of(run: Run, settings: LoopSettings, progress: Progress) -> dict[str, Any]:
+    return checkpoint_state(
+        run.segmenter, run.optimizer, progress, settings.class_names, settings.weights, settings.seed
+    )
 
 
 def validate(run: Run, settings: LoopSettings, progress: Progress) -> bool:
     """Logs loss, metrics and pictures; True when this is the best so far, which `progress` then says too."""
+    for buffer in [*run.segmenter.adapter.buffers(), *run.segmenter.head.buffers()]:
+        broadcast(buffer)  # batch norms saw different pictures in each process; the first one's are kept
     run.model.eval()
     num_classes = len(settings.class_names)
     device, window_px = run.accelerator.device, settings.window_px
@@ -134,12 +144,13 @@ def validate(run: Run, settings: LoopSettings, progress: Progress) -> bool:
         setattr(sums, name, run.accelerator.reduce(getattr(sums, name)))
     loss, metrics = sums.result()
     values = {"loss": loss, **asdict(metrics)}
-    values["iou"] = dict(zip(settings.class_names, values["iou"], strict=True))
+    ious = values.pop("iou")
 
-    is_best = progress.improves(values[progress.best_metric])
+    is_best = progress.improves(values)
     if is_best:
-        progress.best_value, progress.best_epoch = values[progress.best_metric], progress.epoch
-    show(run, settings, progress, values, sums, is_best)
+        progress.best, progress.best_epoch = values, progress.epoch
+    by_class = dict(zip(settings.class_names, ious, strict=True))
+    show(run, settings, progress, {**values, "iou": by_class}, sums, is_best)
     return is_best
 
 

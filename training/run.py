@@ -2,16 +2,12 @@
 
 import argparse
 import math
-import platform
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-import accelerate
-import timm
 import torch
-import torchvision
 from accelerate import Accelerator
+from torch import nn
 from torch.utils.data import DataLoader
 
 from backbones.attention import check_attention_backend
@@ -26,10 +22,11 @@ from heads.build import HeadSpec
 from segmenter import Segmenter
 from training.checkpoints import Progress, resume
 from training.files import RunFiles, write_json
+from training.head_arguments import head_options
 from training.logs import RunLog
 from training.loop import LoopSettings, Run, train
 from training.schedule import build_optimizer
-from training.summary import count_parameters, estimated_memory_bytes, millions, table
+from training.summary import outcome, run_record, summary
 
 RANDOM_WEIGHTS_BANNER = """
 {line}
@@ -42,29 +39,37 @@ RANDOM_WEIGHTS_BANNER = """
 def run_training(args: argparse.Namespace) -> None:
     """Raises ValueError for everything that a person can put right."""
     files = RunFiles.of(args.checkpoint_dir, args.head)
-    check_folder(files, args)
+    accelerator = Accelerator(mixed_precision="bf16" if uses_bf16(args.precision) else "no")
+    if accelerator.is_main_process:  # the others may come here when it has begun to write
+        check_folder(files, args)
     train_pairs, val_pairs = find_pairs(args)
     class_names = read_class_names(args.class_names, args.num_classes)
 
-    accelerator = Accelerator(mixed_precision="bf16" if uses_bf16(args.precision) else "no")
     backbone = find_backbone(args, accelerator)
     torch.manual_seed(args.seed)
     segmenter = Segmenter(backbone, head_spec(args))
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        # Batch norm over the pictures of all GPUs: with a large backbone each one has only a few.
+        segmenter.adapter = nn.SyncBatchNorm.convert_sync_batchnorm(segmenter.adapter)
+        segmenter.head = nn.SyncBatchNorm.convert_sync_batchnorm(segmenter.head)
     optimizer = build_optimizer([segmenter.adapter, segmenter.head], args.lr, args.weight_decay)
+    model, optimizer = accelerator.prepare(segmenter, optimizer)
     progress = Progress(args.best_metric)
     if args.resume_checkpoint:
-        progress = resume(args.resume_checkpoint, segmenter, optimizer, class_names, args.best_metric)
+        progress = resume(args.resume_checkpoint, segmenter, optimizer, class_names, args.best_metric, args.seed)
 
     order = EpochBatches(
         len(train_pairs), args.batch_size, args.seed, accelerator.process_index, accelerator.num_processes
     )
-    settings = loop_settings(args, len(order), class_names)
+    settings = loop_settings(args, len(order), class_names, progress)
+    train_batches, val_batches = loaders(args, backbone, order, train_pairs, val_pairs, accelerator)
     if accelerator.is_main_process:
         print(summary(args, settings, segmenter, train_pairs, val_pairs, accelerator, progress), flush=True)
+        if args.overwrite and not args.resume_checkpoint:
+            for old in files.checkpoints():
+                old.unlink()
         write_json(files.run_json, run_record(args, segmenter, class_names, train_pairs, val_pairs))
-    model, optimizer = accelerator.prepare(segmenter, optimizer)
     log = RunLog(files, settings.total_steps, progress.step, args.log_interval, accelerator.is_main_process)
-    train_batches, val_batches = loaders(args, backbone, order, train_pairs, val_pairs, accelerator)
     run = Run(accelerator, segmenter, model, optimizer, order, train_batches, val_batches, files, log)
     try:
         progress = train(run, settings, progress)
@@ -76,10 +81,17 @@ def run_training(args: argparse.Namespace) -> None:
 
 
 def check_folder(files: RunFiles, args: argparse.Namespace) -> None:
-    if files.holds_a_run() and not args.resume_checkpoint and not args.overwrite:
+    """The folder can be written to, and holds no other run of this head."""
+    try:
+        write_json(files.run_json.with_suffix(".try"), {})
+        files.run_json.with_suffix(".try").unlink()
+    except OSError as error:
+        raise ValueError(f"--checkpoint-dir {files.folder}: cannot be written to ({error.strerror})") from error
+    held = [path.resolve() for path in files.checkpoints()]
+    if held and not args.overwrite and Path(args.resume_checkpoint).resolve() not in held:
         raise ValueError(
             f"--checkpoint-dir {files.folder} already holds a run of this head: choose another folder, go on with "
-            "--resume-checkpoint FILE, or start anew over it with --overwrite"
+            "--resume-checkpoint FILE (one of its own), or start anew over it with --overwrite"
         )
 
 
@@ -115,37 +127,38 @@ def find_backbone(args: argparse.Namespace, accelerator: Accelerator) -> FrozenB
 
 
 def head_spec(args: argparse.Namespace) -> HeadSpec:
-    if args.head == "m2f":
-        options = {
-            "size": args.m2f_size,
-            "num_queries": args.num_queries,
-            "class_weight": args.class_weight,
-            "mask_weight": args.mask_weight,
-            "dice_weight": args.dice_weight,
-            "no_object_weight": args.no_object_weight,
-            "num_points": args.num_points,
-            "oversample_ratio": args.oversample_ratio,
-            "importance_ratio": args.importance_ratio,
-        }
-    elif args.head == "upernet":
-        options = {"dice_weight": args.dice_weight}
-    else:
-        options = {"dice_weight": args.dice_weight, "use_all_maps": args.use_all_maps, "dropout": args.dropout}
     return HeadSpec(
         head=args.head,
         adapter=args.adapter,
         num_classes=args.num_classes,
         hidden_dim=args.hidden_dim,
         drop_path=args.drop_path,
-        options=options,
+        options=head_options(args.head, args),
     )
 
 
-def loop_settings(args: argparse.Namespace, batches_per_epoch: int, class_names: list[str]) -> LoopSettings:
+def loop_settings(
+    args: argparse.Namespace, batches_per_epoch: int, class_names: list[str], progress: Progress
+) -> LoopSettings:
+    """Raises ValueError where nothing is left to do.
+
+    A resumed run does the epochs (or steps) that it lacks, also where an epoch has another number of steps now.
+    """
     steps_per_epoch = math.ceil(batches_per_epoch / args.gradient_accumulation_steps)
-    total_steps = args.max_steps if args.max_steps > 0 else args.epochs * steps_per_epoch
+    if args.max_steps > 0:
+        steps_left = args.max_steps - progress.step
+        epochs = progress.epoch + math.ceil(steps_left / steps_per_epoch)
+    else:
+        epochs = args.epochs
+        steps_left = (epochs - progress.epoch) * steps_per_epoch
+    if steps_left <= 0:
+        raise ValueError(
+            f"--resume-checkpoint {args.resume_checkpoint} has done {progress.epoch} epochs, {progress.step} steps: "
+            "nothing is left to do; raise --epochs or --max-steps to go on"
+        )
+    total_steps = progress.step + steps_left
     return LoopSettings(
-        epochs=math.ceil(total_steps / steps_per_epoch),
+        epochs=epochs,
         total_steps=total_steps,
         warmup_steps=min(round(args.warmup_epochs * steps_per_epoch), total_steps),
         lr=args.lr,
@@ -195,77 +208,5 @@ def loaders(
 
 def uses_bf16(precision: str) -> bool:
     if precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bf16"
-
-
-def summary(
-    args: argparse.Namespace,
-    settings: LoopSettings,
-    segmenter: Segmenter,
-    train_pairs: list[Pair],
-    val_pairs: list[Pair],
-    accelerator: Accelerator,
-    progress: Progress,
-) -> str:
-    backbone = segmenter.backbone
-    bf16 = accelerator.mixed_precision == "bf16"
-    memory = estimated_memory_bytes(segmenter, args.image_size, args.batch_size, bf16)
-    effective = args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-    held_out = "" if args.val_image_paths else f" (held out of the training data, seed {args.seed})"
-    rows = [
-        ("data", f"{len(train_pairs)} pictures to train on, {args.num_classes} classes, {args.image_size} px"),
-        ("validation", f"{len(val_pairs)} pictures{held_out}" if val_pairs else "none (--validate turns it on)"),
-        ("backbone", f"{backbone.name}, weights {backbone.weights}, {millions(count_parameters(backbone))} frozen"),
-        ("adapter", f"{args.adapter}, {millions(count_parameters(segmenter.adapter))} trainable"),
-        ("head", f"{args.head}, width {args.hidden_dim}, {millions(count_parameters(segmenter.head))} trainable"),
-        (
-            "batch",
-            f"{effective} = {args.batch_size} x {args.gradient_accumulation_steps} accumulated x "
-            f"{accelerator.num_processes} processes",
-        ),
-        ("steps", f"{settings.total_steps} in {settings.epochs} epochs, {settings.warmup_steps} of them warm-up"),
-        ("learning rate", f"{args.lr:g}, cosine; weight decay {args.weight_decay:g}"),
-        ("precision", f"{'bf16' if bf16 else 'fp32'} on {accelerator.device}"),
-        ("memory", f"about {memory / 2**30:.1f} GiB a process"),
-        ("output", f"{Path(args.checkpoint_dir)}"),
-    ]
-    if progress.step:
-        rows.append(("resumed", f"{args.resume_checkpoint}: {progress.epoch} epochs, {progress.step} steps done"))
-    return table(rows)
-
-
-def run_record(args, segmenter: Segmenter, class_names: list[str], train_pairs: list, val_pairs: list) -> dict:
-    """run.json: enough to know later what this was."""
-    backbone = segmenter.backbone
-    return {
-        "arguments": vars(args),
-        "class_names": class_names,
-        "backbone": {"name": backbone.name, "weights": backbone.weights, "fingerprint": backbone.fingerprint},
-        "spec": asdict(segmenter.spec),
-        "train_pictures": len(train_pairs),
-        "val_pictures": len(val_pairs),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "timm": timm.__version__,
-            "accelerate": accelerate.__version__,
-        },
-    }
-
-
-def outcome(files: RunFiles, progress: Progress) -> str:
-    rows = [("last checkpoint", str(files.epoch(progress.epoch)))]
-    if progress.best_epoch is not None:
-        rows = [
-            (
-                f"best {progress.best_metric}",
-                f"{progress.best_value:.4f} on validation, after epoch {progress.best_epoch}",
-            ),
-            ("best checkpoint", str(files.best(progress.best_epoch))),
-            *rows,
-            ("pictures", f"{files.pictures / 'best.png'} (predictions beside the truth)"),
-        ]
-    rows.append(("curves", f"tensorboard --logdir {files.folder}"))
-    return table(rows)

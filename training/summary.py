@@ -1,50 +1,103 @@
-"""What a run is going to do, said before its first step."""
+"""What a run says of itself: before its first step, in run.json, and at its end."""
 
-import copy
+import argparse
+import platform
+from dataclasses import asdict
+from pathlib import Path
 
+import accelerate
+import timm
 import torch
-from torch import nn
+import torchvision
+from accelerate import Accelerator
 
+from data.pairs import Pair
 from segmenter import Segmenter
-from structures import Features
-
-BYTES_PER_TRAINED = 16
-"""float32: weight, gradient and AdamW's two moments."""
-
-
-def count_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+from training.checkpoints import Progress
+from training.files import RunFiles
+from training.loop import LoopSettings
+from training.memory import count_parameters, estimated_memory_bytes
 
 
-def estimated_memory_bytes(segmenter: Segmenter, image_size: int, batch_size: int, bf16: bool) -> int:
-    """What a training step needs: weights, optimizer, and what adapter and head keep for the backward pass.
-
-    Counted by running adapter and head on the meta device, which computes nothing. Left out: the loss's samples and the
-    backbone's passing activations, which are freed layer by layer, so that the true peak is somewhat above.
-    """
-    trained = nn.ModuleDict({"adapter": segmenter.adapter, "head": segmenter.head})
-    on_meta = copy.deepcopy(trained).to("meta").train()
-    images = torch.empty(batch_size, 3, image_size, image_size, device="meta")
-    maps = [
-        torch.empty(batch_size, channels, image_size // int(stride), image_size // int(stride), device="meta")
-        for channels, stride in zip(segmenter.backbone.channels, segmenter.backbone.strides, strict=True)
+def summary(
+    args: argparse.Namespace,
+    settings: LoopSettings,
+    segmenter: Segmenter,
+    train_pairs: list[Pair],
+    val_pairs: list[Pair],
+    accelerator: Accelerator,
+    progress: Progress,
+) -> str:
+    backbone = segmenter.backbone
+    bf16 = accelerator.mixed_precision == "bf16"
+    memory = estimated_memory_bytes(segmenter, args.image_size, args.batch_size)
+    effective = args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    held_out = "" if args.val_image_paths else f" (held out of the training data, seed {args.seed})"
+    rows = [
+        ("data", f"{len(train_pairs)} pictures to train on, {args.num_classes} classes, {args.image_size} px"),
+        ("validation", f"{len(val_pairs)} pictures{held_out}" if val_pairs else "none (--validate turns it on)"),
+        ("backbone", f"{backbone.name}, weights {backbone.weights}, {millions(count_parameters(backbone))} frozen"),
+        ("adapter", f"{segmenter.spec.adapter}, {millions(count_parameters(segmenter.adapter))} trainable"),
+        ("head", f"{args.head}, width {args.hidden_dim}, {millions(count_parameters(segmenter.head))} trainable"),
+        (
+            "batch",
+            f"{effective} = {args.batch_size} x {args.gradient_accumulation_steps} accumulated x "
+            f"{accelerator.num_processes} processes",
+        ),
+        ("steps", f"{settings.total_steps} in {settings.epochs} epochs, {settings.warmup_steps} of them warm-up"),
+        ("learning rate", f"{args.lr:g}, cosine; weight decay {args.weight_decay:g}"),
+        ("precision", f"{'bf16' if bf16 else 'fp32'} on {accelerator.device}"),
+        (
+            "memory",
+            f"about {memory / 2**30:.1f} GiB a process{' in fp32, bf16 needs less' if bf16 else ''}",
+        ),
+        ("output", f"{Path(args.checkpoint_dir)}"),
     ]
-    kept: dict[int, torch.UntypedStorage] = {}  # by identity: what two layers keep is kept once
+    if progress.step:
+        rows.append(("resumed", f"{args.resume_checkpoint}: {progress.epoch} epochs, {progress.step} steps done"))
+    if settings.warmup_steps == settings.total_steps:
+        rows.append(("note", "--warmup-epochs covers the whole run: the learning rate only rises"))
+    if args.best_metric != "loss" and not val_pairs:
+        rows.append(("note", f"--best-metric {args.best_metric} needs --validate: no best checkpoint will be kept"))
+    return table(rows)
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage
-        return tensor
 
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
-        torch.autocast("cpu", torch.bfloat16, enabled=bf16),
-    ):
-        on_meta["head"](on_meta["adapter"](images, Features(maps)))
-    activations = sum(storage.nbytes() for storage in kept.values())
-    frozen = sum(p.numel() * p.element_size() for p in segmenter.backbone.parameters())
-    return count_parameters(trained) * BYTES_PER_TRAINED + frozen + activations
+def run_record(args, segmenter: Segmenter, class_names: list[str], train_pairs: list, val_pairs: list) -> dict:
+    """run.json: enough to know later what this was."""
+    backbone = segmenter.backbone
+    return {
+        "arguments": vars(args),
+        "class_names": class_names,
+        "backbone": {"name": backbone.name, "weights": backbone.weights, "fingerprint": backbone.fingerprint},
+        "spec": asdict(segmenter.spec),
+        "train_pictures": len(train_pairs),
+        "val_pictures": len(val_pairs),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "timm": timm.__version__,
+            "accelerate": accelerate.__version__,
+        },
+    }
+
+
+def outcome(files: RunFiles, progress: Progress) -> str:
+    """What came out; names only files that are there."""
+    rows = []
+    if progress.best:
+        values = ", ".join(f"{name} {value:.4f}" for name, value in progress.best.items())
+        best = files.best(progress.best_epoch)
+        rows += [
+            ("best validation", f"{values} (epoch {progress.best_epoch}, by {progress.best_metric})"),
+            ("best checkpoint", str(best) if best.exists() else "in the folder of the run that was resumed"),
+        ]
+    rows.append(("last checkpoint", str(files.epoch(progress.epoch))))
+    pictures = [path for path in (files.pictures / "best.png", files.pictures / "latest.png") if path.exists()]
+    if pictures:
+        rows.append(("pictures", f"{pictures[0]} (predictions beside the truth)"))
+    rows.append(("curves", f"tensorboard --logdir {files.folder}"))
+    return table(rows)
 
 
 def table(rows: list[tuple[str, str]]) -> str:

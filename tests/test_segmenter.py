@@ -1,0 +1,136 @@
+"""Adapters, heads and backbones put together: sizes, gradients where they belong, awkward batches, memory estimate."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from backbones.frozen import FrozenBackbone, build_backbone
+from heads.build import HeadSpec
+from heads.norm import BatchNorm2d
+from segmenter import Segmenter
+from structures import IGNORE_INDEX, Target
+from training.loop import groups_of
+from training.memory import estimated_memory_bytes
+from training.schedule import build_optimizer
+
+OPTIONS = {"m2f": {"m2f_size": "paper", "num_queries": 6, "num_points": 64}, "upernet": {}, "linear": {}}
+
+
+@pytest.fixture(scope="module")
+def backbones() -> dict[str, FrozenBackbone]:
+    names = ("vit_tiny_patch16_224", "vit_small_patch14_dinov2", "resnet18", "convnext_atto")
+    return {name: build_backbone(name, "random") for name in names}
+
+
+def build(backbone: FrozenBackbone, head: str, adapter: str = "auto", **options) -> Segmenter:
+    torch.manual_seed(0)
+    return Segmenter(backbone, HeadSpec(head, adapter, 3, 64, 0.3, OPTIONS[head] | options))
+
+
+@pytest.mark.parametrize("head", OPTIONS)
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [
+        ("vit_tiny_patch16_224", "auto"),
+        ("vit_tiny_patch16_224", "pyramid"),
+        ("vit_small_patch14_dinov2", "auto"),
+        ("vit_small_patch14_dinov2", "pyramid"),
+        ("resnet18", "auto"),
+        ("convnext_atto", "none"),
+    ],
+)
+def test_every_head_trains_on_every_kind_of_backbone(backbones, head, name, adapter):
+    if head == "linear" and adapter == "pyramid":
+        pytest.skip("the linear head takes the maps as they are")
+    segmenter = build(backbones[name], head, adapter).train()
+    images = torch.randn(2, 3, 64, 96)
+    truth = torch.zeros(2, 64, 96, dtype=torch.int64)
+    truth[:, :, 48:] = 2
+    losses = segmenter.loss(segmenter(images), [Target(semantic=t) for t in truth])
+    sum(losses.values()).backward()
+    without = [n for n, p in segmenter.named_parameters() if (p.grad is None) != n.startswith("backbone.")]
+    assert not without, without
+    assert not segmenter.backbone.training
+    assert segmenter.eval().predict(images, (50, 70)).shape == (2, 3, 50, 70)
+    assert all(key.startswith(("adapter.", "head.")) for key in segmenter.trainable_state())
+
+
+@pytest.mark.parametrize("head", OPTIONS)
+@pytest.mark.parametrize("size", [32, 64])
+def test_one_small_picture_is_a_batch(backbones, head, size):
+    """Maps of a single value a channel have no variance for batch norm to take."""
+    segmenter = build(backbones["vit_tiny_patch16_224"], head).train()
+    truth = torch.ones(size, size, dtype=torch.int64)
+    losses = segmenter.loss(segmenter(torch.randn(1, 3, size, size)), [Target(semantic=truth)])
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(p.grad).all() for p in segmenter.head.parameters())
+
+
+@pytest.mark.parametrize("head", OPTIONS)
+def test_an_unlabelled_batch_trains_nothing(backbones, head):
+    segmenter = build(backbones["vit_tiny_patch16_224"], head).train()
+    truth = torch.full((64, 64), IGNORE_INDEX)
+    losses = segmenter.loss(segmenter(torch.randn(2, 3, 64, 64)), [Target(semantic=truth)] * 2)
+    total = sum(losses.values())
+    total.backward()
+    assert total.item() == 0
+    assert all(p.grad is None or p.grad.abs().sum() == 0 for p in segmenter.parameters())
+
+
+def test_batch_norm_is_torchs_where_there_is_a_variance():
+    ours, theirs = BatchNorm2d(4).train(), nn.BatchNorm2d(4).train()
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.equal(ours(x), theirs(x)) and torch.equal(ours.running_var, theirs.running_var)
+    single = torch.randn(1, 4, 1, 1)
+    expected = F.batch_norm(single, ours.running_mean, ours.running_var, ours.weight, ours.bias)
+    assert torch.equal(ours(single), expected)
+
+
+def test_mask_scores_in_chunks_equal_the_whole(backbones, monkeypatch):
+    segmenter = build(backbones["resnet18"], "m2f").eval()
+    outputs = segmenter(torch.randn(2, 3, 64, 64))
+    whole = segmenter.head.semantic(outputs, (64, 64))
+    probability = outputs.class_logits[-1].softmax(-1)[..., :-1]
+    masks = F.interpolate(outputs.mask_logits[-1], size=(64, 64), mode="bilinear", align_corners=False).sigmoid()
+    assert torch.allclose(whole, torch.einsum("bqk,bqhw->bkhw", probability, masks), atol=1e-6)
+    monkeypatch.setattr("heads.mask2former.CHUNK_ELEMENTS", 2 * 64 * 64 * 4)
+    assert torch.allclose(segmenter.head.semantic(outputs, (64, 64)), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", OPTIONS)
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
+def test_estimated_memory_is_what_a_real_step_keeps(backbones, head, name):
+    segmenter = build(backbones[name], head).train()
+    kept = {}
+
+    def keep(tensor):
+        if not isinstance(tensor, nn.Parameter):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    images = torch.randn(2, 3, 96, 96)
+    features = segmenter.backbone(images)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        segmenter(images, features)
+    activations = sum(storage.nbytes() for storage in kept.values())
+    trained = sum(p.numel() for p in segmenter.parameters()) - sum(p.numel() for p in segmenter.backbone.parameters())
+    frozen = 4 * sum(p.numel() for p in segmenter.backbone.parameters())
+    estimate = estimated_memory_bytes(segmenter, 96, 2)
+    assert estimate == pytest.approx(16 * trained + frozen + activations, rel=0.02)
+
+
+def test_weight_decay_spares_biases_norms_and_codes(backbones):
+    segmenter = build(backbones["vit_tiny_patch16_224"], "m2f")
+    decayed, free = build_optimizer([segmenter.adapter, segmenter.head], 1e-4, 0.05).param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
+    names = {id(p): n for n, p in segmenter.named_parameters()}
+    assert len(decayed["params"]) + len(free["params"]) == sum(not n.startswith("backbone.") for n in names.values())
+    assert all(p.dim() >= 2 for p in decayed["params"])
+    for p in free["params"]:
+        last = names[id(p)]
+        assert p.dim() == 1 or any(code in last for code in ("level_embed", "level_encoding", "query_"))
+
+
+def test_groups_take_what_is_left():
+    assert list(groups_of([1, 2, 3, 4, 5], 2)) == [[1, 2], [3, 4], [5]]
