@@ -4,5 +4,6 @@
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/demo/environment.sh"
 cd "$ROOT"
-# One worker a core: the tests use one thread each.
-exec "$PYTHON" -m pytest -n "$(nproc)" "$@"
+# One worker a core, up to four: the tests use one thread and about one GB of memory each.
+workers="$(nproc)"
+exec "$PYTHON" -m pytest -n "$((workers < 4 ? workers : 4))" "$@"

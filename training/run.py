@@ -110,7 +110,7 @@ def find_pairs(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
 
 
 def find_backbone(args: argparse.Namespace, accelerator: Accelerator) -> FrozenBackbone:
-    """Changes args.weights to "random" where that was the last way out and allowed."""
+    """Makes args.weights a word that finds the same weights again: an absolute path, or "random", the last way out."""
     check_attention_backend(args.attention, accelerator.device)
     try:
         backbone = build_backbone(args.backbone, args.weights)
@@ -120,6 +120,8 @@ def find_backbone(args: argparse.Namespace, accelerator: Accelerator) -> FrozenB
         accelerator.print(RANDOM_WEIGHTS_BANNER.format(line="!" * 100, reason=error))
         args.weights = "random"
         backbone = build_backbone(args.backbone, "random")
+    if Path(args.weights).expanduser().exists():
+        args.weights = str(Path(args.weights).expanduser().resolve())
     backbone.attention = args.attention
     if accelerator.mixed_precision == "bf16":
         backbone.cast_weights(torch.bfloat16)
