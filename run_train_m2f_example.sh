@@ -33,7 +33,7 @@ SIZES=(
   --num-points 1024      # points at which masks are compared
   --image-size 128
   --batch-size 8
-  --epochs 8
+  --epochs 5
   --lr 1e-3              # a small head on a small set takes ten times the usual rate
   --weight-decay 0.05
   --warmup-epochs 1

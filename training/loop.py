@@ -24,7 +24,7 @@ from training.files import RunFiles, link_atomically
 from training.logs import RunLog
 from training.schedule import lr_factor, set_lr
 
-NUM_PICTURES = 6
+NUM_PICTURES = 4
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def run_training(args: argparse.Namespace) -> None:
     finally:
         log.close()
     if accelerator.is_main_process:
-        print(outcome(files, progress), flush=True)
+        print(outcome(files, progress, backbone.weights), flush=True)
     accelerator.end_training()
 
 

@@ -82,9 +82,11 @@ def run_record(args, segmenter: Segmenter, class_names: list[str], train_pairs: 
     }
 
 
-def outcome(files: RunFiles, progress: Progress) -> str:
-    """What came out; names only files that are there."""
+def outcome(files: RunFiles, progress: Progress, weights: str) -> str:
+    """What came out; names only files that are there. weights: what the backbone was loaded with."""
     rows = []
+    if weights == "random":
+        rows.append(("NOTE", "random backbone weights: this shows that training works, not what DINOv3 can do"))
     if progress.best:
         values = ", ".join(f"{name} {value:.4f}" for name, value in progress.best.items())
         best = files.best(progress.best_epoch)
