@@ -73,6 +73,7 @@ def test_resuming_in_place_repeats_no_line_of_the_log(tmp_path):
     ("changed", "message"),
     [
         (["--hidden-dim", "64"], "another head and adapter: {'hidden_dim': 32}, now {'hidden_dim': 64}"),
+        (["--dice-weight", "1"], "{'options': {'dice_weight': 0.0}}, now {'options': {'dice_weight': 1.0}}"),
         (["--backbone", "vit_tiny_patch16_384"], "another backbone: vit_tiny_patch16_224, now vit_tiny_patch16_384"),
         (["--class-names", *"abcde"], "another class names"),
         (["--seed", "1"], "another seed: 0, now 1"),

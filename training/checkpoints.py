@@ -104,8 +104,8 @@ def identity(backbone: dict[str, str], spec: dict[str, Any], class_names: list[s
 
 
 def difference(old: Any, new: Any) -> tuple[Any, Any]:
-    """Of two dictionaries only what differs, of other values the values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-        return {k: old.get(k) for k in keys}, {k: new.get(k) for k in keys}
-    return old, new
+    """Of two dictionaries only what differs, at every depth; of other values the values."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return old, new
+    changed = {k: difference(old.get(k), new.get(k)) for k in {**old, **new} if old.get(k) != new.get(k)}
+    return {k: a for k, (a, _) in changed.items()}, {k: b for k, (_, b) in changed.items()}
