@@ -1,6 +1,7 @@
-"""xformers as the backbone's attention, for CUDA machines where it is faster than PyTorch's own.
+"""xformers as the backbone's attention on CUDA, beside PyTorch's own.
 
-Imported only when asked for: xformers is optional, and of no use on a CPU.
+Imported only when asked for: xformers is optional, and of no use on a CPU. The layout is tested with a stand-in; on a
+CUDA device it has not been run yet.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 
 def attention_backend(name: str) -> AbstractContextManager:
-    """A context in which attention runs on the backend `name`. Raises ValueError where xformers cannot be had."""
+    """A context in which attention runs on the backend `name` (see check_attention_backend)."""
     return XformersAttention() if name == "xformers" else nullcontext()
 
 

@@ -1,7 +1,6 @@
 """Predictions beside the truth, as pictures for people."""
 
 import colorsys
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -48,14 +47,6 @@ def comparison(samples: list[Shown], mean, std, class_names: list[str]) -> Image
         sheet.paste(row, (0, top))
         top += row.height + GAP_PX
     return sheet
-
-
-def save_comparison(sheet: Image.Image, path: Path) -> None:
-    """Never a half-written picture: to a temporary file, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    sheet.save(temporary, format="PNG")
-    temporary.replace(path)
 
 
 def _row(sample: Shown, mean, std, num_classes: int) -> Image.Image:

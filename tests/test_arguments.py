@@ -112,6 +112,7 @@ def test_config_fills_in_and_the_command_line_wins(tmp_path):
         ({"validate": 1}, "validate must be true or false"),
         ({"m2f_size": "huge"}, "m2f_size must be one of meta, paper"),
         ({"image_size": 100}, "must be a multiple of 32"),
+        ({"hidden_dim": 0}, "--hidden-dim 0: must be at least 1"),
         ([1], "expected an object"),
         ("{", "is not JSON"),
     ],

@@ -47,10 +47,8 @@ def test_no_colour_rule_solves_it(demo):
         table = np.zeros((8**bits, 5))
         known = train_masks < 255
         np.add.at(table, (colour_bin(train, bits)[known], train_masks[known]), 1)
-        for counts in (
-            table,
-            table / table.sum(axis=0),
-        ):  # the likeliest class; the same with all classes equally common
+        # the likeliest class; the same with all classes equally common
+        for counts in (table, table / table.sum(axis=0)):
             assert mean_iou(counts.argmax(axis=1)[colour_bin(val, bits)], val_masks) < 0.4
 
 

@@ -23,9 +23,9 @@ def backbones() -> dict[str, FrozenBackbone]:
     return {name: build_backbone(name, "random") for name in names}
 
 
-def build(backbone: FrozenBackbone, head: str, adapter: str = "auto", **options) -> Segmenter:
+def build(backbone: FrozenBackbone, head: str, adapter: str = "auto") -> Segmenter:
     torch.manual_seed(0)
-    return Segmenter(backbone, HeadSpec(head, adapter, 3, 64, 0.3, OPTIONS[head] | options))
+    return Segmenter(backbone, HeadSpec(head, adapter, 3, 64, 0.3, OPTIONS[head]))
 
 
 @pytest.mark.parametrize("head", OPTIONS)
@@ -117,7 +117,7 @@ def test_estimated_memory_is_what_a_real_step_keeps(backbones, head, name):
     trained = sum(p.numel() for p in segmenter.parameters()) - sum(p.numel() for p in segmenter.backbone.parameters())
     frozen = 4 * sum(p.numel() for p in segmenter.backbone.parameters())
     estimate = estimated_memory_bytes(segmenter, 96, 2)
-    assert estimate == pytest.approx(16 * trained + frozen + activations, rel=0.02)
+    assert estimate - 16 * trained - frozen == pytest.approx(activations, rel=0.05)
 
 
 def test_weight_decay_spares_biases_norms_and_codes(backbones):

@@ -12,7 +12,7 @@ MANY = math.inf
 RANGES = {
     **dict.fromkeys(("epochs", "batch_size", "gradient_accumulation_steps", "val_interval"), (1, MANY)),
     **dict.fromkeys(("save_interval", "log_interval", "num_queries", "num_points", "oversample_ratio"), (1, MANY)),
-    **dict.fromkeys(("lr", "weight_decay", "warmup_epochs", "max_grad_norm", "num_workers", "hidden_dim"), (0, MANY)),
+    **dict.fromkeys(("lr", "weight_decay", "warmup_epochs", "max_grad_norm", "num_workers"), (0, MANY)),
     **dict.fromkeys(("class_weight", "mask_weight", "dice_weight", "no_object_weight"), (0, MANY)),
     **dict.fromkeys(("drop_path", "dropout"), (0, 0.99)),
     "importance_ratio": (0, 1),
@@ -40,8 +40,8 @@ def parse_training_arguments(head: str, argv: Sequence[str]) -> argparse.Namespa
     words = hyphenate(argv)
     apply_config_file(parser, words)
     args = parser.parse_args(words)
-    check(parser, args)
     args.head = head
+    check(parser, args)
     return args
 
 
@@ -127,8 +127,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         if not low <= value <= high:
             limit = f"must be at least {low}" if high == math.inf else f"must be from {low} to {high}"
             parser.error(f"{flag_of(name)} {value}: {limit}")
-    if args.hidden_dim < 1 and args.hidden_dim != parser.get_default("hidden_dim"):
-        parser.error(f"--hidden-dim {args.hidden_dim}: must be at least 1")
+    least = HEADS[args.head].least_hidden_dim
+    if args.hidden_dim < least:
+        parser.error(f"--hidden-dim {args.hidden_dim}: must be at least {least}")
     if args.max_steps < 1 and args.max_steps != -1:
         parser.error(f"--max-steps {args.max_steps}: must be at least 1, or -1 for --epochs")
     if args.image_size < 32 or args.image_size % 32:

@@ -8,12 +8,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class HeadArguments:
-    """title: for people; prefix: of the names of all files of its runs; options: flags that heads/build.py takes."""
+    """title: for people; prefix: of the names of all files of its runs; options: flags that heads/build.py takes.
+
+    least_hidden_dim: 0 where a head can do without a width of its own.
+    """
 
     title: str
     prefix: str
     add_arguments: Callable[[Any], None]
     options: tuple[str, ...]
+    least_hidden_dim: int = 1
 
 
 def head_options(head: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -65,5 +69,7 @@ M2F_POINTS = ("num_points", "oversample_ratio", "importance_ratio")
 HEADS = {
     "m2f": HeadArguments("Mask2Former", "", add_m2f_arguments, ("m2f_size", "num_queries", *M2F_LOSS, *M2F_POINTS)),
     "upernet": HeadArguments("UPerNet", "upernet_", add_upernet_arguments, ("dice_weight",)),
-    "linear": HeadArguments("linear", "linear_", add_linear_arguments, ("use_all_maps", "dropout", "dice_weight")),
+    "linear": HeadArguments(
+        "linear", "linear_", add_linear_arguments, ("use_all_maps", "dropout", "dice_weight"), least_hidden_dim=0
+    ),
 }

@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader
 
 from data.dataset import EpochBatches
 from evaluation.evaluate import Sums, evaluate
-from evaluation.pictures import comparison, save_comparison
+from evaluation.pictures import comparison
 from segmenter import Segmenter
 from structures import Batch
 from training.checkpoints import Progress, checkpoint_state, save_best, save_checkpoint
-from training.files import RunFiles, link_atomically
+from training.files import RunFiles, link_atomically, write_atomically
 from training.logs import RunLog
 from training.schedule import lr_factor, set_lr
 
@@ -159,9 +159,8 @@ def show(run: Run, settings: LoopSettings, progress: Progress, values: dict, sum
     if run.accelerator.is_main_process and sums.samples:
         backbone = run.segmenter.backbone
         sheet = comparison(sums.samples, backbone.mean, backbone.std, settings.class_names)
-        save_comparison(sheet, run.files.pictures / "latest.png")
-        if is_best:
-            save_comparison(sheet, run.files.pictures / "best.png")
+        for name in ("latest.png", "best.png") if is_best else ("latest.png",):
+            write_atomically(run.files.pictures / name, lambda file: sheet.save(file, format="PNG"))
     run.log.validation(progress.epoch, progress.step, values, sheet)
 
 

@@ -1,0 +1,69 @@
+"""A person's mistake gives one message that names the culprit, and exit code 2; no traceback."""
+
+import pytest
+from training_helpers import drawn, run_script, train_here
+
+
+class TestMistakes:
+    """One message that names the culprit, exit code 2, no traceback."""
+
+    def fails(self, capsys, tmp_path, *options: str) -> str:
+        capsys.readouterr()
+        assert train_here("upernet", tmp_path / "run", *options) == 2
+        return capsys.readouterr().err
+
+    def test_no_pictures(self, tmp_path, capsys):
+        err = self.fails(capsys, tmp_path, "--image-paths", "nowhere/*.png", "--mask-paths", "nowhere/*.png")
+        assert err.startswith("error: --image-paths 'nowhere/*.png' matches no file")
+
+    def test_folder_holds_a_run(self, tmp_path, capsys):
+        data = drawn(tmp_path / "data")
+        assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "1") == 0
+        assert "already holds a run" in self.fails(capsys, tmp_path, *data, "--max-steps", "1")
+        assert train_here("linear", tmp_path / "run", *data, "--max-steps", "1") == 0  # another head may join
+        elsewhere = tmp_path / "elsewhere"
+        assert train_here("upernet", elsewhere, *data, "--max-steps", "1") == 0
+        foreign = str(elsewhere / "upernet_checkpoint_epoch_1.pth")
+        more = ["--max-steps", "9", "--resume-checkpoint", foreign]
+        assert "already holds a run" in self.fails(capsys, tmp_path, *data, *more)
+        assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "4") == 2
+        old = tmp_path / "run" / "upernet_checkpoint_epoch_9.pth"
+        old.write_bytes(b"of the old run")
+        assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "1", "--overwrite") == 0
+        assert not old.exists() and (tmp_path / "run" / "linear_checkpoint_epoch_1.pth").exists()
+
+    def test_a_first_start_that_failed_does_not_block_the_second(self, tmp_path, capsys):
+        data = drawn(tmp_path / "data")
+        wrong = [word if word != "5" else "2" for word in data]
+        assert "--num-classes 2 allows 0 to 1" in self.fails(capsys, tmp_path, *wrong, "--max-steps", "1")
+        assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "1") == 0
+
+    def test_folder_that_cannot_be_written_to(self, tmp_path, capsys):
+        data = drawn(tmp_path / "data")
+        (tmp_path / "run").write_text("a file")
+        assert "cannot be written to" in self.fails(capsys, tmp_path, *data)
+
+    def test_broken_checkpoint(self, tmp_path, capsys):
+        data = drawn(tmp_path / "data")
+        broken = tmp_path / "broken.pth"
+        broken.write_bytes(b"PK\x03\x04 half a file")
+        assert "cannot be read" in self.fails(capsys, tmp_path, *data, "--resume-checkpoint", str(broken))
+        missing = str(tmp_path / "missing.pth")
+        assert "there is no such file" in self.fails(capsys, tmp_path, *data, "--resume-checkpoint", missing)
+
+    def test_adapter_that_does_not_fit(self, tmp_path, capsys):
+        data = drawn(tmp_path / "data")
+        assert "Use --adapter none" in self.fails(
+            capsys, tmp_path, *data, "--backbone", "resnet18", "--adapter", "dinov3"
+        )
+        assert "Use --adapter dinov3" in self.fails(capsys, tmp_path, *data, "--adapter", "none")
+
+    @pytest.mark.parametrize("workers", ["0", "1"])
+    def test_mask_value_out_of_range(self, tmp_path, workers):
+        data = drawn(tmp_path / "data")
+        data[data.index("--num-classes") + 1] = "2"
+        done = run_script("upernet", tmp_path / "run", *data, "--num-workers", workers)
+        assert done.returncode == 2
+        message = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+        assert len(message) == 1 and "--num-classes 2 allows 0 to 1" in message[0] and ".png" in message[0]
+        assert "Traceback" not in done.stderr
