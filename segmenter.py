@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from backbones.frozen import FrozenBackbone, build_backbone
+from checkpoint import read_checkpoint
 from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head, resolved
 from structures import Features, Target
-
-CHECKPOINT_FORMAT = 1
-"""Raised when the content of a checkpoint changes in a way that older code cannot read."""
 
 
 class Segmenter(nn.Module):
     """images (B, 3, H, W), normalised, H and W multiples of 32 -> the head's raw outputs."""
+
+    class_names: list[str]
+    labels: dict[str, Any]
 
     def __init__(self, backbone: FrozenBackbone, spec: HeadSpec):
         super().__init__()
@@ -62,7 +63,10 @@ class Segmenter(nn.Module):
 
     @classmethod
     def load(cls, checkpoint: str | Path, weights: str | None = None) -> "Segmenter":
-        """The model of a checkpoint, in eval mode. weights: where the backbone's are now, if they moved."""
+        """The model of a checkpoint, in eval mode. weights: where the backbone's are now, if they moved.
+
+        It knows its class_names, and in labels what mask values meant (data.labels.LabelRule.from_dict reads it).
+        """
         state = read_checkpoint(checkpoint)
         backbone = build_backbone(state["backbone"]["name"], weights or state["backbone"]["weights"])
         if backbone.fingerprint != state["backbone"]["fingerprint"]:
@@ -72,18 +76,5 @@ class Segmenter(nn.Module):
             )
         segmenter = cls(backbone, HeadSpec(**state["spec"]))
         segmenter.load_trainable_state(state["model"])
+        segmenter.class_names, segmenter.labels = state["class_names"], state["labels"]
         return segmenter.eval()
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Raises ValueError where the file is missing, broken, or none of ours. Runs nothing that the file holds."""
-    if not Path(path).is_file():
-        raise ValueError(f"checkpoint {path}: there is no such file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a broken file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path}: cannot be read, use an earlier one ({reason})") from error
-    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
-        raise ValueError(f"checkpoint {path}: is no checkpoint of this program (format {CHECKPOINT_FORMAT})")
-    return state

@@ -5,16 +5,20 @@
 B batch, C channels, H W picture size in pixels, h w size of a feature map, N masks of one picture.
 """
 
-from dataclasses import dataclass, field
+from __future__ import annotations
 
-from torch import Tensor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:  # the dataset check needs IGNORE_INDEX, but must not wait for torch
+    from torch import Tensor
 
 IGNORE_INDEX = 255
 """Mask value of pixels that carry no label: they count in no loss and no metric."""
 
 PYRAMID_STRIDES = (4, 8, 16, 32)
 
-Pyramid = list[Tensor]
+Pyramid: TypeAlias = "list[Tensor]"
 """Maps for a head, finest first. From a pyramid adapter: four maps (B, C_i, H/s, W/s) for s in PYRAMID_STRIDES;
 from the identity adapter: the backbone's own maps, whatever their strides."""
 
@@ -30,14 +34,14 @@ class Features:
     maps: list[Tensor]
     class_token: Tensor | None = None
 
-    def to(self, device, non_blocking: bool = False) -> "Features":
+    def to(self, device, non_blocking: bool = False) -> Features:
         token = self.class_token
         return Features(
             [m.to(device, non_blocking=non_blocking) for m in self.maps],
             None if token is None else token.to(device, non_blocking=non_blocking),
         )
 
-    def pin_memory(self) -> "Features":
+    def pin_memory(self) -> Features:
         token = self.class_token
         return Features([m.pin_memory() for m in self.maps], None if token is None else token.pin_memory())
 
@@ -54,11 +58,11 @@ class Target:
     masks: Tensor | None = None
     labels: Tensor | None = None
 
-    def to(self, device, non_blocking: bool = False) -> "Target":
+    def to(self, device, non_blocking: bool = False) -> Target:
         moved = [None if t is None else t.to(device, non_blocking=non_blocking) for t in self._tensors()]
         return Target(*moved)
 
-    def pin_memory(self) -> "Target":
+    def pin_memory(self) -> Target:
         return Target(*[None if t is None else t.pin_memory() for t in self._tensors()])
 
     def _tensors(self) -> tuple[Tensor | None, ...]:
@@ -73,21 +77,26 @@ class Batch:
     targets: B targets; sizes may differ from one another and from (H, W) in evaluation.
     sample_ids: B strings that name the pictures in messages.
     features: the backbone's output for exactly these pictures, where it was computed before.
+    skipped: "sample id: reason" of every sample that could not be read. In training another one stands in for it; in
+        evaluation it is left out, and where nothing is left images are (0, 3, 0, 0) and targets empty.
     """
 
     images: Tensor
     targets: list[Target] = field(default_factory=list)
     sample_ids: list[str] = field(default_factory=list)
     features: Features | None = None
+    skipped: list[str] = field(default_factory=list)
 
-    def to(self, device, non_blocking: bool = False) -> "Batch":
+    def to(self, device, non_blocking: bool = False) -> Batch:
         return Batch(
             self.images.to(device, non_blocking=non_blocking),
             [t.to(device, non_blocking) for t in self.targets],
             self.sample_ids,
             None if self.features is None else self.features.to(device, non_blocking),
+            self.skipped,
         )
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> Batch:
         features = None if self.features is None else self.features.pin_memory()
-        return Batch(self.images.pin_memory(), [t.pin_memory() for t in self.targets], self.sample_ids, features)
+        targets = [t.pin_memory() for t in self.targets]
+        return Batch(self.images.pin_memory(), targets, self.sample_ids, features, self.skipped)

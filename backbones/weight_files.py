@@ -74,7 +74,12 @@ def _weight_file(path: Path) -> Path:
 
 
 def _shards(index: Path) -> list[Path]:
-    return [index.parent / name for name in sorted(set(_read_json(index).get("weight_map", {}).values()))]
+    """The files that an index names, which lie beside it: a downloaded index may not point elsewhere."""
+    names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    strange = [name for name in names if name in ("", ".", "..") or Path(name).name != name or "\\" in name]
+    if strange:
+        raise ValueError(f"--weights: {index} names {strange[0]!r}, which is no file beside it; download it again.")
+    return [index.parent / name for name in names]
 
 
 def _read_json(path: Path) -> dict:

@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from data.text_files import read_text
+
+FLAG = "--class-names"
+
 
 def read_class_names(words: Sequence[str] | None, num_classes: int) -> list[str]:
     """words: the names, or one text file with a name a line, or None for "class 0", "class 1", ...
@@ -13,11 +17,10 @@ def read_class_names(words: Sequence[str] | None, num_classes: int) -> list[str]
         return [f"class {k}" for k in range(num_classes)]
     names = list(words)
     if len(names) == 1 and Path(names[0]).is_file():
-        lines = Path(names[0]).read_text(encoding="utf-8-sig").splitlines()
-        names = [line.strip() for line in lines if line.strip()]
+        names = [line.strip() for line in read_text(names[0], FLAG).splitlines() if line.strip()]
     if len(names) != num_classes:
-        raise ValueError(f"--class-names gives {len(names)} names for --num-classes {num_classes}: give one a class")
+        raise ValueError(f"{FLAG} gives {len(names)} names for {num_classes} classes: give one a class")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"--class-names gives {', '.join(twice)} more than once: names must differ")
+        raise ValueError(f"{FLAG} gives {', '.join(twice)} more than once: names must differ")
     return names

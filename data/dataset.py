@@ -4,26 +4,40 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from data.labels import LabelRule
 from data.pairs import Pair
-from data.read import read_pair
+from data.read import PairReader
 from data.transforms import EvalTransform, TrainTransform
 from structures import IGNORE_INDEX, Batch, Target
 
 
 @dataclass
 class Sample:
-    """One picture (3, H, W), normalised, its target, and the name it has in messages."""
+    """One picture (3, H, W), normalised, its target, and the name it has in messages.
+
+    skipped: "sample id: reason" of every sample that could not be read and for which this one stands in.
+    """
 
     image: Tensor
     target: Target
     sample_id: str
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Stands for a sample that could not be read; message says why and names the file."""
+
+    sample_id: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.sample_id}: {self.message}"
 
 
 class TrainDataset(Dataset):
@@ -33,9 +47,9 @@ class TrainDataset(Dataset):
     cannot change it.
     """
 
-    def __init__(self, pairs: Sequence[Pair], labels: LabelRule, transform: TrainTransform, seed: int) -> None:
+    def __init__(self, pairs: Sequence[Pair], reader: PairReader, transform: TrainTransform, seed: int) -> None:
         self.pairs = pairs
-        self.labels = labels
+        self.reader = reader
         self.transform = transform
         self.seed = seed
 
@@ -43,31 +57,47 @@ class TrainDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Sample:
-        """Picture (3, S, S) and semantic target (S, S). Raises ValueError where a file cannot be used."""
-        epoch, index = epoch_and_index
-        pair = self.pairs[index]
-        image, ids = read_pair(pair.image, pair.mask)
-        classes = self.labels.apply(ids, pair.mask)
-        image, classes = self.transform(image, classes, _seed_of(self.seed, epoch, pair.sample_id))
-        return Sample(image, semantic_target(classes), pair.sample_id)
+        """Picture (3, S, S) and semantic target (S, S).
+
+        A file may break while a long training goes on: then the next sample that can be read takes its place, as that
+        sample looks in this epoch. Raises ValueError only where no sample can be read.
+        """
+        epoch, first = epoch_and_index
+        skipped: list[str] = []
+        for index in chain(range(first, len(self.pairs)), range(first)):
+            pair = self.pairs[index]
+            try:
+                image, classes = self.reader(pair.image, pair.mask)
+            except ValueError as error:
+                skipped.append(str(Skipped(pair.sample_id, str(error))))
+                continue
+            image, classes = self.transform(image, classes, _seed_of(self.seed, epoch, pair.sample_id))
+            return Sample(image, semantic_target(classes), pair.sample_id, tuple(skipped))
+        raise ValueError(f"none of the {len(self.pairs)} training samples can be read; the first: {skipped[0]}")
 
 
 class EvalDataset(Dataset):
     """Whole pictures in their own aspect, with targets at the masks' original size."""
 
-    def __init__(self, pairs: Sequence[Pair], labels: LabelRule, transform: EvalTransform) -> None:
+    def __init__(self, pairs: Sequence[Pair], reader: PairReader, transform: EvalTransform) -> None:
         self.pairs = pairs
-        self.labels = labels
+        self.reader = reader
         self.transform = transform
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> Sample:
-        """Picture (3, h, w) and semantic target (H, W). Raises ValueError where a file cannot be used."""
+    def __getitem__(self, index: int) -> Sample | Skipped:
+        """Picture (3, h, w) and semantic target (H, W); Skipped where a file cannot be read or its labels not be used.
+
+        No other sample stands in here: it would count twice in the metrics.
+        """
         pair = self.pairs[index]
-        image, ids = read_pair(pair.image, pair.mask)
-        return Sample(self.transform(image), semantic_target(self.labels.apply(ids, pair.mask)), pair.sample_id)
+        try:
+            image, classes = self.reader(pair.image, pair.mask)
+        except ValueError as error:
+            return Skipped(pair.sample_id, str(error))
+        return Sample(self.transform(image), semantic_target(classes), pair.sample_id)
 
 
 def semantic_target(classes: Tensor) -> Target:
@@ -83,6 +113,10 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     world_size-th position from r on: a run on W ranks sees the batches of one process with W times the batch size.
     All ranks get equally many batches of equal sizes: what the last global batch lacks for that is taken from the
     permutation's beginning. With one rank the last batch is just smaller.
+
+    A resumed epoch leaves out its first `start` samples, counted over all ranks. Where start is a multiple of
+    batch_size * world_size its batches are those that the unbroken epoch would have had left; otherwise, say with
+    another batch size, they still hold every remaining sample.
     """
 
     def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
@@ -93,33 +127,41 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self.start = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """start: samples of this epoch, over all ranks, that are already done."""
+        assert start >= 0
+        self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
+        """Batches of a whole epoch, also where a resumed one has fewer."""
         return math.ceil(self.num_samples / (self.batch_size * self.world_size))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
         generator = torch.Generator().manual_seed(_seed_of(self.seed, epoch, "order"))
         order = torch.randperm(self.num_samples, generator=generator).tolist()
-        even = math.ceil(self.num_samples / self.world_size) * self.world_size
-        mine = list(islice(cycle(order), self.rank, even, self.world_size))
-        for start in range(0, len(mine), self.batch_size):
-            yield [(epoch, index) for index in mine[start : start + self.batch_size]]
+        left = max(self.num_samples - self.start, 0)
+        even = self.start + math.ceil(left / self.world_size) * self.world_size
+        mine = list(islice(cycle(order), self.start + self.rank, even, self.world_size))
+        for first in range(0, len(mine), self.batch_size):
+            yield [(epoch, index) for index in mine[first : first + self.batch_size]]
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stacks samples of one picture size."""
+def collate(samples: Sequence[Sample | Skipped]) -> Batch:
+    """Stacks samples of one picture size; those skipped leave their reason only, and maybe an empty batch."""
+    read = [sample for sample in samples if isinstance(sample, Sample)]
+    skipped = [[str(s)] if isinstance(s, Skipped) else s.skipped for s in samples]
     return Batch(
-        images=torch.stack([sample.image for sample in samples]),
-        targets=[sample.target for sample in samples],
-        sample_ids=[sample.sample_id for sample in samples],
+        images=torch.stack([sample.image for sample in read]) if read else torch.zeros(0, 3, 0, 0),
+        targets=[sample.target for sample in read],
+        sample_ids=[sample.sample_id for sample in read],
+        skipped=list(chain.from_iterable(skipped)),
     )
 
 
 def _seed_of(seed: int, epoch: int, name: str) -> int:
     """63 bits that look random, the same in every process and on every machine (Python's own hash() is not)."""
-    digest = hashlib.sha256(f"{seed}/{epoch}/{name}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{epoch}/{name}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,28 +1,45 @@
-"""From the ids stored in a mask file to class ids."""
+"""From the values stored in a mask file to class ids. No torch, so that the dataset check starts at once."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from structures import IGNORE_INDEX
 
 VALUES_SHOWN = 8
+CLASSES_SHOWN = 12
+
+STRANGE = -1
+"""In `LabelRule.table`: a stored id that is neither a class nor unlabelled."""
+
+NUM_IDS = 65536
+"""Stored ids run from 0 to 65535, what a 16-bit mask can hold."""
 
 
 @dataclass(frozen=True)
 class LabelRule:
-    """What stored ids mean.
+    """What stored values mean.
 
     num_classes: class ids run from 0 to num_classes - 1.
-    ignore_index: the stored value of unlabelled pixels.
+    ignore_index: the stored id of unlabelled pixels.
     reduce_zero_label: stored 0 is unlabelled too and the classes are stored as 1 to num_classes, as in ADE20K.
+    palette: for masks that hold colours: 0xRRGGBB of each stored id, by position; empty = masks hold ids.
+    label_map: for each class the stored ids that become it; empty = the ids are the classes.
+    dropped: with a label map, stored ids that become unlabelled.
+    drop_rest: with a label map, every id that it does not name becomes unlabelled.
     """
 
     num_classes: int
     ignore_index: int = IGNORE_INDEX
     reduce_zero_label: bool = False
+    palette: tuple[int, ...] = ()
+    label_map: tuple[tuple[int, ...], ...] = ()
+    dropped: tuple[int, ...] = ()
+    drop_rest: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_classes <= IGNORE_INDEX:
@@ -30,32 +47,128 @@ class LabelRule:
                 f"--num-classes {self.num_classes}: expected 1 to {IGNORE_INDEX}, "
                 f"since {IGNORE_INDEX} marks unlabelled pixels"
             )
+        if not 0 <= self.ignore_index < NUM_IDS:
+            raise ValueError(f"--ignore-index {self.ignore_index}: expected 0 to {NUM_IDS - 1}")
+        if self.label_map:
+            assert len(self.label_map) == self.num_classes and not self.reduce_zero_label
+        else:
+            assert not self.dropped and not self.drop_rest
+            assert not self.palette or len(self.palette) == self.num_classes + self.reduce_zero_label
 
-    def apply(self, ids: Tensor, path: Path) -> Tensor:
-        """Stored ids (H, W) int64 -> class ids (H, W) int64 with IGNORE_INDEX; `path` is for the message.
+    @cached_property
+    def table(self) -> np.ndarray:
+        """(65536,) int16: the class id of each stored id, or IGNORE_INDEX, or STRANGE.
 
-        Raises ValueError, naming file and values, where an id is neither a class nor unlabelled.
+        An id that the label map gives to a class is that class even where it is the ignore_index.
         """
-        first = int(self.reduce_zero_label)
-        unlabelled = ids == self.ignore_index
-        if self.reduce_zero_label:
-            unlabelled |= ids == 0
-        strange = ids[~unlabelled & ((ids < first) | (ids >= first + self.num_classes))]
-        if strange.numel():
-            raise ValueError(self._strange_message(strange.unique().tolist(), first, path))
-        return torch.where(unlabelled, IGNORE_INDEX, ids - first)
+        table = np.full(NUM_IDS, IGNORE_INDEX if self.drop_rest else STRANGE, np.int16)
+        if self.label_map:
+            table[[self.ignore_index, *self.dropped]] = IGNORE_INDEX
+            for class_id, ids in enumerate(self.label_map):
+                table[list(ids)] = class_id
+        else:
+            first = int(self.reduce_zero_label)
+            table[first : first + self.num_classes] = np.arange(self.num_classes)
+            table[:first] = IGNORE_INDEX
+            table[self.ignore_index] = IGNORE_INDEX
+        table.flags.writeable = False  # it is shared by all who ask
+        return table
 
-    def _strange_message(self, values: list[int], first: int, path: Path) -> str:
-        last = first + self.num_classes - 1
+    def apply(self, ids: np.ndarray, path: Path) -> np.ndarray:
+        """Stored ids (H, W), of any integer type -> class ids (H, W) int64 with IGNORE_INDEX.
+
+        Raises ValueError, naming the file `path` and the ids, where an id is neither a class nor unlabelled.
+        """
+        classes = self.table.take(ids, mode="clip").astype(np.int64)
+        strange = (classes == STRANGE) | (ids < 0) | (ids >= NUM_IDS)
+        if strange.any():
+            raise ValueError(self._strange_message(ids[strange], path))
+        return classes
+
+    def ids_of_colors(self, colors: np.ndarray, path: Path) -> np.ndarray:
+        """Colours (H, W) int32, 0xRRGGBB -> stored ids (H, W), the positions in the palette.
+
+        Raises ValueError, naming the file `path` and the colours, where a colour is not in the palette.
+        """
+        assert self.palette
+        by_color = np.argsort(self.palette)
+        known = np.array(self.palette, np.int32)[by_color]
+        places = np.searchsorted(known, colors).clip(max=len(known) - 1)
+        strange = colors[known[places] != colors]
+        if strange.size:
+            values, counts = np.unique(strange, return_counts=True)
+            most = np.argsort(-counts, kind="stable")[:VALUES_SHOWN]
+            shown = ", ".join(f"{hex_of(values[k])} ({counts[k]} pixels)" for k in most)
+            more = f" and {len(values) - VALUES_SHOWN} more" if len(values) > VALUES_SHOWN else ""
+            raise ValueError(
+                f"{path} holds colours that are not in the palette, {shown}{more}: add them to the file of --palette, "
+                "or, where they are blends at the edges of things, save masks without smoothing (anti-aliasing)"
+            )
+        return by_color[places]
+
+    def stored_value(self, class_id: int) -> int:
+        """The id that a mask in the user's own coding holds for a class; of several ids the first.
+
+        With a palette its colour is palette[stored_value(class_id)].
+        """
+        return self.label_map[class_id][0] if self.label_map else class_id + self.reduce_zero_label
+
+    def as_dict(self) -> dict[str, Any]:
+        """Numbers, booleans and lists only, for JSON files and checkpoints; `from_dict` gives an equal rule back."""
+        label_map = [list(ids) for ids in self.label_map]
+        return asdict(self) | {"palette": list(self.palette), "label_map": label_map, "dropped": list(self.dropped)}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "LabelRule":
+        palette, dropped = tuple(fields["palette"]), tuple(fields["dropped"])
+        label_map = tuple(tuple(ids) for ids in fields["label_map"])
+        return cls(**fields | {"palette": palette, "label_map": label_map, "dropped": dropped})
+
+    def describe(self, class_names: Sequence[str]) -> list[str]:
+        """How stored values become classes, in a few short lines for people."""
+        if not self.palette and not self.label_map:
+            first = self.stored_value(0)
+            ignored = sorted({self.ignore_index, *range(first)})
+            return [f"ids {first} to {first + self.num_classes - 1}, {' and '.join(map(str, ignored))} ignored"]
+        sources = self.label_map or tuple((self.stored_value(k),) for k in range(self.num_classes))
+        lines = [f"{name} <- {self._shown(ids)}" for name, ids in zip(class_names, sources, strict=True)]
+        if len(lines) > CLASSES_SHOWN:
+            lines[CLASSES_SHOWN:] = [f"and {len(lines) - CLASSES_SHOWN} more"]
+        if self.drop_rest:
+            return [*lines, "ignored: everything else"]
+        possible = range(len(self.palette) or NUM_IDS)
+        ignored = [k for k in np.flatnonzero(self.table == IGNORE_INDEX).tolist() if k in possible]
+        return [*lines, f"ignored: {self._shown(ignored)}"] if ignored else lines
+
+    def _shown(self, ids: Sequence[int]) -> str:
+        """Ids, or their colours where there is a palette, as far as they fit on a line."""
+        words = [hex_of(self.palette[k]) if self.palette else str(k) for k in ids[:VALUES_SHOWN]]
+        more = f" and {len(ids) - VALUES_SHOWN} more" if len(ids) > VALUES_SHOWN else ""
+        return ", ".join(words) + more
+
+    def _strange_message(self, ids: np.ndarray, path: Path) -> str:
+        values = np.unique(ids).tolist()
+        shown = ", ".join(map(str, values[:VALUES_SHOWN])) + (", ..." if len(values) > VALUES_SHOWN else "")
+        if self.label_map:
+            colors = f" ({self._shown(values)})" if self.palette else ""
+            return (
+                f"{path} holds the ids {shown}{colors}, which --label-map does not name: "
+                'add them there to a class or to "ignore", or write "ignore": "rest"'
+            )
+        first, last = self.stored_value(0), self.stored_value(self.num_classes - 1)
         remedies = []
         if min(values) > last and max(values) - first < IGNORE_INDEX:
             remedies.append(f"raise --num-classes to {max(values) + 1 - first}")
         if values == [last + 1] and not self.reduce_zero_label:
             remedies.append("pass --reduce-zero-label if classes start at 1 and 0 marks unlabelled pixels")
-        if len(values) == 1:
+        if len(values) == 1 and 0 <= values[0] < NUM_IDS:
             remedies.append(f"pass --ignore-index {values[0]} if it marks unlabelled pixels")
-        shown = ", ".join(map(str, values[:VALUES_SHOWN])) + (", ..." if len(values) > VALUES_SHOWN else "")
         return (
             f"{path} holds the ids {shown}, but --num-classes {self.num_classes} allows {first} to {last}, "
             f"and {self.ignore_index} for unlabelled pixels: {', or '.join(remedies) or 'store class ids in the mask'}"
         )
+
+
+def hex_of(color: int) -> str:
+    """0xRRGGBB -> "#rrggbb"."""
+    return f"#{color:06x}"

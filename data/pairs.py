@@ -1,8 +1,6 @@
-"""Finds pictures and masks from globs, folders or lists of files, and pairs them by name."""
+"""Pairs pictures with masks by their names, and splits pairs into two sets."""
 
-import glob
 import hashlib
-import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -10,7 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
-PICTURE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm"}
+from data.find_files import find_files
 
 NAMES_SHOWN = 4
 
@@ -20,11 +18,46 @@ Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its mask. sample_id is unique within one call of `pair_files` and says nothing of the machine."""
+    """A picture and its mask. sample_id is unique within one call of `match_files` and says nothing of the machine."""
 
     sample_id: str
     image: Path
     mask: Path
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What `match_files` found: the pairs, the files without a partner, and `how`: what of the names was compared."""
+
+    pairs: list[Pair]
+    lone_images: list[Path]
+    lone_masks: list[Path]
+    how: str
+
+
+def match_files(
+    image_patterns: Sequence[str],
+    mask_patterns: Sequence[str],
+    image_flag: str = "--image-paths",
+    mask_flag: str = "--mask-paths",
+) -> Pairing:
+    """Pairs pictures with masks, in natural order of the picture paths ("2" before "10").
+
+    A pattern is a glob (`**` goes through sub-folders), a folder (all pictures below it) or a file. Names are compared
+    without extension. Where that does not pair everything, endings that all pictures or all masks share are left out:
+    `a_leftImg8bit` and `a_gtFine_labelIds` meet as `a`. Where a name occurs twice, the folders that tell files apart
+    are compared too: `images/train/a.jpg` goes with `masks/train/a.png`.
+
+    Raises ValueError, naming the flag, where a pattern matches nothing, a file is on both sides, or two files of one
+    side cannot be told apart.
+    """
+    image_of, mask_of, how = _match(image_patterns, mask_patterns, image_flag, mask_flag)
+    return Pairing(
+        [Pair("/".join(key), image, mask_of[key]) for key, image in image_of.items() if key in mask_of],
+        [image for key, image in image_of.items() if key not in mask_of],
+        [mask for key, mask in mask_of.items() if key not in image_of],
+        how,
+    )
 
 
 def pair_files(
@@ -33,18 +66,19 @@ def pair_files(
     image_flag: str = "--image-paths",
     mask_flag: str = "--mask-paths",
 ) -> list[Pair]:
-    """Pairs every picture with its mask, in natural order of the picture paths ("2" before "10").
+    """The pairs of `match_files`; ValueError where a file has no partner."""
+    image_of, mask_of, how = _match(image_patterns, mask_patterns, image_flag, mask_flag)
+    if image_of.keys() != mask_of.keys():
+        raise ValueError(_unpaired_message(image_of, mask_of, image_flag, mask_flag, how))
+    return [Pair("/".join(key), image, mask_of[key]) for key, image in image_of.items()]
 
-    A pattern is a glob (`**` goes through sub-folders), a folder (all pictures below it) or a file. Names are compared
-    without extension. Where that does not pair everything, endings that all pictures or all masks share are left out:
-    `a_leftImg8bit` and `a_gtFine_labelIds` meet as `a`. Where a name occurs twice, the folders that tell files apart
-    are compared too: `images/train/a.jpg` goes with `masks/train/a.png`.
 
-    Raises ValueError, naming the flag, where a pattern matches nothing, a file is on both sides or has no partner, or
-    two files of one side cannot be told apart.
-    """
-    images = _find_files(image_patterns, image_flag)
-    masks = _find_files(mask_patterns, mask_flag)
+def _match(
+    image_patterns: Sequence[str], mask_patterns: Sequence[str], image_flag: str, mask_flag: str
+) -> tuple[dict[Key, Path], dict[Key, Path], str]:
+    """Pictures and masks by their keys, which are equal where they belong together, and what was compared."""
+    images = find_files(image_patterns, image_flag)
+    masks = find_files(mask_patterns, mask_flag)
     both = sorted(set(images) & set(masks))
     if both:
         raise ValueError(
@@ -55,9 +89,7 @@ def pair_files(
     image_keys = _keys(images, image_flag, with_folders)
     mask_keys = _keys(masks, mask_flag, with_folders)
     image_of, mask_of = _best_match(image_keys, mask_keys)
-    if image_of.keys() != mask_of.keys():
-        raise ValueError(_unpaired_message(image_of, mask_of, image_flag, mask_flag, with_folders))
-    return [Pair("/".join(key), image, mask_of[key]) for key, image in image_of.items()]
+    return image_of, mask_of, "names and sub-folders, since names repeat" if with_folders else "names"
 
 
 def split_pairs(pairs: Sequence[Pair], val_fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -72,50 +104,10 @@ def split_pairs(pairs: Sequence[Pair], val_fraction: float, seed: int) -> tuple[
     count = min(max(round(val_fraction * len(pairs)), 1), len(pairs) - 1)
 
     def lot(pair: Pair) -> bytes:
-        return hashlib.sha256(f"{seed}/{pair.sample_id}".encode()).digest()
+        return hashlib.sha256(f"{seed}/{pair.sample_id}".encode(errors="surrogateescape")).digest()
 
     val_ids = {pair.sample_id for pair in sorted(pairs, key=lot)[:count]}
     return [p for p in pairs if p.sample_id not in val_ids], [p for p in pairs if p.sample_id in val_ids]
-
-
-def _find_files(patterns: Sequence[str], flag: str) -> list[Path]:
-    """The files that the patterns name, each once, in natural order."""
-    found: set[Path] = set()
-    for pattern in patterns:
-        files = _expand(os.path.expanduser(pattern))
-        if not files:
-            raise ValueError(
-                f"{flag} '{pattern}' matches no file (looked from {Path.cwd()}): "
-                "check the path, and keep the quotes around a glob"
-            )
-        found.update(files)
-    if not found:
-        raise ValueError(f"{flag} is empty: give a quoted glob such as 'images/*.png', a folder, or files")
-    return sorted(found, key=_natural_order)
-
-
-def _expand(pattern: str) -> list[Path]:
-    if os.path.isdir(pattern):
-        below = glob.glob(os.path.join(glob.escape(pattern), "**", "*"), recursive=True)
-        names = [name for name in below if Path(name).suffix.lower() in PICTURE_EXTENSIONS]
-    else:
-        names = [pattern] if os.path.exists(pattern) else glob.glob(_glob_for(pattern), recursive=True)
-    return [Path(os.path.abspath(name)) for name in names if os.path.isfile(name)]
-
-
-def _glob_for(pattern: str) -> str:
-    """Takes leading folders that exist as they are ("data [v1]"), and the extension in either case."""
-    literal, rest = Path(pattern).anchor, Path(pattern).relative_to(Path(pattern).anchor).parts
-    while rest and os.path.exists(os.path.join(literal, rest[0])):
-        literal, rest = os.path.join(literal, rest[0]), rest[1:]
-    stem, extension = os.path.splitext(os.path.join("", *rest))
-    if extension[1:].isalnum():
-        extension = "." + "".join(f"[{c.lower()}{c.upper()}]" for c in extension[1:])
-    return os.path.join(glob.escape(literal), stem + extension)
-
-
-def _natural_order(path: Path) -> list[tuple[int, str]]:
-    return [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path))]
 
 
 def _has_repeats(files: list[Path]) -> bool:
@@ -126,7 +118,8 @@ def _keys(files: list[Path], flag: str, with_folders: bool) -> dict[Key, Path]:
     folders = _telling_folders(files) if with_folders else [()] * len(files)
     keys: dict[Key, Path] = {}
     for folder, file in zip(folders, files, strict=True):
-        key = (*folder, unicodedata.normalize("NFC", file.stem))  # an "é" made on a Mac may be two characters
+        parts = (*folder, file.stem)
+        key = tuple(unicodedata.normalize("NFC", part) for part in parts)  # an "é" made on a Mac may be two characters
         if key in keys:
             raise ValueError(f"{flag} gives both {keys[key]} and {file}: two files of one name cannot be told apart")
         keys[key] = file
@@ -172,7 +165,7 @@ def _without(files: dict[Key, Path], ending: str) -> dict[Key, Path]:
 
 
 def _unpaired_message(
-    image_of: dict[Key, Path], mask_of: dict[Key, Path], image_flag: str, mask_flag: str, with_folders: bool
+    image_of: dict[Key, Path], mask_of: dict[Key, Path], image_flag: str, mask_flag: str, how: str
 ) -> str:
     lone_images = ["/".join((*key[:-1], file.name)) for key, file in image_of.items() if key not in mask_of]
     lone_masks = ["/".join((*key[:-1], file.name)) for key, file in mask_of.items() if key not in image_of]
@@ -181,8 +174,7 @@ def _unpaired_message(
         message += f" {len(lone_images)} without a mask ({_some(lone_images)});"
     if lone_masks:
         message += f" {len(lone_masks)} without a picture ({_some(lone_masks)});"
-    compared = "names and sub-folders, since names repeat" if with_folders else "names"
-    return f"{message} compared were {compared}: narrow the patterns or rename files so that every picture has one mask"
+    return f"{message} compared were {how}: narrow the patterns or rename files so that every picture has one mask"
 
 
 def _some(names: list[str]) -> str:

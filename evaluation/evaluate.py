@@ -7,8 +7,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from evaluation.inference import predict_in_windows
+from evaluation.inference import predict_in_windows, truth_at
 from evaluation.metrics import SemanticMetrics, confusion_matrix, semantic_metrics
+from rows import best_classes, resize_rows
 from structures import Batch, Features, Target
 
 
@@ -19,7 +20,6 @@ class Model(Protocol):
 
     def __call__(self, images: Tensor, features: Features | None = None) -> Any: ...
     def loss(self, outputs: Any, targets: list[Target]) -> dict[str, Tensor]: ...
-    def predict(self, images: Tensor, size_hw: tuple[int, int]) -> Tensor: ...
 
 
 @dataclass
@@ -60,6 +60,7 @@ def evaluate(
     Pictures of one batch have masks of one size (a batch of one always does).
 
     The loss of Mask2Former is on random points: they are drawn from `seed`; the caller's random state is left alone.
+    In windows it is the mean over the windows.
     """
     sums = Sums(
         torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device),
@@ -75,17 +76,36 @@ def evaluate(
 
 
 def _add(sums: Sums, model: Model, batch: Batch, num_classes: int, window_px: int | None, num_samples: int) -> None:
-    outputs = model(batch.images, batch.features)
-    losses = model.loss(outputs, batch.targets)
-    sums.loss += sum(losses.values()).double() * len(batch.images)
-    sums.num_images += len(batch.images)
-
-    size_hw = tuple(batch.targets[0].semantic.shape)
+    image_hw = tuple(batch.images.shape[-2:])
+    truths = [target.semantic for target in batch.targets]
+    truth_hw = tuple(truths[0].shape)
+    # The loss is taken at the size that the model sees: at a mask's own size it can need more memory than training.
+    small = [truth_at(truth, image_hw) if truth.numel() > image_hw[0] * image_hw[1] else truth for truth in truths]
     if window_px is None:
-        scores = model.head.semantic(outputs, size_hw)
+        outputs = model(batch.images, batch.features)
+        loss = _loss(model, outputs, small)
+        classes = best_classes(lambda rows: model.head.semantic(outputs, truth_hw, rows), truth_hw, num_classes)
     else:
-        scores = predict_in_windows(model.predict, batch.images, size_hw, window_px)
-    for image, target, predicted in zip(batch.images, batch.targets, scores.argmax(1), strict=True):
-        sums.confusion += confusion_matrix(predicted, target.semantic, num_classes)
+        small = [truth_at(truth, image_hw) for truth in truths]
+        losses = []
+
+        def predict(rows: slice, columns: slice) -> Tensor:
+            window = batch.images[..., rows, columns]
+            outputs = model(window)
+            losses.append(_loss(model, outputs, [truth[rows, columns] for truth in small]))
+            return model.head.semantic(outputs, tuple(window.shape[-2:]))
+
+        scores = predict_in_windows(predict, image_hw, window_px)
+        loss = torch.stack(losses).mean()
+        classes = best_classes(lambda rows: resize_rows(scores, truth_hw, rows), truth_hw, num_classes)
+
+    sums.loss += loss.double() * len(batch.images)
+    sums.num_images += len(batch.images)
+    for image, truth, predicted in zip(batch.images, truths, classes, strict=True):
+        sums.confusion += confusion_matrix(predicted, truth, num_classes)
         if len(sums.samples) < num_samples:
-            sums.samples.append(Shown(image.cpu(), target.semantic.byte().cpu(), predicted.byte().cpu()))
+            sums.samples.append(Shown(image.cpu(), truth.byte().cpu(), predicted.cpu()))
+
+
+def _loss(model: Model, outputs: Any, truths: list[Tensor]) -> Tensor:
+    return sum(model.loss(outputs, [Target(semantic=truth) for truth in truths]).values())

@@ -1,16 +1,15 @@
-"""Class scores of whole pictures: at once, or in overlapping windows of the training size.
+"""Class scores of whole pictures in overlapping windows of the training size, and the truth at another size.
 
-B batch, K classes, H W the size that scores are wanted at, h w the picture's size.
+B batch, K classes, H W the size of the truth, h w the picture's size.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-Predict = Callable[[Tensor, tuple[int, int]], Tensor]
-"""(images (B, 3, h, w), size_hw) -> scores (B, K, H, W)."""
+Predict = Callable[[slice, slice], Tensor]
+"""(rows, columns) of a window -> its scores (B, K, rows, columns)."""
 
 
 def window_starts(length: int, window: int) -> list[int]:
@@ -22,17 +21,25 @@ def window_starts(length: int, window: int) -> list[int]:
 
 
 @torch.no_grad()
-def predict_in_windows(predict: Predict, images: Tensor, size_hw: tuple[int, int], window_px: int) -> Tensor:
-    """Scores (B, K, H, W): mean of the windows at each pixel, resized. images: (B, 3, h, w)."""
-    h, w = images.shape[-2:]
-    window_hw = (min(h, window_px), min(w, window_px))
-    scores, count = 0.0, images.new_zeros(1, 1, h, w)
-    for top in window_starts(h, window_hw[0]):
-        for left in window_starts(w, window_hw[1]):
-            rows, columns = slice(top, top + window_hw[0]), slice(left, left + window_hw[1])
-            part = predict(images[..., rows, columns], window_hw)
-            if isinstance(scores, float):
-                scores = part.new_zeros(*part.shape[:2], h, w)
+def predict_in_windows(predict: Predict, size_hw: tuple[int, int], window_px: int) -> Tensor:
+    """Scores (B, K, h, w) of a picture of size_hw (h, w): the mean of the windows at each pixel."""
+    height, width = (min(side, window_px) for side in size_hw)
+    scores, count = None, None
+    for top in window_starts(size_hw[0], height):
+        for left in window_starts(size_hw[1], width):
+            rows, columns = slice(top, top + height), slice(left, left + width)
+            part = predict(rows, columns)
+            if scores is None:
+                scores, count = part.new_zeros(*part.shape[:2], *size_hw), part.new_zeros(size_hw)
             scores[..., rows, columns] += part
-            count[..., rows, columns] += 1
-    return F.interpolate(scores / count, size=size_hw, mode="bilinear", align_corners=False)
+            count[rows, columns] += 1
+    return scores.div_(count)
+
+
+def truth_at(truth: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """A class map (H, W) at another size: the class at the centre of each new pixel."""
+    rows, columns = (
+        ((torch.arange(new, device=truth.device) + 0.5) * (old / new)).long()
+        for new, old in zip(size_hw, truth.shape, strict=True)
+    )
+    return truth[rows[:, None], columns]

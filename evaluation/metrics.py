@@ -23,7 +23,7 @@ class SemanticMetrics:
 
 
 def confusion_matrix(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """(K, K) int64, rows truth, columns prediction. predicted, truth: (H, W) int64; ignored pixels are not counted."""
+    """(K, K) int64, rows truth, columns prediction. predicted, truth: (H, W); ignored pixels are not counted."""
     labelled = truth != IGNORE_INDEX
     cells = truth[labelled] * num_classes + predicted[labelled]
     return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)

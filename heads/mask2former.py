@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from heads.mask_decoder import MaskDecoder, MaskOutputs
 from heads.mask_loss import MaskLossSettings, mask_loss
 from heads.mask_targets import to_mask_target
 from heads.pixel_decoder import PixelDecoder
+from rows import resize_rows
 from structures import Pyramid, Target
 
 # Upsampled masks of this many values at a time (256 MiB of float32): a big picture with 100 queries needs gigabytes.
@@ -65,19 +65,21 @@ class Mask2FormerHead(nn.Module):
         with torch.autocast(device_type, enabled=False):
             return mask_loss(outputs, [to_mask_target(t) for t in targets], self.loss_settings)
 
-    def semantic(self, outputs: MaskOutputs, size_hw: tuple[int, int]) -> Tensor:
-        """Scores (B, K, H, W), float32, not logits: sum over queries of class probability x mask probability.
+    def semantic(self, outputs: MaskOutputs, size_hw: tuple[int, int], rows: slice | None = None) -> Tensor:
+        """Scores (B, K, H, W), float32, or only some rows of them: not logits, but the sum over queries of class
+        probability x mask probability.
 
         (MaskFormer, Cheng et al. 2021, section 3.4, semantic inference.) Pixels that no query claims have low scores.
         """
+        rows = rows or slice(0, size_hw[0])
         class_probability = outputs.class_logits[-1].float().softmax(-1)[..., :-1]
         masks = outputs.mask_logits[-1].float()
         batch, num_queries = masks.shape[:2]
-        chunk = max(1, CHUNK_ELEMENTS // (batch * size_hw[0] * size_hw[1]))
-        num_classes = class_probability.shape[-1]
-        scores = masks.new_zeros(batch, num_classes, *size_hw)
+        num_pixels = (rows.stop - rows.start) * size_hw[1]
+        chunk = max(1, CHUNK_ELEMENTS // (batch * num_pixels))
+        scores = masks.new_zeros(batch, class_probability.shape[-1], rows.stop - rows.start, size_hw[1])
         for start in range(0, num_queries, chunk):
             part = slice(start, start + chunk)
-            resized = F.interpolate(masks[:, part], size=size_hw, mode="bilinear", align_corners=False).sigmoid()
+            resized = resize_rows(masks[:, part], size_hw, rows).sigmoid()
             scores.flatten(2).baddbmm_(class_probability[:, part].transpose(1, 2), resized.flatten(2))
         return scores

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from heads.norm import BatchNorm2d
 from heads.pixel_loss import pixel_loss
+from rows import resize_rows
 from structures import Pyramid, Target
 
 POOL_SIZES = (1, 2, 3, 6)
@@ -59,9 +60,9 @@ class UPerNetHead(nn.Module):
     def loss(self, outputs: Tensor, targets: list[Target]) -> dict[str, Tensor]:
         return pixel_loss(outputs, targets, self.dice_weight)
 
-    def semantic(self, outputs: Tensor, size_hw: tuple[int, int]) -> Tensor:
-        """Class probabilities (B, K, H, W), float32."""
-        return F.interpolate(outputs.float(), size=size_hw, mode="bilinear", align_corners=False).softmax(1)
+    def semantic(self, outputs: Tensor, size_hw: tuple[int, int], rows: slice | None = None) -> Tensor:
+        """Class probabilities (B, K, H, W), float32, or only some rows of them."""
+        return resize_rows(outputs.float(), size_hw, rows).softmax(1)
 
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:

@@ -15,6 +15,12 @@ settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
+def own_memory_of_checks(tmp_path, monkeypatch):
+    """What the dataset check remembers of files stays out of the person's own cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
 def fresh_accelerate():
     """accelerate remembers device and precision of the first Accelerator in a process; each test has its own."""
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from structures import IGNORE_INDEX, Batch, Target
-from training.loop import train_step
+from training.step import train_step
 
 
 class PixelModel(nn.Module):
@@ -18,14 +18,25 @@ class PixelModel(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.conv = nn.Conv2d(3, 4, 1)
+        self.adapter, self.head = nn.Identity(), nn.Conv2d(3, 4, 1)
 
     def forward(self, images, features=None):
-        return self.conv(images)
+        return self.head(images)
 
     def loss(self, outputs, targets):
         truth = torch.stack([t.semantic for t in targets])
         return {"cross_entropy": F.cross_entropy(outputs, truth, ignore_index=IGNORE_INDEX)}
+
+
+def run_of(accelerator, model, optimizer, max_grad_norm):
+    return SimpleNamespace(
+        accelerator=accelerator,
+        segmenter=model,
+        model=model,
+        optimizer=optimizer,
+        settings=SimpleNamespace(seed=0, max_grad_norm=max_grad_norm),
+        stop=SimpleNamespace(signum=0),
+    )
 
 
 @pytest.mark.parametrize("sizes", [[4], [2, 2], [1, 1, 1, 1], [3, 1]])
@@ -41,8 +52,7 @@ def test_small_batches_add_up_to_a_large_one(sizes):
         part = slice(start, start + size)
         batches.append(Batch(images[part], [Target(semantic=t) for t in truth[part]], ["x"] * size))
         start += size
-    run = SimpleNamespace(accelerator=accelerator, segmenter=model, model=model, optimizer=optimizer)
-    losses = train_step(run, SimpleNamespace(seed=0, max_grad_norm=0.0), batches, step=0)
+    losses = train_step(run_of(accelerator, model, optimizer, max_grad_norm=0.0), batches, step=0).losses
 
     plain = PixelModel()
     loss = F.cross_entropy(plain(images), truth)
@@ -51,16 +61,3 @@ def test_small_batches_add_up_to_a_large_one(sizes):
     with torch.no_grad():
         for ours, reference in zip(model.parameters(), plain.parameters(), strict=True):
             assert torch.allclose(ours, reference - reference.grad, atol=1e-6)
-
-
-def test_a_loss_that_is_not_finite_stops_and_names_the_pictures():
-    accelerator = Accelerator(cpu=True)
-    model = PixelModel()
-    before = [p.clone() for p in model.parameters()]
-    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0))
-    images = torch.full((1, 3, 8, 8), float("nan"))
-    batch = Batch(images, [Target(semantic=torch.zeros(8, 8, dtype=torch.int64))], ["street/0001"])
-    run = SimpleNamespace(accelerator=accelerator, segmenter=model, model=model, optimizer=optimizer)
-    with pytest.raises(ValueError, match=r"the loss of step 8 is nan \(pictures: street/0001\)"):
-        train_step(run, SimpleNamespace(seed=0, max_grad_norm=1.0), [batch], step=7)
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data.dataset import EpochBatches, EvalDataset, Sample, TrainDataset, collate, semantic_target
+from data.dataset import EpochBatches, EvalDataset, Sample, Skipped, TrainDataset, collate, semantic_target
 from data.labels import LabelRule
 from data.pairs import Pair, pair_files
+from data.read import PairReader
 from data.transforms import Augmentation, EvalTransform, TrainTransform
 from structures import Batch, Target
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 SIZES = [(40, 60), (60, 40), (40, 60), (48, 48), (40, 60), (50, 90)]
-LABELS = LabelRule(4)
+READER = PairReader(LabelRule(4))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def pairs(tmp_path_factory) -> list[Pair]:
 
 
 def train_set(pairs: list[Pair], seed: int = 0) -> TrainDataset:
-    return TrainDataset(pairs, LABELS, TrainTransform(32, Augmentation(), MEAN, STD), seed)
+    return TrainDataset(pairs, READER, TrainTransform(32, Augmentation(), MEAN, STD), seed)
 
 
 def views(dataset: TrainDataset, batches: EpochBatches, workers: int) -> dict[str, torch.Tensor]:
@@ -64,17 +65,58 @@ def test_train_samples_carry_class_ids_and_names(pairs):
 
 
 def test_eval_samples_keep_the_masks_size(pairs):
-    dataset = EvalDataset(pairs, LABELS, EvalTransform(32, MEAN, STD))
+    dataset = EvalDataset(pairs, READER, EvalTransform(32, MEAN, STD))
     sample = dataset[5]
     assert sample.image.shape == (3, 32, 64)
     stored = np.array(Image.open(pairs[5].mask))
     assert (sample.target.semantic.numpy() == stored).all()
 
 
-def test_wrong_labels_are_named(pairs):
-    strict = TrainDataset(pairs, LabelRule(3), TrainTransform(32, Augmentation(), MEAN, STD), seed=0)
-    with pytest.raises(ValueError, match=r"p2\.png holds the ids 3, .* raise --num-classes to 4"):
+# Samples that cannot be read
+
+
+@pytest.fixture
+def broken(pairs, tmp_path) -> list[Pair]:
+    """The pairs with number 4 and 5 unreadable."""
+    (tmp_path / "cut.png").write_bytes(pairs[4].image.read_bytes()[:-300])
+    lost = [Pair("p4", tmp_path / "cut.png", pairs[4].mask), Pair("p5", pairs[5].image, tmp_path / "gone.png")]
+    return [*pairs[:4], *lost]
+
+
+def test_in_training_the_next_sample_stands_in_for_one_that_cannot_be_read(pairs, broken):
+    sample, own = train_set(broken)[3, 4], train_set(pairs)[3, 0]
+    assert sample.sample_id == own.sample_id == "p0" and torch.equal(sample.image, own.image)
+    assert [text.split(":")[0] for text in sample.skipped] == ["p4", "p5"]
+    assert "cut.png cannot be read" in sample.skipped[0] and "gone.png does not exist" in sample.skipped[1]
+    assert train_set(broken)[3, 3].skipped == ()
+    batch = collate([train_set(broken)[3, index] for index in (1, 4)])
+    assert batch.sample_ids == ["p1", "p0"] and batch.skipped == list(sample.skipped)
+
+
+def test_training_ends_where_no_sample_can_be_read(pairs):
+    strict = TrainDataset(pairs, PairReader(LabelRule(3)), TrainTransform(32, Augmentation(), MEAN, STD), seed=0)
+    with pytest.raises(
+        ValueError, match=r"none of the 6 .* p2: .*p2\.png holds the ids 3, .* raise --num-classes to 4"
+    ):
         strict[0, 2]
+
+
+def test_evaluation_leaves_out_what_cannot_be_read(broken):
+    dataset = EvalDataset(broken, READER, EvalTransform(32, MEAN, STD))
+    lost = dataset[5]
+    assert isinstance(lost, Skipped) and lost.sample_id == "p5" and "gone.png does not exist" in lost.message
+    batch = collate([dataset[0], lost, dataset[2]])
+    assert batch.sample_ids == ["p0", "p2"] and len(batch.images) == len(batch.targets) == 2
+    assert batch.skipped == [f"p5: {lost.message}"]
+
+
+def test_a_batch_of_nothing_is_empty_and_says_why():
+    batch = collate([Skipped("a", "a.png is gone")]).to("cpu")
+    assert tuple(batch.images.shape) == (0, 3, 0, 0) and batch.targets == batch.sample_ids == []
+    assert batch.skipped == ["a: a.png is gone"]
+
+
+# The order of training
 
 
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 5), st.integers(0, 3), st.integers(0, 5))
@@ -100,6 +142,38 @@ def test_ranks_share_the_global_batches(count, batch_size, world, seed, epoch):
         assert not missing and len(parts[0]) * world - len(batch) < world  # wrapped round by less than one each
 
 
+def rest_of_epoch(count: int, batch_size: int, start: int, world: int) -> list[list[list[int]]]:
+    """Of each rank the batches of an epoch of which `start` samples are done."""
+    samplers = [EpochBatches(count, batch_size, 3, rank, world) for rank in range(world)]
+    for sampler in samplers:
+        sampler.set_epoch(2, start)
+    return [[[index for _, index in batch] for batch in sampler] for sampler in samplers]
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 12))
+def test_a_resumed_epoch_yields_the_batches_that_were_left(count, batch_size, world, done):
+    unbroken = rest_of_epoch(count, batch_size, 0, world)
+    resumed = rest_of_epoch(count, batch_size, done * batch_size * world, world)
+    assert resumed == [batches[done:] for batches in unbroken]
+
+
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.integers(0, 50))
+def test_a_resumed_epoch_holds_every_sample_left_whatever_the_batch_size(count, batch_size, world, start):
+    left = [index for batch in rest_of_epoch(count, 1, 0, 1)[0] for index in batch][start:]
+    resumed = rest_of_epoch(count, batch_size, start, world)
+    found = Counter(index for batches in resumed for batch in batches for index in batch)
+    assert not Counter(left) - found and found.total() - len(left) < world
+    assert len({len(batches) for batches in resumed}) == 1
+
+
+def test_the_length_is_that_of_the_whole_epoch_and_the_next_one_is_whole():
+    sampler = EpochBatches(10, 2, seed=0)
+    sampler.set_epoch(0, start=6)
+    assert len(sampler) == 5 and len(list(sampler)) == 2
+    sampler.set_epoch(1)
+    assert len(list(sampler)) == 5
+
+
 def test_order_changes_with_epoch_and_seed_only():
     def order(seed: int, epoch: int) -> list[int]:
         sampler = EpochBatches(50, 8, seed)
@@ -111,6 +185,9 @@ def test_order_changes_with_epoch_and_seed_only():
     torch.manual_seed(2)
     assert order(0, 3) == first
     assert order(0, 4) != first and order(1, 3) != first
+
+
+# Batches
 
 
 def sample(name: str, *size_hw: int) -> Sample:

@@ -1,5 +1,6 @@
 """Pairing pictures with masks by name, and splitting pairs."""
 
+import os
 import random
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.pairs import Pair, pair_files, split_pairs
+from data.pairs import Pair, match_files, pair_files, split_pairs
 
 
 @pytest.fixture
@@ -153,6 +154,27 @@ def test_unpaired_files_are_counted_and_named(folder):
         assert part in str(error.value)
 
 
+def test_matching_goes_on_without_the_unpaired_files(folder):
+    touch("i/2.jpg", "i/10.jpg", "i/lone_b.jpg", "i/lone_a.jpg", "m/2.png", "m/10.png", "m/other.png")
+    found = match_files(["i"], ["m"])
+    assert [p.sample_id for p in found.pairs] == ["2", "10"]
+    assert [p.name for p in found.lone_images] == ["lone_a.jpg", "lone_b.jpg"]
+    assert [p.name for p in found.lone_masks] == ["other.png"]
+    assert found.how == "names"
+
+    touch("i/deep/2.jpg", "m/deep/2.png", "m/deep/3.png")
+    found = match_files(["i"], ["m"])
+    assert [p.sample_id for p in found.pairs] == ["2", "10", "deep/2"]
+    assert [p.relative_to(folder).as_posix() for p in found.lone_masks] == ["m/deep/3.png", "m/other.png"]
+    assert "sub-folders" in found.how
+
+
+def test_matching_nothing_gives_no_pairs(folder):
+    touch("i/a.jpg", "m/b.png")
+    found = match_files(["i"], ["m"])
+    assert (found.pairs, len(found.lone_images), len(found.lone_masks)) == ([], 1, 1)
+
+
 def test_one_file_on_both_sides_is_an_error(folder):
     touch("all/a.png", "all/a_mask.png")
     with pytest.raises(ValueError, match=r"both match .*a_mask\.png"):
@@ -172,6 +194,11 @@ def test_split_is_fixed_by_ids_not_by_order(names, fraction, seed):
 
     shuffled = random.Random(0).sample(pairs, len(pairs))
     assert {p.sample_id for p in split_pairs(shuffled, fraction, seed)[1]} == {p.sample_id for p in val}
+
+
+def test_names_that_are_not_utf8_can_be_split():
+    names = [os.fsdecode(b"caf\xe9"), "a", "b", "c"]
+    assert len(split_pairs(pairs_named(names), 0.5, seed=0)[0]) == 2
 
 
 def test_split_depends_on_the_seed_and_checks_its_input():

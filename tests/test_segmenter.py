@@ -116,7 +116,7 @@ def test_estimated_memory_is_what_a_real_step_keeps(backbones, head, name):
     activations = sum(storage.nbytes() for storage in kept.values())
     trained = sum(p.numel() for p in segmenter.parameters()) - sum(p.numel() for p in segmenter.backbone.parameters())
     frozen = 4 * sum(p.numel() for p in segmenter.backbone.parameters())
-    estimate = estimated_memory_bytes(segmenter, 96, 2)
+    estimate = estimated_memory_bytes(segmenter.backbone, segmenter.spec, 96, 2)
     assert estimate - 16 * trained - frozen == pytest.approx(activations, rel=0.05)
 
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+from checkpoint import checksum, read_checkpoint
 from data.demo_set import DEMO_CLASSES, make_demo_set
 from training.arguments import parse_training_arguments
 from training.errors import report_mistakes
@@ -44,19 +46,50 @@ def train_here(head: str, checkpoint_dir: Path, *more: str) -> int:
     return report_mistakes(lambda: run_training(args))
 
 
-def run_script(head: str, checkpoint_dir: Path, *more: str, processes: int = 1) -> subprocess.CompletedProcess:
-    """As a person does, from another folder; with several CPU processes through torchrun."""
+def run_script(head: str, checkpoint_dir: Path, *more: str, **options) -> subprocess.CompletedProcess:
+    """As a person does, from another folder; options of start_script."""
+    process = start_script(head, checkpoint_dir, *more, **options)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start_script(
+    head: str, checkpoint_dir: Path, *more: str, processes: int = 1, largest_file_bytes: int | None = None
+) -> subprocess.Popen:
+    """In a process group of its own; several CPU processes through torchrun."""
     script = ROOT / "demo" / f"train_{head}_head.py"
     launcher = [sys.executable]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
-    command = [*launcher, str(script), *words(head, checkpoint_dir, *more)]
-    folder = checkpoint_dir.parent
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, resource.RLIM_INFINITY))
+
+    return subprocess.Popen(
+        [*launcher, str(script), *words(head, checkpoint_dir, *more)],
+        cwd=checkpoint_dir.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=limit_files if largest_file_bytes else None,
+    )
 
 
 def metrics(folder: Path, prefix: str = "", split: str | None = None) -> list[dict]:
     lines = [json.loads(line) for line in (folder / f"{prefix}metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if split in (None, line["split"])]
+
+
+def assert_same_state(first: Path, second: Path) -> None:
+    """Two checkpoints say the same of weights, optimizer, progress and pending log, bit for bit."""
+    a, b = read_checkpoint(first), read_checkpoint(second)
+    for key in ("model", "optimizer", "progress", "log", "class_names", "labels", "backbone"):
+        assert checksum(a[key]) == checksum(b[key]), key
+
+
+def log_without_speed(folder: Path, prefix: str = "") -> list[dict]:
+    return [{k: v for k, v in line.items() if k != "images_per_s"} for line in metrics(folder, prefix)]

@@ -6,6 +6,12 @@ from collections.abc import Sequence
 
 from backbones.names import ATTENTION_BACKENDS, BACKBONES
 from training.config_file import apply_config_file
+from training.data_arguments import (
+    add_held_out_arguments,
+    add_label_arguments,
+    add_pair_arguments,
+    check_data_arguments,
+)
 from training.head_arguments import HEADS
 
 MANY = math.inf
@@ -15,9 +21,8 @@ RANGES = {
     **dict.fromkeys(("lr", "weight_decay", "warmup_epochs", "max_grad_norm", "num_workers"), (0, MANY)),
     **dict.fromkeys(("class_weight", "mask_weight", "dice_weight", "no_object_weight"), (0, MANY)),
     **dict.fromkeys(("drop_path", "dropout"), (0, 0.99)),
+    "keep_last": (0, MANY),
     "importance_ratio": (0, 1),
-    "num_classes": (1, 255),  # 255 marks unlabelled pixels
-    "ignore_index": (0, 65535),
 }
 """Least and greatest value of a flag, where the head has it."""
 
@@ -31,7 +36,10 @@ def parse_training_arguments(head: str, argv: Sequence[str]) -> argparse.Namespa
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    add_data_arguments(parser.add_argument_group("data"))
+    data = parser.add_argument_group("data")
+    add_pair_arguments(data)
+    add_label_arguments(data)
+    add_picture_arguments(data)
     add_model_arguments(parser.add_argument_group("backbone and adapter"))
     HEADS[head].add_arguments(parser.add_argument_group("head and loss"))
     add_training_arguments(parser.add_argument_group("training"))
@@ -56,14 +64,7 @@ def hyphenate(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def add_data_arguments(group) -> None:
-    paths = {"nargs": "+", "metavar": "GLOB"}
-    group.add_argument("--image-paths", required=True, help="pictures: quoted globs or files", **paths)
-    group.add_argument("--mask-paths", required=True, help="masks of class ids with the pictures' names", **paths)
-    group.add_argument("--num-classes", type=int, default=150, help="classes, the background among them")
-    group.add_argument("--class-names", nargs="+", default=None, metavar="NAME", help="names, or one text file of them")
-    group.add_argument("--reduce-zero-label", action="store_true", help="0 means unlabelled, classes count from 1")
-    group.add_argument("--ignore-index", type=int, default=255, help="mask value of unlabelled pixels")
+def add_picture_arguments(group) -> None:
     group.add_argument("--image-size", type=int, default=512, help="side in pixels for training, a multiple of 32")
     group.add_argument("--scale-range", type=float, nargs=2, default=(0.5, 2.0), metavar=("LOW", "HIGH"), help="random")
     group.add_argument("--no-random-scale", action="store_true", help="no random scale")
@@ -72,6 +73,9 @@ def add_data_arguments(group) -> None:
     group.add_argument("--no-color-jitter", action="store_true", help="no changes of brightness, contrast, colour")
     group.add_argument("--no-augmentation", action="store_true", help="all four off: a plain resize")
     group.add_argument("--num-workers", type=int, default=4, help="processes that read pictures")
+    group.add_argument(
+        "--on-bad-sample", choices=("stop", "skip"), default="stop", help="what the check before the first step may do"
+    )
 
 
 def add_model_arguments(group) -> None:
@@ -101,11 +105,7 @@ def add_training_arguments(group) -> None:
 
 
 def add_validation_arguments(group) -> None:
-    group.add_argument("--validate", action="store_true", help="after epochs; on --val-… or on --val-fraction")
-    paths = {"nargs": "+", "default": None, "metavar": "GLOB"}
-    group.add_argument("--val-image-paths", help="pictures to validate on (implies --validate)", **paths)
-    group.add_argument("--val-mask-paths", help="their masks", **paths)
-    group.add_argument("--val-fraction", type=float, default=0.1, help="held out of the training data without --val-…")
+    add_held_out_arguments(group)
     group.add_argument("--val-interval", type=int, default=1, help="epochs between validations")
     group.add_argument("--eval-mode", choices=("whole", "slide"), default="whole", help="slide: overlapping windows")
     group.add_argument("--best-metric", choices=BEST_METRICS, default="loss", help="decides which epoch is the best")
@@ -113,11 +113,32 @@ def add_validation_arguments(group) -> None:
 
 def add_output_arguments(group) -> None:
     group.add_argument("--checkpoint-dir", default="./checkpoints", help="where everything goes")
-    group.add_argument("--resume-checkpoint", default="", metavar="FILE", help="go on from this checkpoint")
+    group.add_argument(
+        "--resume-checkpoint",
+        default="",
+        metavar="FILE|auto",
+        help="go on from it; auto: the newest in the folder",
+    )
     group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run of this head")
     group.add_argument("--save-interval", type=int, default=10, help="epochs between checkpoints")
+    group.add_argument(
+        "--checkpointing-steps",
+        type=epoch_or_steps,
+        default=None,
+        metavar="epoch|N",
+        help="a checkpoint after every epoch, or every N steps beside those of epochs",
+    )
+    group.add_argument("--keep-last", type=int, default=0, metavar="N", help="of epochs, and of steps (0 = all)")
     group.add_argument("--log-interval", type=int, default=10, help="steps between lines of metrics.jsonl")
     group.add_argument("--config", default=None, metavar="FILE.json", help="values for flags; the command line wins")
+
+
+def epoch_or_steps(word: str) -> str | int:
+    if word == "epoch":
+        return word
+    if not str(word).isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"expected epoch or a number of steps, not {word!r}")
+    return int(word)
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -135,13 +156,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.image_size < 32 or args.image_size % 32:
         nearest = max(32, round(args.image_size / 32) * 32)
         parser.error(f"--image-size {args.image_size}: must be a multiple of 32, {nearest} for example")
-    if not 0 < args.val_fraction < 1:
-        parser.error(f"--val-fraction {args.val_fraction}: must be between 0 and 1")
     if not 0 < args.scale_range[0] <= args.scale_range[1]:
         parser.error(f"--scale-range {args.scale_range[0]} {args.scale_range[1]}: expected 0 < LOW <= HIGH")
-    if bool(args.val_image_paths) != bool(args.val_mask_paths):
-        parser.error("--val-image-paths and --val-mask-paths go together")
-    args.validate = args.validate or bool(args.val_image_paths)
+    check_data_arguments(parser, args)
 
 
 def flag_of(name: str) -> str:

@@ -55,7 +55,7 @@ def convert(parser: argparse.ArgumentParser, path: str, action: argparse.Action,
         parser.error(f"--config {path}: {action.dest} takes {action.nargs} values, not {len(words)}")
     try:
         converted = [action.type(word) if action.type else str(word) for word in words]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, argparse.ArgumentTypeError):
         parser.error(f"--config {path}: {action.dest} cannot be {value!r}")
     if action.choices is not None and not set(converted) <= set(action.choices):
         parser.error(f"--config {path}: {action.dest} must be one of {', '.join(action.choices)}, not {value!r}")

@@ -1,11 +1,9 @@
-"""Where a run keeps its files, and how they are written: whole, or not at all."""
+"""Where a run keeps its files."""
 
-import json
 import os
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 from training.head_arguments import HEADS
 
@@ -38,6 +36,10 @@ class RunFiles:
         return self.folder / f"{self.prefix}pictures"
 
     @property
+    def lock(self) -> Path:
+        return self.folder / f".{self.prefix}lock"
+
+    @property
     def best_folder(self) -> Path:
         return self.folder / f"{self.prefix}best_model"
 
@@ -48,37 +50,47 @@ class RunFiles:
     def best(self, epoch: int) -> Path:
         return self.best_folder / f"{self.prefix}checkpoint_epoch_{epoch}.pth"
 
+    def step(self, step: int) -> Path:
+        """Checkpoint from the middle of an epoch, after this many steps in all."""
+        return self.folder / f"{self.prefix}checkpoint_step_{step}.pth"
+
+    def replay(self, step: int) -> Path:
+        """State and batch of a step whose numbers were not finite."""
+        return self.folder / f"{self.prefix}nonfinite_step_{step}.pth"
+
+    def of_kind(self, kind: str) -> list[Path]:
+        """Checkpoints in the folder, the best left out; kind: "epoch" or "step". Oldest first, by their number."""
+        found = self.folder.glob(f"{self.prefix}checkpoint_{kind}_*.pth")
+        return sorted((p for p in found if number_of(p) is not None), key=number_of)
+
+    def best_ones(self) -> list[Path]:
+        """One, but for the moment in which a new one takes its place."""
+        return [p for p in self.best_folder.glob(f"{self.prefix}checkpoint_*.pth") if number_of(p) is not None]
+
     def checkpoints(self) -> list[Path]:
         """All of this head in the folder, the best among them. A run without one has nothing to lose."""
-        name = f"{self.prefix}checkpoint_epoch_*.pth"
-        return [*self.folder.glob(name), *self.best_folder.glob(name)]
+        return [*self.of_kind("epoch"), *self.of_kind("step"), *self.best_ones()]
+
+    def remove_leftovers(self) -> None:
+        """Temporary files of processes that were killed while they wrote."""
+        for folder in (self.folder, self.best_folder, self.pictures):
+            for path in folder.glob(f"{self.prefix}*.tmp") if folder == self.folder else folder.glob("*.tmp"):
+                process = re.search(r"\.(\d+)\.tmp$", path.name)
+                if process and not is_running(int(process[1])):
+                    path.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """`write` fills a temporary file, which then takes the place of `path`: a reader sees the old file or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def number_of(path: Path) -> int | None:
+    """Epoch or step in the name of a checkpoint."""
+    number = re.search(r"_(\d+)\.pth$", path.name)
+    return int(number[1]) if number else None
+
+
+def is_running(process: int) -> bool:
     try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def link_atomically(source: Path, path: Path) -> None:
-    """`path` becomes the same file as `source`, or a copy where the file system has no links."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        os.link(source, temporary)
-    except OSError:
-        write_atomically(path, lambda file: file.write(source.read_bytes()))
-    else:
-        os.replace(temporary, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

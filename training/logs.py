@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections import defaultdict
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,27 +13,40 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training.files import RunFiles, write_atomically
+from training.files import RunFiles
+from training.progress import Progress
+from training.writing import append_line, write_atomically
+
+NAMES_SHOWN = 8
 
 
 class RunLog:
     """Only the first process writes. A terminal gets a bar, a log file gets a line every `interval` steps."""
 
-    def __init__(self, files: RunFiles, total_steps: int, first_step: int, interval: int, is_main: bool):
+    def __init__(self, files: RunFiles, total_steps: int, progress: Progress, interval: int, is_main: bool):
+        """progress: where the run goes on; what an earlier process logged after that is taken out."""
         self.files, self.interval, self.is_main = files, interval, is_main
-        self.total_steps, self.first_step = total_steps, first_step
+        self.total_steps, self.first_step = total_steps, progress.step
         self._sums: dict[str, float] = defaultdict(float)
         self._count = self._images = 0
         self._window_start = self._start = time.perf_counter()
         if not is_main:
             return
         files.folder.mkdir(parents=True, exist_ok=True)
-        drop_lines_after(files, first_step)
-        self.tensorboard = SummaryWriter(files.tensorboard, purge_step=first_step + 1)
+        drop_later_lines(files, progress)
+        self.tensorboard = SummaryWriter(files.tensorboard, purge_step=self.first_step + 1)
         self.on_terminal = sys.stderr.isatty()
         self.bar = tqdm(
-            total=total_steps, initial=first_step, unit="step", disable=not self.on_terminal, dynamic_ncols=True
+            total=total_steps, initial=self.first_step, unit="step", disable=not self.on_terminal, dynamic_ncols=True
         )
+
+    def pending(self) -> dict[str, Any]:
+        """What the next line adds up so far; a checkpoint holds it, so that a resumed run writes the same line."""
+        return {"sums": dict(self._sums), "count": self._count}
+
+    def restore(self, pending: dict[str, Any]) -> None:
+        self._sums.update(pending["sums"])
+        self._count = pending["count"]
 
     def step(self, epoch: int, step: int, losses: dict[str, float], lr: float, num_images: int) -> None:
         """epoch: the running one, counted from 1; step: finished steps; num_images: of this step, all processes."""
@@ -45,6 +59,9 @@ class RunLog:
         self.bar.update(1)
         if step % self.interval and step != self.total_steps:
             return
+        self._write_means(epoch, step, lr)
+
+    def _write_means(self, epoch: int, step: int, lr: float) -> None:
         now = time.perf_counter()
         means = {name: value / self._count for name, value in self._sums.items()}
         rate = self._images / (now - self._window_start)
@@ -61,13 +78,29 @@ class RunLog:
         self._count = self._images = 0
         self._window_start = now
 
+    def bad_step(self, epoch: int, step: int, reason: str, sample_ids: list[str]) -> None:
+        """A step that was left out because its numbers were not finite."""
+        if self.is_main:
+            self.bar.update(1)
+            shown = ", ".join(sample_ids[:NAMES_SHOWN]) + (" ..." if len(sample_ids) > NAMES_SHOWN else "")
+            self.say(f"epoch {epoch}  step {step} left out: {reason}; pictures: {shown}")
+            line = {"epoch": epoch, "step": step, "split": "bad_step", "reason": reason, "sample_ids": sample_ids}
+            self._write(line)
+
+    def broken_sample(self, epoch: int, step: int, text: str) -> None:
+        """A file that could be read before and cannot now; in training another sample took its place."""
+        if self.is_main:
+            self.say(f"epoch {epoch}  step {step}  sample passed over: {text}")
+            self._write({"epoch": epoch, "step": step, "split": "broken_sample", "reason": text})
+
     def validation(self, epoch: int, step: int, metrics: dict[str, Any], sheet: Image.Image | None) -> None:
         """metrics: of the split "val"; sheet: pictures of predictions beside the truth."""
         if not self.is_main:
             return
         self._write({"epoch": epoch, "step": step, "split": "val", **metrics})
         if sheet is not None:
-            self.tensorboard.add_image("val/predictions", np.asarray(sheet), step, dataformats="HWC")
+            with suppress(OSError):
+                self.tensorboard.add_image("val/predictions", np.asarray(sheet), step, dataformats="HWC")
         numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
         self.say(f"epoch {epoch}  validation  " + "  ".join(f"{k} {v:.4f}" for k, v in numbers.items()))
         self._window_start = time.perf_counter()  # validation is not training time
@@ -79,14 +112,15 @@ class RunLog:
     def close(self) -> None:
         if self.is_main:
             self.bar.close()
-            self.tensorboard.close()
+            with suppress(OSError):
+                self.tensorboard.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        with open(self.files.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(without_nan(line)) + "\n")
-        for name, value in line.items():
-            if isinstance(value, float):
-                self.tensorboard.add_scalar(f"{line['split']}/{name}", value, line["step"])
+        append_line(self.files.metrics, json.dumps(without_nan(line)))
+        with suppress(OSError):  # the curves are a convenience: a full disk that spares metrics.jsonl ends no run
+            for name, value in line.items():
+                if isinstance(value, float):
+                    self.tensorboard.add_scalar(f"{line['split']}/{name}", value, line["step"])
 
 
 def without_nan(value: Any) -> Any:
@@ -98,15 +132,18 @@ def without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def drop_lines_after(files: RunFiles, step: int) -> None:
+def drop_later_lines(files: RunFiles, progress: Progress) -> None:
     """On resuming: what the broken run logged past its checkpoint happens again, and is logged again."""
     if not files.metrics.exists():
         return
     kept = []
-    for line in files.metrics.read_text(encoding="utf-8").splitlines():
+    for text in files.metrics.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
+            line = json.loads(text)
         except ValueError:  # the last line of a killed run may be half written
             continue
+        last_epoch = progress.epoch - int(progress.validation_due)  # the last one whose validation is done
+        is_repeated = line["split"] == "val" and line["epoch"] > last_epoch
+        if line["step"] <= progress.step and not is_repeated:
+            kept.append(text + "\n")
     write_atomically(files.metrics, lambda file: file.write("".join(kept).encode()))

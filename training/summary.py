@@ -2,8 +2,8 @@
 
 import argparse
 import platform
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import timm
@@ -11,31 +11,36 @@ import torch
 import torchvision
 from accelerate import Accelerator
 
-from data.pairs import Pair
 from segmenter import Segmenter
-from training.checkpoints import Progress
+from training.data_setup import TrainingData
 from training.files import RunFiles
-from training.loop import LoopSettings
 from training.memory import count_parameters, estimated_memory_bytes
+from training.parts import LoopSettings
+from training.progress import Progress
+from training.resuming import Resumed
 
 
 def summary(
     args: argparse.Namespace,
     settings: LoopSettings,
     segmenter: Segmenter,
-    train_pairs: list[Pair],
-    val_pairs: list[Pair],
+    data: TrainingData,
     accelerator: Accelerator,
     progress: Progress,
+    resumed: Resumed | None,
+    changed: list[str],
 ) -> str:
+    """changed: flags that are others than in the run resumed."""
     backbone = segmenter.backbone
     bf16 = accelerator.mixed_precision == "bf16"
-    memory = estimated_memory_bytes(segmenter, args.image_size, args.batch_size)
+    memory = estimated_memory_bytes(backbone, segmenter.spec, args.image_size, args.batch_size)
+    num_classes = len(data.class_names)
     effective = args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     held_out = "" if args.val_image_paths else f" (held out of the training data, seed {args.seed})"
     rows = [
-        ("data", f"{len(train_pairs)} pictures to train on, {args.num_classes} classes, {args.image_size} px"),
-        ("validation", f"{len(val_pairs)} pictures{held_out}" if val_pairs else "none (--validate turns it on)"),
+        ("data", f"{len(data.train)} pictures to train on, {num_classes} classes, {args.image_size} px"),
+        *[("labels", line) for line in data.reader.labels.describe(data.class_names)],
+        ("validation", f"{len(data.val)} pictures{held_out}" if data.val else "none (--validate turns it on)"),
         ("backbone", f"{backbone.name}, weights {backbone.weights}, {millions(count_parameters(backbone))} frozen"),
         ("adapter", f"{segmenter.spec.adapter}, {millions(count_parameters(segmenter.adapter))} trainable"),
         ("head", f"{args.head}, width {args.hidden_dim}, {millions(count_parameters(segmenter.head))} trainable"),
@@ -53,25 +58,22 @@ def summary(
         ),
         ("output", f"{Path(args.checkpoint_dir)}"),
     ]
-    if progress.step:
-        rows.append(("resumed", f"{args.resume_checkpoint}: {progress.epoch} epochs, {progress.step} steps done"))
+    if resumed:
+        rows.append(("resumed", f"{resumed.path}: {progress.epoch} epochs, {progress.step} steps done"))
+        rows += [("changed", change) for change in changed]
     if settings.warmup_steps == settings.total_steps:
         rows.append(("note", "--warmup-epochs covers the whole run: the learning rate only rises"))
-    if args.best_metric != "loss" and not val_pairs:
+    if args.best_metric != "loss" and not data.val:
         rows.append(("note", f"--best-metric {args.best_metric} needs --validate: no best checkpoint will be kept"))
     return table(rows)
 
 
-def run_record(args, segmenter: Segmenter, class_names: list[str], train_pairs: list, val_pairs: list) -> dict:
-    """run.json: enough to know later what this was."""
-    backbone = segmenter.backbone
+def run_record(about: dict[str, Any], data: TrainingData) -> dict[str, Any]:
+    """run.json: enough to know later what this was. about: what the checkpoints say too."""
     return {
-        "arguments": vars(args),
-        "class_names": class_names,
-        "backbone": {"name": backbone.name, "weights": backbone.weights, "fingerprint": backbone.fingerprint},
-        "spec": asdict(segmenter.spec),
-        "train_pictures": len(train_pairs),
-        "val_pictures": len(val_pairs),
+        **about,
+        "train_pictures": len(data.train),
+        "val_pictures": len(data.val),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -1,0 +1,172 @@
+"""Findings about what masks hold: values that are no class, colours, and values that mean something else."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from data.checks.finding import VALUES_SHOWN, CheckedSample, Finding, counted, values_text
+from data.labels import NUM_IDS, LabelRule
+from structures import IGNORE_INDEX
+
+MOST_COLORS = 255
+PASTED_COLORS = 40
+GREY_MODES = ("1", "L")
+
+
+def value_findings(samples: Sequence[CheckedSample], labels: LabelRule) -> Iterator[Finding]:
+    yield from _foreground_ignored(samples, labels)
+    yield from _unknown_values(samples, labels)
+    yield from _unknown_colors(samples)
+    yield from _colors_without_palette(samples)
+    yield from _many_values(samples)
+
+
+def _foreground_ignored(samples: Sequence[CheckedSample], labels: LabelRule) -> Iterator[Finding]:
+    values = _value_pixels(samples)
+    if labels.label_map or labels.palette:
+        return
+    if set(values) == {0, IGNORE_INDEX} and labels.ignore_index == IGNORE_INDEX:
+        share = values[IGNORE_INDEX] / values.total()
+        yield Finding(
+            "error" if labels.num_classes > 1 else "warning",  # one class, the rest unlabelled: odd, but can be meant
+            "foreground-ignored",
+            f"All masks hold 0 and 255 only, and 255 means unlabelled: the foreground, {share:.1%} of all pixels, "
+            "would count for nothing.",
+            f"Write this into a file and pass it as --label-map FILE.json: {_binary_map(IGNORE_INDEX)}",
+        )
+
+
+def _unknown_values(samples: Sequence[CheckedSample], labels: LabelRule) -> Iterator[Finding]:
+    wrong = _by_mask(s for s in samples if s.strange and not s.mask.is_color)
+    if not wrong:
+        return
+    strange: Counter[int] = Counter()
+    for sample in wrong:
+        strange.update(sample.strange)
+    yield Finding(
+        "error",
+        "unknown-values",
+        f"{counted(len(wrong), 'mask')} {'holds' if len(wrong) == 1 else 'hold'} values that are neither a class nor "
+        f"unlabelled: {values_text(strange, are_colors=False)}; {_allowed(labels)}.",
+        _remedy_for_values(sorted(strange), _value_pixels(samples), labels),
+        [f"{s.pair.mask}: {values_text(s.strange, are_colors=False)}" for s in wrong],
+        per_sample=True,
+    )
+
+
+def _remedy_for_values(strange: list[int], used: Counter[int], labels: LabelRule) -> str:
+    """strange: the values that are no class; used: the pixels of all values in all masks."""
+    if labels.label_map:
+        return 'Name them in the file of --label-map, in a class or under "ignore", or write "ignore": "rest" there.'
+    if len(used) == 2 and used.keys() == {0, *strange} and strange[0] > 1:
+        return f"Write this into a file and pass it as --label-map FILE.json: {_binary_map(strange[0])}"
+    if strange[0] < 0 or strange[-1] >= NUM_IDS:
+        return f"Save the masks with ids from 0 to {NUM_IDS - 1}."
+    largest = max(value for value in used if value != labels.ignore_index)
+    count = largest + 1 - labels.reduce_zero_label
+    ways = []
+    if count <= IGNORE_INDEX:
+        if not labels.reduce_zero_label and (strange == [labels.num_classes] or 0 not in used):
+            why = "if 0 marks unlabelled pixels" if 0 in used else "for 0 never occurs: ids seem to count from one"
+            ways.append(f"pass --reduce-zero-label --num-classes {largest}, {why}")
+        ways.append(f"pass --num-classes {count} if these are classes")
+    if len(strange) == 1 and labels.ignore_index not in used:
+        way = f"pass --ignore-index {strange[0]} if it marks unlabelled pixels"
+        ways.insert(0 if strange[0] - 1 not in used else len(ways), way)  # a class seldom lies far from the others
+    ways.append("say with --label-map FILE.json which class each value is")
+    text = "; or ".join(ways)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _unknown_colors(samples: Sequence[CheckedSample]) -> Iterator[Finding]:
+    wrong = _by_mask(s for s in samples if s.strange and s.mask.is_color)
+    if not wrong:
+        return
+    strange: Counter[int] = Counter()
+    for sample in wrong:
+        strange.update(sample.strange)
+    remedy = (
+        'Add them to the file of --palette (and, with --label-map, to a class or to "ignore"); where they are blends '
+        "at the edges of things, save the masks without smoothing (anti-aliasing)."
+    )
+    if all(sample.mask.mode in GREY_MODES for sample in wrong):
+        remedy = "These masks are grey and seem to hold class ids: leave --palette out."
+    yield Finding(
+        "error",
+        "unknown-colors",
+        f"{counted(len(wrong), 'mask')} {'holds' if len(wrong) == 1 else 'hold'} colours that are not in the "
+        f"palette: {values_text(strange, are_colors=True)}.",
+        remedy,
+        [f"{s.pair.mask}: {values_text(s.strange, are_colors=True)}" for s in wrong],
+        per_sample=True,
+    )
+
+
+def _colors_without_palette(samples: Sequence[CheckedSample]) -> Iterator[Finding]:
+    colored = _by_mask(s for s in samples if s.unexplained_colors)
+    if not colored:
+        return
+    colors: Counter[int] = Counter()
+    for sample in _by_mask(samples):
+        if sample.mask.is_color:
+            colors.update(sample.mask.counts)
+        elif sample.mask.mode in ("RGB", "RGBA"):  # a mask of the same kind, where all colours happen to be grey
+            colors.update({value * 0x010101: pixels for value, pixels in sample.mask.counts.items()})
+    lines = [
+        f"{color >> 16} {color >> 8 & 255} {color & 255} class_{k}"
+        for k, (color, _) in enumerate(colors.most_common(PASTED_COLORS))
+    ]
+    more = [f"# and {len(colors) - PASTED_COLORS:,} more colours"] if len(colors) > PASTED_COLORS else []
+    remedy = "Pass --palette FILE, with a line for each colour and the name of its class:\n" + "\n".join(lines + more)
+    if len(colors) > MOST_COLORS:
+        remedy += "\nSo many colours are no classes: save the masks without smoothing (anti-aliasing)."
+    yield Finding(
+        "error",
+        "color-masks",
+        f"{counted(len(colored), 'mask')} {'holds' if len(colored) == 1 else 'hold'} colours instead of class ids, "
+        "and there is no palette that says which class each colour is.",
+        remedy,
+        [f"{s.pair.mask}: {counted(s.mask.num_values, 'colour')}" for s in colored],
+        per_sample=True,
+    )
+
+
+def _many_values(samples: Sequence[CheckedSample]) -> Iterator[Finding]:
+    many = _by_mask(s for s in samples if s.mask.num_values > len(s.mask.counts) and not s.mask.is_color)
+    if many:
+        yield Finding(
+            "warning",
+            "many-values",
+            f"{counted(len(many), 'mask')} {'holds' if len(many) == 1 else 'hold'} very many different values, of "
+            "which only the most frequent were checked.",
+            "Look whether they are masks of classes, and not of single objects or of depth.",
+            [f"{s.pair.mask}: {s.mask.num_values:,} values" for s in many],
+        )
+
+
+def _by_mask(samples: Iterable[CheckedSample]) -> list[CheckedSample]:
+    """One sample a mask: a file may be in the training and in the validation set."""
+    return list({sample.pair.mask: sample for sample in samples}.values())
+
+
+def _value_pixels(samples: Sequence[CheckedSample]) -> Counter[int]:
+    """Pixels of every stored id, over all masks that hold ids."""
+    pixels: Counter[int] = Counter()
+    for sample in _by_mask(samples):
+        if not sample.mask.is_color:
+            pixels.update(sample.mask.counts)
+    return pixels
+
+
+def _allowed(labels: LabelRule) -> str:
+    if labels.label_map:
+        ids = sorted({value for ids in labels.label_map for value in ids} | {labels.ignore_index, *labels.dropped})
+        more = f" and {len(ids) - 2 * VALUES_SHOWN} more" if len(ids) > 2 * VALUES_SHOWN else ""
+        return f"the label map names {', '.join(map(str, ids[: 2 * VALUES_SHOWN]))}{more}"
+    first, last = labels.stored_value(0), labels.stored_value(labels.num_classes - 1)
+    unlabelled = f"{'0 and ' if labels.reduce_zero_label else ''}{labels.ignore_index}"
+    return f"--num-classes {labels.num_classes} allows {first} to {last}, and {unlabelled} for unlabelled pixels"
+
+
+def _binary_map(foreground: int) -> str:
+    return json.dumps({"classes": {"background": 0, "foreground": foreground}})

@@ -1,0 +1,76 @@
+"""Finds the files that globs, folders and file names on the command line mean."""
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+PICTURE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm"}
+
+
+def find_files(patterns: Sequence[str], flag: str) -> list[Path]:
+    """The files that the patterns name, each once, in natural order ("2" before "10").
+
+    A pattern is a glob (`**` goes through sub-folders), a folder (all pictures below it) or a file. A link to a file
+    that is gone counts as found: reading it will say so. Raises ValueError, naming the flag, where a pattern matches
+    nothing, and naming a folder that cannot be read.
+    """
+    found: set[Path] = set()
+    for pattern in patterns:
+        files = _expand(os.path.expanduser(pattern))
+        if not files:
+            raise ValueError(
+                f"{flag} '{pattern}' matches no file (looked from {Path.cwd()}): "
+                "check the path, and keep the quotes around a glob"
+            )
+        found.update(files)
+    if not found:
+        raise ValueError(f"{flag} is empty: give a quoted glob such as 'images/*.png', a folder, or files")
+    return sorted(found, key=_natural_order)
+
+
+def _expand(pattern: str) -> list[Path]:
+    if os.path.isdir(pattern):
+        names = [name for name in _below(pattern) if Path(name).suffix.lower() in PICTURE_EXTENSIONS]
+    else:
+        names = [pattern] if os.path.exists(pattern) else glob.glob(_glob_for(pattern), recursive=True)
+    return [Path(os.path.abspath(name)) for name in names if os.path.isfile(name) or _is_broken_link(name)]
+
+
+def _below(folder: str, above: tuple[Path, ...] = ()) -> Iterator[str]:
+    """All files below it, but for hidden ones. above: the folders on the way here, without links.
+
+    Links to folders are followed, yet not round in a circle, where glob would find every file many times.
+    """
+    real = Path(os.path.realpath(folder))
+    if any(passed.is_relative_to(real) for passed in above):
+        return
+    try:
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be read ({error.strerror}): check the rights to it") from error
+    for entry in entries:
+        if entry.is_dir():
+            yield from _below(entry.path, (*above, real))
+        else:
+            yield entry.path
+
+
+def _is_broken_link(name: str) -> bool:
+    return os.path.islink(name) and not os.path.exists(name)
+
+
+def _glob_for(pattern: str) -> str:
+    """Takes leading folders that exist as they are ("data [v1]"), and the extension in either case."""
+    literal, rest = Path(pattern).anchor, Path(pattern).relative_to(Path(pattern).anchor).parts
+    while rest and os.path.exists(os.path.join(literal, rest[0])):
+        literal, rest = os.path.join(literal, rest[0]), rest[1:]
+    stem, extension = os.path.splitext(os.path.join("", *rest))
+    if extension[1:].isalnum():
+        extension = "." + "".join(f"[{c.lower()}{c.upper()}]" for c in extension[1:])
+    return os.path.join(glob.escape(literal), stem + extension)
+
+
+def _natural_order(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), part) if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path))]

@@ -1,0 +1,50 @@
+"""Colours for classes, the same in every run. No torch: the dataset check draws with them too."""
+
+import colorsys
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+IGNORED_COLOR = (255, 255, 255)
+
+LEGEND_COLUMNS = 4
+LEGEND_LINE_PX = 18
+NAME_SHOWN = 28
+
+
+def class_colors(num_classes: int) -> np.ndarray:
+    """(K, 3) uint8, one colour a class, the same for every run: hues a golden ratio apart, three brightnesses.
+
+    Class 0, most often the background, is dark grey.
+    """
+    colors = [(60, 60, 60)]
+    for k in range(1, num_classes):
+        hue = (k * 0.618034) % 1
+        value = (1.0, 0.75, 0.5)[k % 3]
+        colors.append(tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.85, value)))
+    return np.array(colors[:num_classes], dtype=np.uint8)
+
+
+def color_table(num_classes: int) -> np.ndarray:
+    """(256, 3) uint8: the colour of every class id; ids that are no class, IGNORE_INDEX among them, are white."""
+    table = np.full((256, 3), IGNORED_COLOR, dtype=np.uint8)
+    table[:num_classes] = class_colors(num_classes)
+    return table
+
+
+def legend(entries: list[tuple[str, tuple[int, int, int]]], width: int) -> Image.Image:
+    """Names beside their colours, in columns."""
+    lines = -(-len(entries) // LEGEND_COLUMNS)
+    sheet = Image.new("RGB", (width, lines * LEGEND_LINE_PX), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (name, color) in enumerate(entries):
+        left = (i % LEGEND_COLUMNS) * (width // LEGEND_COLUMNS) + 2
+        top = (i // LEGEND_COLUMNS) * LEGEND_LINE_PX
+        draw.rectangle((left, top + 2, left + 12, top + 14), fill=color, outline="black")
+        draw.text((left + 18, top + 1), name[:NAME_SHOWN], fill="black", font=ImageFont.load_default(12))
+    return sheet
+
+
+def class_legend(class_names: list[str], width: int) -> Image.Image:
+    colors = class_colors(len(class_names)).tolist()
+    return legend([(name, tuple(color)) for name, color in zip(class_names, colors, strict=True)], width)

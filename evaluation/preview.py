@@ -1,0 +1,85 @@
+"""A sheet of pictures with their masks drawn over, to see whether labels lie where they should. No torch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from evaluation.colors import IGNORED_COLOR, color_table, legend
+from structures import IGNORE_INDEX
+
+MOST_SAMPLES = 16
+COLUMNS = 4
+TILE_PX = 256
+TITLE_PX = 16
+GAP_PX = 6
+NAME_SHOWN = 40
+MASK_OPACITY = 0.5
+HATCH_PX = 8
+"""Unlabelled pixels show the picture below white stripes, one every so many pixels."""
+
+Sample = tuple[np.ndarray, np.ndarray, str]
+"""A picture (H, W, 3) uint8, its class ids (H, W) with IGNORE_INDEX, and its name."""
+
+
+def preview(samples: Sequence[Sample], class_names: Sequence[str]) -> Image.Image:
+    """The first MOST_SAMPLES samples, and below them the colours of the classes that occur in them."""
+    assert samples
+    shown = samples[:MOST_SAMPLES]
+    columns = min(COLUMNS, len(shown))
+    width = max(columns * (TILE_PX + GAP_PX), 2 * TILE_PX)  # the legend needs some room
+    tiles = [_tile(*sample, len(class_names)) for sample in shown]
+    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
+    heights = [max(tile.height for tile in row) + GAP_PX for row in rows]
+    names = _legend(shown, class_names, width)
+    sheet = Image.new("RGB", (width, sum(heights) + names.height), "white")
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            sheet.paste(tile, (column * (TILE_PX + GAP_PX), top))
+        top += height
+    sheet.paste(names, (0, top))
+    return sheet
+
+
+def _tile(picture: np.ndarray, classes: np.ndarray, name: str, num_classes: int) -> Image.Image:
+    """The name above the picture with its mask."""
+    drawn = overlay(*_fitted(picture, classes), num_classes)
+    tile = Image.new("RGB", (TILE_PX, TITLE_PX + drawn.height), "white")
+    short = name if len(name) <= NAME_SHOWN else "..." + name[-(NAME_SHOWN - 3) :]
+    ImageDraw.Draw(tile).text((2, 1), short, fill="black", font=ImageFont.load_default(11))
+    tile.paste(drawn, (0, TITLE_PX))
+    return tile
+
+
+def overlay(picture: np.ndarray, classes: np.ndarray, num_classes: int) -> Image.Image:
+    """picture (H, W, 3) uint8 below classes (H, W): tinted, with black outlines between classes."""
+    height, width = classes.shape
+    tinted = (1 - MASK_OPACITY) * picture + MASK_OPACITY * color_table(num_classes)[classes]
+    ignored = classes == IGNORE_INDEX
+    stripes = (np.add.outer(np.arange(height), np.arange(width)) % HATCH_PX) < 2
+    tinted[ignored] = picture[ignored]
+    tinted[ignored & stripes] = IGNORED_COLOR
+    edges = np.zeros(classes.shape, bool)
+    edges[:, :-1] |= classes[:, :-1] != classes[:, 1:]
+    edges[:-1] |= classes[:-1] != classes[1:]
+    tinted[edges] = 0
+    return Image.fromarray(tinted.round().astype(np.uint8))
+
+
+def _fitted(picture: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both at the size at which they fill a tile; classes by the nearest pixel, so that none is mixed."""
+    height, width = classes.shape
+    scale = min(TILE_PX / width, TILE_PX / height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    mask = Image.fromarray(classes.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)), np.asarray(mask)
+
+
+def _legend(samples: Sequence[Sample], class_names: Sequence[str], width: int) -> Image.Image:
+    present = sorted(set().union(*(np.unique(classes).tolist() for _, classes, _ in samples)))
+    colors = color_table(len(class_names)).tolist()
+    entries = [(class_names[k], tuple(colors[k])) for k in present if k != IGNORE_INDEX]
+    if IGNORE_INDEX in present:
+        entries.append(("(no label: white stripes)", IGNORED_COLOR))
+    return legend(entries, width)

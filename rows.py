@@ -1,0 +1,40 @@
+"""Scores at the size of a large picture, a strip of rows at a time, so that they are never whole in memory.
+
+B batch, C channels, K classes, H W the wanted size, h w the size there is.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+STRIP_ELEMENTS = 2**24
+"""Values of a strip, 64 MiB of float32: 150 classes on a 12-megapixel picture would be 7 GB at once."""
+
+
+def strips(size_hw: tuple[int, int], channels: int) -> Iterator[slice]:
+    """Rows that cover [0, H), so many at a time that a strip of `channels` maps stays below STRIP_ELEMENTS."""
+    height, width = size_hw
+    count = max(1, STRIP_ELEMENTS // (channels * width))
+    for start in range(0, height, count):
+        yield slice(start, min(start + count, height))
+
+
+def resize_rows(maps: Tensor, size_hw: tuple[int, int], rows: slice | None = None) -> Tensor:
+    """Rows `rows` of the maps (B, C, h, w) resized to size_hw, bilinear: (B, C, rows, W); None = all rows."""
+    if rows is None:
+        return F.interpolate(maps, size=size_hw, mode="bilinear", align_corners=False)
+    height = maps.shape[-2]
+    wanted = torch.arange(rows.start, rows.stop, device=maps.device, dtype=torch.float32)
+    source = ((wanted + 0.5) * (height / size_hw[0]) - 0.5).clamp(min=0)
+    above = source.floor().long().clamp(max=height - 1)
+    below = (above + 1).clamp(max=height - 1)
+    share = (source - above)[:, None]
+    strip = torch.lerp(maps[:, :, above], maps[:, :, below], share.to(maps.dtype).expand(-1, maps.shape[-1]))
+    return F.interpolate(strip, size=(len(wanted), size_hw[1]), mode="bilinear", align_corners=False)
+
+
+def best_classes(scores_of_rows: Callable[[slice], Tensor], size_hw: tuple[int, int], num_classes: int) -> Tensor:
+    """scores_of_rows: rows -> (B, K, rows, W). Returns the class of the highest score, (B, H, W) uint8."""
+    return torch.cat([scores_of_rows(rows).argmax(1).byte() for rows in strips(size_hw, num_classes)], dim=1)

@@ -1,0 +1,48 @@
+"""A training that is killed and started again, over and over: run by test_crash_safety.py in a process of its own.
+
+Words: number of kills, longest life in seconds, then those of the training script. The imports, which take most of a
+start, are done once; each life is a forked process, begun as the training script begins.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+
+import torch
+from accelerate.state import AcceleratorState
+
+from training.arguments import parse_training_arguments
+from training.errors import report_mistakes
+from training.run import run_training
+
+
+def life(words: list[str]) -> int:
+    """One start of the training, in a child process; its id."""
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        args = parse_training_arguments("m2f", words)
+        os._exit(report_mistakes(lambda: run_training(args)))
+    return child
+
+
+def main() -> None:
+    kills, longest_s = int(sys.argv[1]), float(sys.argv[2])
+    words = sys.argv[3:]
+    draw = random.Random(0)
+    for _ in range(kills):
+        child = life(words)
+        time.sleep(draw.uniform(0.2, 1) * longest_s)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        print(json.dumps({"killed": os.WIFSIGNALED(status)}), flush=True)
+    _, status = os.waitpid(life(words), 0)
+    print(json.dumps({"exit_code": os.waitstatus_to_exitcode(status)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The files that say what stored values mean: palettes and label maps."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data.label_map import read_label_map
+from data.palette import read_palette
+
+
+def written(path: Path, content: object) -> str:
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return str(path)
+
+
+# The palette
+
+
+def test_all_forms_of_a_palette_say_the_same(tmp_path):
+    expected = [("Animal", 0x408040), ("Archway", 0xC00080), ("Void", 0)]
+    commented = "\ufeff# made by hand\n\n64, 128, 64, Animal\n192 0 128 Archway\n#000000 Void\n"
+    for content in (
+        "64 128 64\tAnimal\n192 0 128\tArchway\n0 0 0\tVoid",
+        commented,
+        {"Animal": [64, 128, 64], "Archway": "#C00080", "Void": [0, 0, 0]},
+    ):
+        assert read_palette(written(tmp_path / "palette", content)) == expected
+    unnamed = [(f"class {k}", color) for k, (_, color) in enumerate(expected)]
+    for content in ([[64, 128, 64], "#c00080", [0, 0, 0]], "64 128 64\n#c00080\n0,0,0\n"):
+        assert read_palette(written(tmp_path / "palette", content)) == unnamed
+    assert read_palette(written(tmp_path / "palette", "1 2 3 Lane markings, solid")) == [
+        ("Lane markings, solid", 0x010203)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds 0 colours, expected 1 to 255"),
+        ("{}", "holds 0 colours"),
+        ([f"#{k:06x}" for k in range(256)], "holds 256 colours"),
+        ("r g b name\n1 2 3 a", "line 1: 'r g b name': expected R G B and a name"),
+        ("# ok\n1 2 256 a", "line 2: .* is no colour: expected .* from 0 to 255"),
+        ("1 2 3 a\n#010203 b", "line 2: the colour #010203 is also that of line 1.*--label-map"),
+        ("1 2 3 a\n1 2 4 a", "line 2: the name 'a' occurs more than once"),
+        ({"a": [1, 2]}, r"'a': \[1, 2\] is no colour"),
+        ({"a": [1, 2, True]}, "'a': .* is no colour"),
+        ([[1, 2, 3], "red"], "entry 1: 'red' is no colour"),
+        ('{"a": "#000000", "a": "#000001"}', "'a' occurs more than once"),
+        ('{"a": ', "is no JSON"),
+    ],
+)
+def test_mistakes_in_a_palette_are_named(tmp_path, content, message):
+    with pytest.raises(ValueError, match=rf"^--palette .*p\.txt.*{message}"):
+        read_palette(written(tmp_path / "p.txt", content))
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"^--palette .*none\.txt: cannot be read \(No such file"):
+        read_palette(tmp_path / "none.txt")
+    with pytest.raises(ValueError, match=r"^--label-map .*: cannot be read \(Is a directory"):
+        read_label_map(tmp_path, None)
+    (tmp_path / "utf16.txt").write_bytes("1 2 3 a".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"utf16\.txt: expected a text file in UTF-8"):
+        read_palette(tmp_path / "utf16.txt")
+
+
+# The label map
+
+
+def test_a_label_map_merges_renames_orders_and_drops(tmp_path):
+    content = {"classes": {"person": 11, "road": [0, 1]}, "ignore": [30, 31]}
+    found = read_label_map(written(tmp_path / "map.json", content), None)
+    assert (found.names, found.ids) == (["person", "road"], ((11,), (0, 1)))
+    assert (found.dropped, found.drop_rest) == ((30, 31), False)
+    content = {"classes": {"all": ["Animal", 2]}, "ignore": "rest"}
+    found = read_label_map(written(tmp_path / "map.json", content), ["Void", "Animal", "Archway"])
+    assert (found.ids, found.dropped, found.drop_rest) == (((1, 2),), (), True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("road: 1", "is no JSON"),
+        ([1], 'expected "classes"'),
+        ({"ignore": []}, 'expected "classes"'),
+        ({"classes": {}}, "holds 0 classes, expected 1 to 255"),
+        ({"classes": {str(k): k for k in range(256)}}, "holds 256 classes"),
+        ({"classes": {"a": 1}, "ignored": [2]}, "'ignored' is not known"),
+        ({"classes": {" ": 1}}, "empty name"),
+        ({"classes": {"a": []}}, "'a' has no ids"),
+        ('{"classes": {"a": 1, "a": 2}}', "'a' occurs more than once"),
+        ({"classes": {"a": [1, 1]}}, "the id 1 is in 'a' and in 'a'"),
+        ({"classes": {"a": 1, "b": [2, 1]}}, "the id 1 is in 'a' and in 'b'"),
+        ({"classes": {"a": 1}, "ignore": 1}, "the id 1 is in 'a' and in 'ignore'"),
+        ({"classes": {"a": True}}, "'a': True is no id"),
+        ({"classes": {"a": 1.0}}, r"'a': 1\.0 is no id"),
+        ({"classes": {"a": -1}}, "'a': -1 is no id"),
+        ({"classes": {"a": 65536}}, "'a': 65536 is no id: .* 0 to 65535"),
+        ({"classes": {"a": None}}, "'a': None is no id"),
+        ({"classes": {"a": "Void"}}, "'Void' is a name: expected ids"),
+    ],
+)
+def test_mistakes_in_a_label_map_are_named(tmp_path, content, message):
+    with pytest.raises(ValueError, match=rf"^--label-map .*map\.json: .*{message}"):
+        read_label_map(written(tmp_path / "map.json", content), None)
+
+
+def test_names_and_ids_that_the_palette_lacks_are_refused(tmp_path):
+    path = written(tmp_path / "map.json", {"classes": {"a": "Anmial"}})
+    with pytest.raises(ValueError, match="'Anmial' is no name of the --palette: did you mean 'Animal'"):
+        read_label_map(path, ["Void", "Animal"])
+    path = written(tmp_path / "map.json", {"classes": {"a": 0}, "ignore": [2]})
+    with pytest.raises(ValueError, match=r'"ignore": the --palette has no id 2: its colours are 0 to 1'):
+        read_label_map(path, ["Void", "Animal"])

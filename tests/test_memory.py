@@ -1,0 +1,62 @@
+"""Out of memory: a message with the settings and the three flags that help most, in order of their effect."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from training_helpers import ROOT, drawn, train_here, words
+
+from segmenter import Segmenter
+from training.arguments import parse_training_arguments
+from training.memory import estimated_memory_bytes, out_of_memory_message, smaller_settings
+from training.model_setup import build_segmenter
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_out_of_memory_is_told_with_what_helps(tmp_path, monkeypatch, capsys, error):
+    def fail(self, outputs, targets):
+        raise error
+
+    monkeypatch.setattr(Segmenter, "loss", fail)
+    assert train_here("m2f", tmp_path / "run", *drawn(tmp_path / "data")) == 2
+    err = capsys.readouterr().err
+    assert "out of memory with --image-size 64 --batch-size 2 --hidden-dim 32 and the adapter dinov3" in err
+
+
+def test_the_three_flags_are_the_most_helpful_ones_and_in_order(tmp_path):
+    from accelerate import Accelerator
+
+    flags = [*drawn(tmp_path / "data"), "--image-size", "128", "--hidden-dim", "64", "--batch-size", "8"]
+    args = parse_training_arguments("upernet", words("upernet", tmp_path, *flags))
+    segmenter = build_segmenter(args, 5, Accelerator(cpu=True))
+    message = out_of_memory_message(args, segmenter)
+    lines = [line.strip() for line in message.splitlines()[1:]]
+    needs = {
+        flag: estimated_memory_bytes(segmenter.backbone, spec, size, batch)
+        for flag, spec, size, batch in smaller_settings(segmenter.spec, args)
+    }
+    order = sorted(needs, key=needs.get)
+    assert len(needs) == 4 and [line.rpartition(": ")[0] for line in lines] == order[:3]
+    now = estimated_memory_bytes(segmenter.backbone, segmenter.spec, 128, args.batch_size)
+    assert all(need < now for need in needs.values())
+    for flag in needs:  # they are flags of the script, as they stand there
+        assert parse_training_arguments("upernet", words("upernet", tmp_path, *flags, *flag.split()))
+
+
+def test_a_machine_that_has_not_enough_says_so(tmp_path):
+    """Really: the system refuses more than 4.5 GB of address space, of which the libraries alone take 3.5."""
+    sizes = ["--image-size", "512", "--batch-size", "16", "--max-steps", "1"]
+    command = [sys.executable, str(ROOT / "demo/train_upernet_head.py")]
+    done = subprocess.run(
+        [*command, *words("upernet", tmp_path / "run", *drawn(tmp_path / "data", train=16), *sizes)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (9 * 2**29, 9 * 2**29)),
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert "error: out of memory with --image-size 512 --batch-size 16" in done.stderr
+    assert not list(tmp_path.rglob("*.pth"))  # nothing was trained, nothing is saved
+    assert "--batch-size 8 --gradient-accumulation-steps 2" in done.stderr

@@ -1,0 +1,188 @@
+"""Resuming: the resumed run is the unbroken one, bit for bit; another run is refused; auto finds the newest."""
+
+import json
+import os
+
+import pytest
+import torch
+from training_helpers import assert_same_state, drawn, log_without_speed, metrics, train_here
+
+from checkpoint import read_checkpoint, sealed
+
+EXACT = ["--warmup-epochs", "1.5", "--drop-path", "0.3"]
+
+
+def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
+    """From the end of an epoch; with augmentation, stochastic depth and random points."""
+    data = drawn(tmp_path / "data", train=5)
+    options = ["--epochs", "4", "--save-interval", "2", "--log-interval", "1", *EXACT, *data]
+    assert train_here("m2f", tmp_path / "whole", *options) == 0
+    half = tmp_path / "whole" / "checkpoint_epoch_2.pth"
+    assert train_here("m2f", tmp_path / "resumed", *options, "--resume-checkpoint", str(half)) == 0
+    assert_same_state(tmp_path / "whole" / "checkpoint_epoch_4.pth", tmp_path / "resumed" / "checkpoint_epoch_4.pth")
+    expected = [line for line in log_without_speed(tmp_path / "whole") if line["epoch"] > 2]
+    assert log_without_speed(tmp_path / "resumed") == expected and len(expected) == 8  # 3 steps, a validation an epoch
+
+
+@pytest.mark.parametrize(("head", "step"), [("m2f", 1), ("m2f", 5), ("upernet", 3)])
+def test_a_run_resumed_in_the_middle_of_an_epoch_equals_an_unbroken_one(tmp_path, head, step):
+    """Also the lines of the log that add up steps before and after the break, and accumulated batches."""
+    data = drawn(tmp_path / "data", train=7)
+    prefix = "" if head == "m2f" else f"{head}_"
+    options = ["--epochs", "3", "--log-interval", "4", "--checkpointing-steps", "1", *EXACT, *data]
+    options += ["--gradient-accumulation-steps", "2", "--best-metric", "miou"]
+    assert train_here(head, tmp_path / "whole", *options) == 0  # two steps an epoch
+    start = tmp_path / "whole" / f"{prefix}checkpoint_step_{step}.pth"
+    assert read_checkpoint(start)["progress"]["samples"] == 4
+    assert train_here(head, tmp_path / "resumed", *options, "--resume-checkpoint", str(start)) == 0
+    last = f"{prefix}checkpoint_epoch_3.pth"
+    assert_same_state(tmp_path / "whole" / last, tmp_path / "resumed" / last)
+    whole = log_without_speed(tmp_path / "whole", prefix)
+    assert log_without_speed(tmp_path / "resumed", prefix) == [line for line in whole if line["step"] > step]
+
+
+def test_resuming_in_place_repeats_no_line_of_the_log(tmp_path):
+    data = drawn(tmp_path / "data")
+    options = ["--epochs", "3", "--save-interval", "1", "--log-interval", "1", *data]
+    assert train_here("upernet", tmp_path / "run", *options) == 0
+    before = log_without_speed(tmp_path / "run", "upernet_")
+    middle = tmp_path / "run" / "upernet_checkpoint_epoch_1.pth"
+    assert train_here("upernet", tmp_path / "run", *options, "--resume-checkpoint", str(middle)) == 0
+    assert log_without_speed(tmp_path / "run", "upernet_") == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (["--hidden-dim", "64"], "another head and adapter: {'hidden_dim': 32}, now {'hidden_dim': 64}"),
+        (["--dice-weight", "1"], "{'options': {'dice_weight': 0.0}}, now {'options': {'dice_weight': 1.0}}"),
+        (["--backbone", "vit_tiny_patch16_384"], "another backbone: vit_tiny_patch16_224, now vit_tiny_patch16_384"),
+        (["--class-names", *"abcde"], "another class names"),
+        (["--seed", "1"], "another seed: 0, now 1"),
+    ],
+)
+def test_resuming_another_run_is_refused(tmp_path, capsys, changed, message):
+    data = drawn(tmp_path / "data")
+    assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "1") == 0
+    capsys.readouterr()
+    checkpoint = str(tmp_path / "run" / "upernet_checkpoint_epoch_1.pth")
+    more = ["--max-steps", "2", "--resume-checkpoint", checkpoint, *changed]
+    assert train_here("upernet", tmp_path / "other", *data, *more) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_resuming_with_another_meaning_of_the_masks_is_refused(tmp_path, capsys):
+    """The same classes by name and number, but two of them have changed places in the masks."""
+    data = drawn(tmp_path / "data")
+    assert train_here("linear", tmp_path / "run", *data, "--max-steps", "1") == 0
+    swapped = {"class 0": 1, "class 1": 0, "class 2": 2, "class 3": 3, "class 4": 4}
+    (tmp_path / "map.json").write_text(json.dumps({"classes": swapped}))
+    more = ["--label-map", str(tmp_path / "map.json"), "--max-steps", "2", "--resume-checkpoint", "auto"]
+    assert train_here("linear", tmp_path / "run", *data, *more) == 2
+    assert "another meaning of mask values: {'label_map': []}, now {'label_map': [[1], [0]" in capsys.readouterr().err
+
+
+def test_resuming_on_other_weights_of_the_backbone_is_refused(tmp_path, capsys):
+    data = drawn(tmp_path / "data")
+    assert train_here("linear", tmp_path / "run", *data, "--max-steps", "1") == 0
+    path = tmp_path / "run" / "linear_checkpoint_epoch_1.pth"
+    state = read_checkpoint(path)
+    del state["format"], state["checksum"]
+    state["backbone"]["fingerprint"] = "0" * 16
+    torch.save(sealed(state), path)
+    assert train_here("linear", tmp_path / "run", *data, "--max-steps", "2", "--resume-checkpoint", str(path)) == 2
+    assert "another weights of the backbone: 0000000000000000, now" in capsys.readouterr().err
+
+
+def test_other_learning_rate_and_epochs_are_allowed_and_said(tmp_path, capsys):
+    data = drawn(tmp_path / "data")
+    assert train_here("linear", tmp_path / "run", *data, "--epochs", "1", "--lr", "1e-3") == 0
+    more = ["--epochs", "2", "--lr", "5e-4", "--resume-checkpoint", "auto"]
+    capsys.readouterr()
+    assert train_here("linear", tmp_path / "run", *data, *more) == 0
+    out = capsys.readouterr().out
+    assert "--epochs 1 -> 2" in out and "--lr 0.001 -> 0.0005" in out and out.count(" -> ") == 2
+    assert metrics(tmp_path / "run", "linear_", "train")[-1]["lr"] < 5e-4
+
+
+def test_more_steps_on_resuming_are_all_done(tmp_path, capsys):
+    """Also where the first run stopped in the middle of an epoch, and where an epoch now has more steps."""
+    data = drawn(tmp_path / "data", train=5)
+    run = tmp_path / "run"
+    assert train_here("upernet", run, *data, "--max-steps", "4") == 0  # three steps an epoch
+    last = str(run / "upernet_checkpoint_epoch_2.pth")
+    options = [*data, "--resume-checkpoint", last, "--batch-size", "1", "--log-interval", "1"]
+    assert train_here("upernet", run, *options, "--max-steps", "12") == 0
+    steps = [line["step"] for line in metrics(run, "upernet_", "train")]
+    assert steps[-1] == 12 and steps[-8:] == list(range(5, 13))
+    assert "upernet_checkpoint_epoch_4.pth" in capsys.readouterr().out
+    assert train_here("upernet", run, *options, "--max-steps", "4") == 2
+    assert "nothing is left to do" in capsys.readouterr().err
+
+
+def test_auto_takes_the_newest_valid_checkpoint(tmp_path, capsys):
+    """By the steps done, whatever the files' dates say; what is truncated or altered is passed over, and said."""
+    data = drawn(tmp_path / "data")
+    run = tmp_path / "run"
+    options = [*data, "--epochs", "3", "--save-interval", "1", "--checkpointing-steps", "1", "--keep-last", "0"]
+    assert train_here("linear", run, *options, "--resume-checkpoint", "auto") == 0  # nothing there yet: a new run
+    unbroken = tmp_path / "unbroken"
+    run.rename(unbroken)
+    run.mkdir()
+    names = ["linear_checkpoint_step_3.pth", "linear_checkpoint_epoch_2.pth", "linear_checkpoint_step_5.pth"]
+    for age, name in enumerate(names):
+        (run / name).write_bytes((unbroken / name).read_bytes())
+        os.utime(run / name, (1e9 - age, 1e9 - age))
+    altered = bytearray((run / names[2]).read_bytes())
+    altered[len(altered) // 2] ^= 1
+    (run / names[2]).write_bytes(altered)
+    (run / "linear_checkpoint_step_9.pth").write_bytes((unbroken / names[2]).read_bytes()[:-100])
+    capsys.readouterr()
+    assert train_here("linear", run, *options, "--resume-checkpoint", "auto") == 0
+    captured = capsys.readouterr()
+    assert f"{names[2]}: its content is not what was written" in captured.err
+    assert "linear_checkpoint_epoch_2.pth: 2 epochs, 4 steps done" in captured.out
+    assert_same_state(run / "linear_checkpoint_epoch_3.pth", unbroken / "linear_checkpoint_epoch_3.pth")
+
+
+def test_auto_ends_well_when_all_is_done_and_fails_when_nothing_can_be_used(tmp_path, capsys):
+    data = drawn(tmp_path / "data")
+    options = [*data, "--max-steps", "1", "--resume-checkpoint", "auto"]
+    assert train_here("linear", tmp_path / "run", *options) == 0
+    assert train_here("linear", tmp_path / "run", *options) == 0
+    assert "nothing is left to do" in capsys.readouterr().err
+    for path in (tmp_path / "run").rglob("*.pth"):
+        path.write_bytes(b"")
+    assert train_here("linear", tmp_path / "run", *options) == 2
+    assert "none of the 2 checkpoints" in capsys.readouterr().err
+
+
+def test_the_best_value_and_file_survive_resuming(tmp_path):
+    """An older checkpoint is resumed with a rate that spoils the model: the best one of before stays where it is."""
+    data = drawn(tmp_path / "data")
+    run = tmp_path / "run"
+    options = [*data, "--save-interval", "1", "--epochs", "3", "--no-augmentation"]
+    assert train_here("upernet", run, *options, "--lr", "1e-3") == 0
+    (best,) = (run / "upernet_best_model").iterdir()
+    before = read_checkpoint(best)["progress"]["best"]
+    first = str(run / "upernet_checkpoint_epoch_1.pth")
+    assert train_here("upernet", run, *options, "--lr", "3", "--resume-checkpoint", first) == 0
+    assert [p.name for p in (run / "upernet_best_model").iterdir()] == [best.name]
+    assert read_checkpoint(best)["progress"]["best"] == before
+    assert read_checkpoint(run / "upernet_checkpoint_epoch_3.pth")["progress"]["best"] == before
+
+
+def test_held_out_pictures_may_not_change_on_resuming(tmp_path, capsys):
+    """With more pictures the held-out share is drawn anew: trained ones could get into validation."""
+    drawn(tmp_path / "data", train=6)
+    images, masks = (f"{tmp_path}/data/{kind}/train/" for kind in ("images", "masks"))
+    options = ["--num-classes", "5", "--image-size", "64", "--resume-checkpoint", "auto", "--epochs", "2"]
+    few = ["--image-paths", images + "000[0-3].png", "--mask-paths", masks + "000[0-3].png", *options]
+    many = ["--image-paths", images + "*.png", "--mask-paths", masks + "*.png", *options]
+    assert train_here("linear", tmp_path / "held_out", *few, "--validate", "--max-steps", "1") == 0
+    assert train_here("linear", tmp_path / "held_out", *many, "--validate") == 2
+    err = capsys.readouterr().err
+    assert "the pictures are others than then (train 3 -> 5" in err and "held out" in err
+    assert train_here("linear", tmp_path / "all", *few, "--max-steps", "1") == 0
+    assert train_here("linear", tmp_path / "all", *many) == 0
+    assert "the pictures are others than in the run resumed: train 4 -> 6" in capsys.readouterr().err

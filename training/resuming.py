@@ -1,0 +1,133 @@
+"""Going on from a checkpoint: finding it, refusing what was another run, putting everything in place."""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch.optim import Optimizer
+
+from checkpoint import open_checkpoint, read_checkpoint
+from segmenter import Segmenter
+from training.files import RunFiles
+from training.progress import Progress
+
+AUTO = "auto"
+MAY_DIFFER_UNSAID = ("resume_checkpoint", "checkpoint_dir", "overwrite", "config", "num_workers", "weights", "head")
+
+
+@dataclass
+class Resumed:
+    """A checkpoint to go on from, read and verified."""
+
+    path: Path
+    state: dict[str, Any]
+
+
+def find_resumed(word: str, files: RunFiles) -> Resumed | None:
+    """word: of --resume-checkpoint: a file, "auto" for the newest valid checkpoint in the folder, or "".
+
+    None where a run begins: also with "auto" in a folder without a checkpoint. Raises ValueError where the file, or
+    with "auto" every file, cannot be used.
+    """
+    if not word:
+        return None
+    if word != AUTO:
+        return Resumed(Path(word), read_checkpoint(word))
+    found = files.checkpoints()
+    for path in newest_first(found):
+        try:
+            return Resumed(path, read_checkpoint(path))
+        except ValueError as error:
+            print(f"warning: {error}; going back to the one before", file=sys.stderr)
+    if found:
+        raise ValueError(
+            f"--resume-checkpoint auto: none of the {len(found)} checkpoints in {files.folder} can be used; start anew "
+            "with --overwrite, or in another --checkpoint-dir"
+        )
+    return None
+
+
+def newest_first(paths: list[Path]) -> list[Path]:
+    """By the steps that they say they have done, not by their dates, which copying changes. Says which are broken."""
+    ages = {}
+    for path in paths:
+        try:
+            progress = open_checkpoint(path)["progress"]
+        except ValueError as error:
+            print(f"warning: {error}", file=sys.stderr)
+        else:
+            ages[path] = (progress["step"], progress["epoch"], not progress["validation_due"])
+    return sorted(ages, key=ages.get, reverse=True)
+
+
+def check_identity(resumed: Resumed, about: dict[str, Any]) -> None:
+    """Raises ValueError, naming the difference, where the checkpoint is of another run."""
+    then = identity(resumed.state)
+    for what, value in identity(about).items():
+        if then[what] != value:
+            old, new = difference(then[what], value)
+            raise ValueError(
+                f"--resume-checkpoint {resumed.path}: was made with another {what}: {old}, now {new}. "
+                "Resume with the options of run.json beside it, or start anew in another --checkpoint-dir."
+            )
+
+
+def identity(about: dict[str, Any]) -> dict[str, Any]:
+    """What must not change between a run and its resumption, by the names that messages give it.
+
+    Where the backbone's weights were found may change, and the seed may not: it decides what is held out.
+    """
+    return {
+        "backbone": about["backbone"]["name"],
+        "weights of the backbone": about["backbone"]["fingerprint"],
+        "head and adapter": about["spec"],
+        "class names": about["class_names"],
+        "meaning of mask values": about["labels"],
+        "seed": about["seed"],
+    }
+
+
+def restore(resumed: Resumed, segmenter: Segmenter, optimizer: Optimizer, best_metric: str) -> Progress:
+    """Puts weights and optimizer in place."""
+    segmenter.load_trainable_state(resumed.state["model"])
+    weight_decays = [group["weight_decay"] for group in optimizer.param_groups]
+    optimizer.load_state_dict(resumed.state["optimizer"])
+    for group, weight_decay in zip(optimizer.param_groups, weight_decays, strict=True):
+        group["weight_decay"] = weight_decay  # like the learning rate, it may be changed on the way
+    progress = Progress(**resumed.state["progress"])
+    if progress.best_metric != best_metric:
+        best = progress.best if best_metric in progress.best else {}
+        progress = replace(progress, best_metric=best_metric, best=best)
+    return progress
+
+
+def adopt_best(files: RunFiles, progress: Progress, about: dict[str, Any]) -> None:
+    """Where an older checkpoint is resumed, the folder may hold a better model, from later: it stays the best."""
+    for path in files.best_ones():
+        try:
+            kept = Resumed(path, read_checkpoint(path))
+            check_identity(kept, about)
+        except ValueError:
+            continue
+        then = Progress(**kept.state["progress"])
+        if progress.best_metric in then.best and progress.improves(then.best):
+            progress.best, progress.best_epoch = then.best, then.best_epoch
+
+
+def changes(resumed: Resumed, arguments: dict[str, Any]) -> list[str]:
+    """What the command line says otherwise than it did then: "--lr 0.0001 -> 0.0002"."""
+    then = resumed.state["arguments"]
+    return [
+        f"--{name.replace('_', '-')} {then[name]} -> {value}"
+        for name, value in arguments.items()
+        if name in then and then[name] != value and name not in MAY_DIFFER_UNSAID
+    ]
+
+
+def difference(old: Any, new: Any) -> tuple[Any, Any]:
+    """Of two dictionaries only what differs, at every depth; of other values the values."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return old, new
+    changed = {k: difference(old.get(k), new.get(k)) for k in {**old, **new} if old.get(k) != new.get(k)}
+    return {k: a for k, (a, _) in changed.items()}, {k: b for k, (_, b) in changed.items()}

@@ -1,0 +1,104 @@
+"""One optimizer step, and what happens when its numbers are not finite: nothing is touched, and it is told."""
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from segmenter import Segmenter
+from structures import Batch, Target
+from training.parts import Run
+
+
+@dataclass
+class StepResult:
+    """losses: means over this process's pictures, "loss" their sum. stop_signal: of any process, 0 = none.
+
+    bad: what was not finite, "" when the step was taken; the sample ids are of all processes.
+    """
+
+    losses: dict[str, float]
+    stop_signal: int
+    bad: str
+    sample_ids: list[str]
+
+
+def train_step(run: Run, micro_batches: list[Batch], step: int) -> StepResult:
+    """One step on the mean over all pictures of the micro-batches.
+
+    What is random depends on seed, step and process alone, so that a resumed run draws the same. A step whose loss or
+    gradient is not finite, in any process, is not taken.
+    """
+    accelerator = run.accelerator
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    torch.manual_seed((run.settings.seed * 1_000_003 + step) * processes + rank)
+    statistics = [(b, b.clone()) for part in (run.segmenter.adapter, run.segmenter.head) for b in part.buffers()]
+    losses = backward(accelerator, run.segmenter, run.model, micro_batches)
+    # Without a limit the norm is needed all the same: it is one number that is finite when all gradients are.
+    norm = accelerator.clip_grad_norm_(run.model.parameters(), run.settings.max_grad_norm or math.inf)
+    numbers = {name: value.item() for name, value in losses.items()}
+    numbers["loss"] = sum(numbers.values())
+    bad = not_finite(numbers, float(norm))
+
+    stop_signal, is_bad_anywhere = largest_anywhere(accelerator, [run.stop.signum, int(bool(bad))])
+    sample_ids = [sample_id for batch in micro_batches for sample_id in batch.sample_ids]
+    if is_bad_anywhere:
+        for buffer, before in statistics:  # running means of batch norms would stay spoilt for ever
+            buffer.copy_(before)
+        sample_ids = gather_object(sample_ids)
+        bad = bad or "not finite in another process"
+    else:
+        run.is_updating = True
+        run.optimizer.step()
+        run.is_updating = False
+    run.optimizer.zero_grad(set_to_none=True)
+    return StepResult(numbers, stop_signal, bad, sample_ids)
+
+
+def backward(
+    accelerator: Accelerator, segmenter: Segmenter, model: nn.Module, micro_batches: list[Batch]
+) -> dict[str, Tensor]:
+    """Adds up gradients, and returns the losses without them."""
+    num_images = sum(len(b.images) for b in micro_batches)
+    sums: dict[str, Tensor] = {}
+    for i, batch in enumerate(micro_batches):
+        batch = batch.to(accelerator.device, non_blocking=True)
+        is_last = i == len(micro_batches) - 1
+        with nullcontext() if is_last else accelerator.no_sync(model):
+            losses = segmenter.loss(model(batch.images, batch.features), batch.targets)
+            share = len(batch.images) / num_images
+            accelerator.backward(sum(losses.values()) * share)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.detach() * share
+    return sums
+
+
+def not_finite(losses: dict[str, float], grad_norm: float) -> str:
+    """Names what is not finite, or ""."""
+    numbers = {**losses, "gradient norm": grad_norm}
+    return ", ".join(f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value))
+
+
+def largest_anywhere(accelerator: Accelerator, numbers: list[int]) -> list[int]:
+    """The largest value of each number in any process, the same in all: what they decide by it, they decide alike."""
+    if accelerator.num_processes == 1:
+        return numbers
+    gathered = accelerator.gather(torch.tensor([numbers], device=accelerator.device))
+    return gathered.amax(0).tolist()
+
+
+def replay_content(micro_batches: list[Batch]) -> list[dict[str, Any]]:
+    """The pictures and targets of a step as tensors and plain values, for a file."""
+
+    def plain(target: Target) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(target).items() if value is not None}
+
+    return [
+        {"images": b.images, "targets": [plain(t) for t in b.targets], "sample_ids": b.sample_ids}
+        for b in micro_batches
+    ]
