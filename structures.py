@@ -100,3 +100,21 @@ class Batch:
         features = None if self.features is None else self.features.pin_memory()
         targets = [t.pin_memory() for t in self.targets]
         return Batch(self.images.pin_memory(), targets, self.sample_ids, features, self.skipped)
+
+
+@dataclass
+class Instance:
+    """One object found in a picture: its class, score in [0, 1], and mask (H, W) bool."""
+
+    label: int
+    score: float
+    mask: Tensor
+
+
+@dataclass
+class Segment:
+    """One segment of a panoptic map: its number there (from 1), class, score in [0, 1]; stuff has one a class."""
+
+    number: int
+    label: int
+    score: float

@@ -3,17 +3,19 @@
 B batch, Q queries, K classes, L predictions.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from heads import mask_results
 from heads.mask_decoder import MaskDecoder, MaskOutputs
 from heads.mask_loss import MaskLossSettings, mask_loss
 from heads.mask_targets import to_mask_target
 from heads.pixel_decoder import PixelDecoder
 from rows import resize_rows
-from structures import Pyramid, Target
+from structures import Instance, Pyramid, Segment, Target
 
 # Upsampled masks of this many values at a time (256 MiB of float32): a big picture with 100 queries needs gigabytes.
 CHUNK_ELEMENTS = 2**26
@@ -37,7 +39,7 @@ def mask2former_size(name: str, hidden_dim: int) -> Mask2FormerSize:
 
 
 class Mask2FormerHead(nn.Module):
-    """Pyramid -> MaskOutputs; set loss; per-pixel class scores."""
+    """Pyramid -> MaskOutputs; set loss; per-pixel class scores, objects, and panoptic maps."""
 
     def __init__(
         self,
@@ -83,3 +85,29 @@ class Mask2FormerHead(nn.Module):
             resized = resize_rows(masks[:, part], size_hw, rows).sigmoid()
             scores.flatten(2).baddbmm_(class_probability[:, part].transpose(1, 2), resized.flatten(2))
         return scores
+
+    def instances(
+        self,
+        outputs: MaskOutputs,
+        image: int,
+        size_hw: tuple[int, int],
+        top_k: int = 100,
+        threshold: float = 0.0,
+        thing_classes: list[bool] | None = None,
+    ) -> Iterator[Instance]:
+        """Objects of picture number `image` of the batch, best first, one mask (H, W) at a time."""
+        classes, masks = outputs.class_logits[-1][image], outputs.mask_logits[-1][image]
+        return mask_results.instances(classes, masks, size_hw, top_k, threshold, thing_classes)
+
+    def panoptic(
+        self,
+        outputs: MaskOutputs,
+        image: int,
+        size_hw: tuple[int, int],
+        is_thing: list[bool],
+        threshold: float = 0.8,
+        overlap_threshold: float = 0.8,
+    ) -> tuple[Tensor, list[Segment]]:
+        """Map (H, W) int32 of segment numbers, 0 = none, of picture number `image` of the batch, and its segments."""
+        classes, masks = outputs.class_logits[-1][image], outputs.mask_logits[-1][image]
+        return mask_results.panoptic(classes, masks, size_hw, is_thing, threshold, overlap_threshold)

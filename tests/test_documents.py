@@ -19,11 +19,11 @@ FOREIGN_FLAGS = {"--nproc-per-node", "--logdir"}  # of torchrun and tensorboard
 
 @pytest.fixture(scope="module")
 def known_flags() -> dict[str, set[str]]:
-    """Flags of each training script, read off its --help."""
+    """Flags of each script, read off its --help."""
     flags = {}
-    for head in HEADS:
+    for head, script in [*((head, f"train_{head}_head.py") for head in HEADS), ("check", "check_dataset.py")]:
         done = subprocess.run(
-            [sys.executable, str(ROOT / f"demo/train_{head}_head.py"), "--help"],
+            [sys.executable, str(ROOT / "demo" / script), "--help"],
             capture_output=True,
             text=True,
             check=True,

@@ -1,0 +1,89 @@
+"""COCO's metrics for instance segmentation: mean average precision over classes and mask overlaps.
+
+K classes, T = 10 thresholds of IoU 0.5, 0.55 ... 0.95, R = 101 recalls, A = 4 ranges of area (all, small, medium, large).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from faster_coco_eval.core import COCO
+from faster_coco_eval.core.faster_eval_api import COCOeval_faster
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+MOST_DETECTIONS = 100
+"""Of one class in one picture; the others, those of the lowest scores, do not count."""
+
+ALL, SMALL, MEDIUM, LARGE = range(4)
+AP50, AP75 = 0, 5
+
+
+@dataclass(frozen=True)
+class InstanceTruth:
+    """rle: as `rle_of` gives it. A crowd is no object to find, but predictions inside it are not held wrong.
+    area: in pixels, decides whether the object is small, medium or large; COCO's files have their own."""
+
+    label: int
+    rle: dict[str, Any]
+    is_crowd: bool
+    area: float
+
+
+@dataclass(frozen=True)
+class InstancePrediction:
+    label: int
+    rle: dict[str, Any]
+    score: float
+
+
+@dataclass(frozen=True)
+class InstanceMetrics:
+    """Shares in [0, 1], nan where the truth has nothing of the kind.
+
+    map: mean over classes and IoU thresholds; ap50, ap75: at one threshold; ap_small, ap_medium, ap_large: of objects
+    below 32^2 pixels, up to 96^2, and above; ar100: mean recall with at most 100 predictions a class and picture;
+    by_class: the mAP of each class.
+    """
+
+    map: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    ar100: float
+    by_class: list[float]
+
+
+def rle_of(mask: Tensor) -> dict[str, Any]:
+    """mask: (H, W) bool -> {"size": [H, W], "counts": bytes}, a few hundred bytes for most objects."""
+    return coco_mask.encode(np.asfortranarray(mask.cpu().numpy(), dtype=np.uint8))
+
+
+def instance_metrics(
+    truth: list[list[InstanceTruth]], predicted: list[list[InstancePrediction]], num_classes: int
+) -> InstanceMetrics:
+    """truth, predicted: one list a picture, in the same order; masks of one picture have one size.
+
+    The values are those of pycocotools' COCOeval, several times faster.
+    """
+    assert len(truth) == len(predicted)
+    evaluator = COCOeval_faster(_truth(truth, num_classes), _predictions(predicted, num_classes), "segm")
+    evaluator.print_function = _say_nothing
+    evaluator.params.imgIds = list(range(len(truth)))
+    evaluator.params.maxDets = [MOST_DETECTIONS]
+    evaluator.evaluate()
+    evaluator.accumulate()
+    precision = evaluator.eval["precision"][..., 0]  # (T, R, K, A)
+    return InstanceMetrics(
+        map=_mean_of_known(precision[..., ALL]),
+        ap50=_mean_of_known(precision[AP50, ..., ALL]),
+        ap75=_mean_of_known(precision[AP75, ..., ALL]),
+        ap_small=_mean_of_known(precision[..., SMALL]),
+        ap_medium=_mean_of_known(precision[..., MEDIUM]),
+        ap_large=_mean_of_known(precision[..., LARGE]),
+        ar100=_mean_of_known(evaluator.eval["recall"][..., ALL, 0]),
+        by_class=[_mean_of_known(precision[:, :, k, ALL]) for k in range(num_classes)],
+    )
