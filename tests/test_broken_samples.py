@@ -12,9 +12,9 @@ def break_after_check(monkeypatch):
     """Spoils files after the check and before the first step, as a disk would."""
 
     def breaking(paths):
-        import training.data_setup as data_setup
+        import training.semantic_data as semantic_data
 
-        check = data_setup.check_in_first_process
+        check = semantic_data.check
 
         def check_then_break(*args):
             found = check(*args)
@@ -22,7 +22,7 @@ def break_after_check(monkeypatch):
                 path.write_bytes(path.read_bytes()[:-40])
             return found
 
-        monkeypatch.setattr(data_setup, "check_in_first_process", check_then_break)
+        monkeypatch.setattr(semantic_data, "check", check_then_break)
 
     return breaking
 

@@ -14,6 +14,7 @@ from evaluation.evaluate import evaluate
 from evaluation.inference import predict_in_windows, window_starts
 from evaluation.metrics import confusion_matrix, semantic_metrics
 from evaluation.pictures import color_map
+from evaluation.semantic import SemanticEvaluator
 from structures import IGNORE_INDEX, Batch, Target
 
 
@@ -97,12 +98,19 @@ def test_evaluation_adds_up_and_leaves_the_random_state_alone(window_px):
     batches = [Batch(images[i : i + 1], [Target(semantic=truth[i])], [str(i)]) for i in range(3)]
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first = evaluate(RedIsClassOne(), batches, 2, torch.device("cpu"), 7, window_px, num_samples=2)
+    first, again = (SemanticEvaluator(["blue", "red"], window_px, num_samples=2) for _ in range(2))
+    evaluate(RedIsClassOne(), batches, first, torch.device("cpu"), 7)
     assert torch.equal(torch.get_rng_state(), before)
-    again = evaluate(RedIsClassOne(), batches, 2, torch.device("cpu"), 7, window_px)
-    loss, metrics = first.result()
-    assert metrics.pixel_accuracy == pytest.approx(1 - 8 * 64 / truth.numel())
-    assert loss == again.result()[0] and 1 < loss < 2
+    evaluate(RedIsClassOne(), batches, again, torch.device("cpu"), 7)
+    values = first.result([first.state()]).values
+    assert values["pixel_accuracy"] == pytest.approx(1 - 8 * 64 / truth.numel())
+    assert values == again.result([again.state()]).values and 1 < values["loss"] < 2
+    # Of two processes: each picture counts once, whoever saw it.
+    shares = [SemanticEvaluator(["blue", "red"], window_px) for _ in range(2)]
+    for share, part in zip(shares, (batches[:1], batches[1:]), strict=True):
+        evaluate(RedIsClassOne(), part, share, torch.device("cpu"), 7)
+    both = first.result([share.state() for share in shares]).values
+    assert both["miou"] == values["miou"] and both["pixel_accuracy"] == values["pixel_accuracy"]
     assert len(first.samples) == 2 and torch.equal(first.samples[1].predicted.long(), truth[1])
 
 

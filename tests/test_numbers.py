@@ -47,9 +47,11 @@ def test_a_bad_step_touches_nothing_and_is_logged(tmp_path, monkeypatch, head, h
     options = [*data, *STEPS, "--checkpointing-steps", "1"]
     spoil(monkeypatch, {0, 3}, how)
     assert train_here(head, tmp_path / "run", *options) == 0
-    first, second = (read_checkpoint(tmp_path / "run" / f"{prefix}checkpoint_step_{n}.pth") for n in (1, 2))
+    names = ("step_1", "epoch_1", "step_3", "epoch_2")  # after each of the first four steps
+    first, second, third, fourth = (
+        read_checkpoint(tmp_path / "run" / f"{prefix}checkpoint_{name}.pth") for name in names
+    )
     assert not first["optimizer"]["state"] and second["optimizer"]["state"]
-    third, fourth = (read_checkpoint(tmp_path / "run" / f"{prefix}checkpoint_step_{n}.pth") for n in (3, 4))
     for name, tensor in third["model"].items():
         assert torch.equal(tensor, fourth["model"][name]) and tensor.isfinite().all(), name
     assert fourth["progress"]["bad_steps"] == 1

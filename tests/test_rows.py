@@ -11,6 +11,7 @@ import rows
 from backbones.frozen import build_backbone
 from evaluation.evaluate import evaluate
 from evaluation.inference import truth_at
+from evaluation.semantic import SemanticEvaluator
 from heads.build import HeadSpec
 from rows import best_classes, resize_rows, strips
 from segmenter import Segmenter
@@ -78,7 +79,8 @@ def test_validation_of_a_large_picture_holds_no_map_of_all_classes(head, window_
     truth = torch.arange(2000).expand(1500, 2000) // 25
     batch = Batch(torch.randn(1, 3, 64, 96), [Target(semantic=truth)], ["large"])
     with LargestTensor() as largest:
-        sums = evaluate(segmenter.eval(), [batch], 80, torch.device("cpu"), window_px=window_px)
-    assert sums.confusion.sum() == truth.numel()
+        evaluator = SemanticEvaluator([str(k) for k in range(80)], window_px)
+        evaluate(segmenter.eval(), [batch], evaluator, torch.device("cpu"))
+    assert evaluator.confusion.sum() == truth.numel()
     bool_map_of_all_pixels_in_int64 = truth.numel() * 8
     assert largest.num_bytes <= bool_map_of_all_pixels_in_int64

@@ -140,13 +140,17 @@ def test_two_processes_share_the_work(tmp_path):
     from data.read import PairReader
     from data.transforms import EvalTransform
     from evaluation.evaluate import evaluate
+    from evaluation.semantic import SemanticEvaluator
 
     segmenter = Segmenter.load(run / "checkpoint_epoch_2.pth")
     val = data[data.index("--val-image-paths") + 1], data[data.index("--val-mask-paths") + 1]
     transform = EvalTransform(64, segmenter.backbone.mean, segmenter.backbone.std)
     pictures = EvalDataset(pair_files([val[0]], [val[1]]), PairReader(LabelRule(5)), transform)
-    sums = evaluate(segmenter, [collate([p]) for p in pictures], 5, torch.device("cpu"))
-    assert sums.result()[1].miou == pytest.approx(metrics(run, "", "val")[-1]["miou"], abs=1e-4)
+    evaluator = SemanticEvaluator(list("abcde"))
+    evaluate(segmenter, [collate([p]) for p in pictures], evaluator, torch.device("cpu"))
+    assert evaluator.result([evaluator.state()]).values["miou"] == pytest.approx(
+        metrics(run, "", "val")[-1]["miou"], abs=1e-4
+    )
 
 
 def test_workers_change_nothing(tmp_path):
@@ -182,8 +186,11 @@ def test_learning_rate_rises_linearly_and_falls_as_a_cosine():
 
 def test_names_of_files_are_those_of_the_guide(tmp_path):
     m2f, upernet = RunFiles.of("checkpoints", "m2f"), RunFiles.of("checkpoints", "upernet")
-    assert str(m2f.epoch(10)) == "checkpoints/checkpoint_epoch_10.pth"
-    assert str(m2f.best(7)) == "checkpoints/best_model/checkpoint_epoch_7.pth"
-    assert str(upernet.epoch(10)) == "checkpoints/upernet_checkpoint_epoch_10.pth"
-    assert str(upernet.best(7)) == "checkpoints/upernet_best_model/upernet_checkpoint_epoch_7.pth"
+    assert str(m2f.folder / m2f.epoch_name(10)) == "checkpoints/checkpoint_epoch_10.pth"
+    assert str(m2f.best_folder / m2f.epoch_name(7)) == "checkpoints/best_model/checkpoint_epoch_7.pth"
+    assert str(upernet.folder / upernet.epoch_name(10)) == "checkpoints/upernet_checkpoint_epoch_10.pth"
+    assert (
+        str(upernet.best_folder / upernet.epoch_name(7))
+        == "checkpoints/upernet_best_model/upernet_checkpoint_epoch_7.pth"
+    )
     assert upernet.metrics.name == "upernet_metrics.jsonl"

@@ -37,9 +37,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, lambda file: torch.save(state, file))
 
 
-def save_best(files: RunFiles, state: dict[str, Any], epoch: int) -> Path:
+def save_best(files: RunFiles, state: dict[str, Any], name: str) -> Path:
     """The new best is complete before the old one goes."""
-    path = files.best(epoch)
+    path = files.best_folder / name
     save_checkpoint(path, state)
     for older in files.best_ones():
         if older != path:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.head_arguments import HEADS
+from training.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,16 @@ class RunFiles:
     def best_folder(self) -> Path:
         return self.folder / f"{self.prefix}best_model"
 
-    def epoch(self, epoch: int) -> Path:
-        """Checkpoint after this many epochs."""
-        return self.folder / f"{self.prefix}checkpoint_epoch_{epoch}.pth"
+    def epoch_name(self, epoch: int) -> str:
+        """Of the checkpoint after this many epochs."""
+        return f"{self.prefix}checkpoint_epoch_{epoch}.pth"
 
-    def best(self, epoch: int) -> Path:
-        return self.best_folder / f"{self.prefix}checkpoint_epoch_{epoch}.pth"
+    def step_name(self, step: int) -> str:
+        """Of the checkpoint from the middle of an epoch, after this many steps in all."""
+        return f"{self.prefix}checkpoint_step_{step}.pth"
 
-    def step(self, step: int) -> Path:
-        """Checkpoint from the middle of an epoch, after this many steps in all."""
-        return self.folder / f"{self.prefix}checkpoint_step_{step}.pth"
+    def name(self, progress: Progress) -> str:
+        return self.step_name(progress.step) if progress.samples else self.epoch_name(progress.epoch)
 
     def replay(self, step: int) -> Path:
         """State and batch of a step whose numbers were not finite."""

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from evaluation.evaluate import Result
 from training.files import RunFiles
 from training.progress import Progress
 from training.writing import append_line, write_atomically
@@ -93,16 +94,19 @@ class RunLog:
             self.say(f"epoch {epoch}  step {step}  sample passed over: {text}")
             self._write({"epoch": epoch, "step": step, "split": "broken_sample", "reason": text})
 
-    def validation(self, epoch: int, step: int, metrics: dict[str, Any], sheet: Image.Image | None) -> None:
-        """metrics: of the split "val"; sheet: pictures of predictions beside the truth."""
+    def evaluation(self, split: str, progress: Progress, result: Result, sheet: Image.Image | None) -> None:
+        """split: "val" or "test"; sheet: pictures of predictions beside the truth."""
         if not self.is_main:
             return
-        self._write({"epoch": epoch, "step": step, "split": "val", **metrics})
+        line = {"epoch": progress.epoch, "step": progress.step, "split": split, **result.values, **result.by_class}
+        self._write(line)
         if sheet is not None:
             with suppress(OSError):
-                self.tensorboard.add_image("val/predictions", np.asarray(sheet), step, dataformats="HWC")
-        numbers = {k: v for k, v in metrics.items() if isinstance(v, float)}
-        self.say(f"epoch {epoch}  validation  " + "  ".join(f"{k} {v:.4f}" for k, v in numbers.items()))
+                self.tensorboard.add_image(f"{split}/predictions", np.asarray(sheet), progress.step, dataformats="HWC")
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in result.values.items())
+        title = "validation" if split == "val" else split
+        where = f"step {progress.step}" if progress.samples else f"epoch {progress.epoch}"
+        self.say(f"{where}  {title}  {numbers}")
         self._window_start = time.perf_counter()  # validation is not training time
 
     def say(self, text: str) -> None:
@@ -142,8 +146,11 @@ def drop_later_lines(files: RunFiles, progress: Progress) -> None:
             line = json.loads(text)
         except ValueError:  # the last line of a killed run may be half written
             continue
-        last_epoch = progress.epoch - int(progress.validation_due)  # the last one whose validation is done
-        is_repeated = line["split"] == "val" and line["epoch"] > last_epoch
-        if line["step"] <= progress.step and not is_repeated:
+        if line["split"] == "val":  # whose "epoch" counts finished ones: an epoch's end comes after its last step
+            next_epoch = progress.epoch + int(not progress.validation_due)
+            is_known = (line["step"], line["epoch"]) < (progress.step, next_epoch)
+        else:
+            is_known = line["split"] != "test" and line["step"] <= progress.step
+        if is_known:
             kept.append(text + "\n")
     write_atomically(files.metrics, lambda file: file.write("".join(kept).encode()))

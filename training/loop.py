@@ -12,7 +12,7 @@ from training.progress import Progress
 from training.schedule import lr_factor, set_lr
 from training.step import StepResult, replay_content, train_step
 from training.stop import Interrupted
-from training.validation import validate
+from training.validation import keep_and_validate, validate
 
 MOST_BAD_STEPS = 10
 """So many steps in a row whose numbers are not finite end the run."""
@@ -49,10 +49,10 @@ def train_epoch(run: Run, progress: Progress) -> None:
         progress.step += 1
         progress.samples += num_images
         report(run, progress, result, micro_batches, lr, num_images)
-        if settings.checkpointing_steps and progress.step % settings.checkpointing_steps == 0:
-            run.save(run.files.step(progress.step), progress)
         if result.stop_signal:
             raise Interrupted(result.stop_signal)
+        if run.step_is_due(progress) and progress.samples < run.order.num_samples:  # an epoch's end keeps its own
+            keep_and_validate(run, progress, True)
 
 
 def report(
@@ -81,15 +81,9 @@ def report(
 
 
 def finish_epoch(run: Run, progress: Progress) -> None:
-    """Keep and validate what is due after `progress.epoch` epochs; keep first, for validation may fail."""
     is_last = progress.epoch == run.settings.epochs
-    is_due = is_last or progress.epoch % run.settings.val_interval == 0
-    progress.validation_due = run.val_batches is not None and is_due
-    if run.is_kept(progress):
-        run.save(run.files.epoch(progress.epoch), progress)
-    if progress.validation_due:
-        validate(run, progress)
-    run.accelerator.wait_for_everyone()
+    is_due = is_last or progress.epoch % run.settings.val_interval == 0 or run.step_is_due(progress)
+    keep_and_validate(run, progress, is_due)
 
 
 def groups_of(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

@@ -18,6 +18,7 @@ from training.files import RunFiles
 from training.logs import RunLog
 from training.progress import Progress
 from training.stop import Interrupted, StopRequest
+from training.task_data import TaskData
 
 MOST_BROKEN_SAMPLES = 20
 """So many files may break while the run goes on."""
@@ -54,6 +55,7 @@ class Run:
     segmenter: Segmenter
     model: nn.Module
     optimizer: Optimizer
+    data: TaskData
     order: EpochBatches
     train_batches: DataLoader
     val_batches: DataLoader | None
@@ -65,10 +67,6 @@ class Run:
     saved_step: int
     is_updating: bool = False
     broken: set[str] = field(default_factory=set)
-
-    @property
-    def class_names(self) -> list[str]:
-        return self.about["class_names"]
 
     def state(self, progress: Progress) -> dict[str, Any]:
         return checkpoint_state(self.about, self.segmenter, self.optimizer, progress, self.log.pending())
@@ -83,7 +81,7 @@ class Run:
     def save_before_the_end(self, progress: Progress, reason: BaseException) -> None:
         """What was trained since the last checkpoint, when a signal or an error ends the run."""
         if not self.is_updating and not self.stop.at_once and progress.step != self.saved_step:
-            path = self.files.step(progress.step)
+            path = self.files.folder / self.files.step_name(progress.step)
             try:
                 self.save(path, progress)
                 self.log.say(f"saved {path}")
@@ -92,9 +90,17 @@ class Run:
         if isinstance(reason, Interrupted):
             self.accelerator.wait_for_everyone()  # torchrun ends all processes as soon as one has ended
 
-    def is_kept(self, progress: Progress) -> bool:
-        """Whether the finished epoch's checkpoint stays."""
-        return progress.epoch == self.settings.epochs or progress.epoch % self.settings.save_interval == 0
+    def step_is_due(self, progress: Progress) -> bool:
+        every = self.settings.checkpointing_steps
+        return every > 0 and progress.step % every == 0
+
+    def kept_path(self, progress: Progress) -> Path | None:
+        """Where the checkpoint of this moment, the end of an epoch or of a step, stays; None = nowhere."""
+        is_kept = self.step_is_due(progress)
+        if not progress.samples:
+            is_last = progress.epoch == self.settings.epochs
+            is_kept = is_kept or is_last or progress.epoch % self.settings.save_interval == 0
+        return self.files.folder / self.files.name(progress) if is_kept else None
 
     def note_broken(self, epoch: int, step: int, batch: Batch) -> None:
         """Samples that could not be read this time; each is told once. Raises ValueError where they are too many."""

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 class Progress:
     """epoch, step: finished ones; samples: done in the running epoch, over all processes.
 
-    best, best_epoch: the validation that was best by best_metric. validation_due: the validation after `epoch` epochs
-    is still to be done. bad_steps: steps in a row that were skipped, up to now, for numbers that are not finite.
+    best, best_checkpoint: the validation that was best by best_metric, and the name of its file in best_model/.
+    validation_due: the validation of this moment is still to be done.
+    bad_steps: steps in a row that were skipped, up to now, for numbers that are not finite.
     """
 
     best_metric: str
@@ -18,7 +19,7 @@ class Progress:
     samples: int = 0
     validation_due: bool = False
     bad_steps: int = 0
-    best_epoch: int | None = None
+    best_checkpoint: str | None = None
     best: dict[str, float] = field(default_factory=dict)
 
     def improves(self, values: dict[str, float]) -> bool:

@@ -83,6 +83,7 @@ def identity(about: dict[str, Any]) -> dict[str, Any]:
         "weights of the backbone": about["backbone"]["fingerprint"],
         "head and adapter": about["spec"],
         "class names": about["class_names"],
+        "task": about["task"],
         "meaning of mask values": about["labels"],
         "seed": about["seed"],
     }
@@ -112,7 +113,7 @@ def adopt_best(files: RunFiles, progress: Progress, about: dict[str, Any]) -> No
             continue
         then = Progress(**kept.state["progress"])
         if progress.best_metric in then.best and progress.improves(then.best):
-            progress.best, progress.best_epoch = then.best, then.best_epoch
+            progress.best, progress.best_checkpoint = then.best, path.name
 
 
 def changes(resumed: Resumed, arguments: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from data.dataset import EpochBatches
 from segmenter import Segmenter
-from training.data_setup import TrainingData, loaders, prepare_data
+from training.data_setup import eval_loader, prepare_data, train_loader
 from training.files import RunFiles
 from training.logs import RunLog
 from training.loop import train
@@ -25,6 +25,8 @@ from training.resuming import AUTO, Resumed, adopt_best, changes, check_identity
 from training.schedule import build_optimizer
 from training.stop import stopping_gently
 from training.summary import outcome, run_record, summary
+from training.task_data import TaskData
+from training.validation import test
 from training.writing import locked, temporary_name, write_json
 
 
@@ -56,7 +58,7 @@ def run_with(
     accelerator: Accelerator,
     files: RunFiles,
     segmenter: Segmenter,
-    data: TrainingData,
+    data: TaskData,
     resumed: Resumed | None,
 ) -> None:
     about = run_identity(args, segmenter, data)
@@ -68,13 +70,12 @@ def run_with(
         progress = restore(resumed, segmenter, optimizer, args.best_metric)
         adopt_best(files, progress, about)
     order = EpochBatches(
-        len(data.train), args.batch_size, args.seed, accelerator.process_index, accelerator.num_processes
+        data.sizes["train"], args.batch_size, args.seed, accelerator.process_index, accelerator.num_processes
     )
     settings = loop_settings(args, order, accelerator.num_processes, progress)
     if is_finished(settings, progress):
         finished_already(args, resumed, files, progress)
         return
-    train_batches, val_batches = loaders(args, segmenter.backbone, order, data, accelerator)
     if accelerator.is_main_process:
         changed = changes(resumed, about["arguments"]) if resumed else []
         print(summary(args, settings, segmenter, data, accelerator, progress, resumed, changed), flush=True)
@@ -86,25 +87,42 @@ def run_with(
     if resumed:
         log.restore(resumed.state["log"])
     with stopping_gently() as stop:
+        backbone = segmenter.backbone
         run = Run(
-            accelerator, segmenter, model, optimizer, order, train_batches, val_batches, files, log, settings, about,
-            stop, saved_step=progress.step,
-        )  # fmt: skip
+            accelerator,
+            segmenter,
+            model,
+            optimizer,
+            data,
+            order,
+            train_loader(args, backbone, order, data, accelerator),
+            eval_loader(args, backbone, "val", data, accelerator),
+            files,
+            log,
+            settings,
+            about,
+            stop,
+            saved_step=progress.step,
+        )
         try:
             train(run, progress)
+            test_batches = eval_loader(args, backbone, "test", data, accelerator)
+            if test_batches is not None:
+                test(run, progress, test_batches)
         finally:
             log.close()
     if accelerator.is_main_process:
         print(outcome(files, progress, segmenter.backbone.weights), flush=True)
 
 
-def run_identity(args: argparse.Namespace, segmenter: Segmenter, data: TrainingData) -> dict[str, Any]:
+def run_identity(args: argparse.Namespace, segmenter: Segmenter, data: TaskData) -> dict[str, Any]:
     """What run.json and all checkpoints of the run say alike; plain values and lists only."""
     backbone = segmenter.backbone
     about = {
         "spec": asdict(segmenter.spec),
         "class_names": data.class_names,
-        "labels": data.reader.labels.as_dict(),
+        "task": data.task,
+        "labels": data.meaning,
         "seed": args.seed,
         "backbone": {"name": backbone.name, "weights": args.weights, "fingerprint": backbone.fingerprint},
         "data": data.record,

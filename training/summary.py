@@ -12,19 +12,19 @@ import torchvision
 from accelerate import Accelerator
 
 from segmenter import Segmenter
-from training.data_setup import TrainingData
 from training.files import RunFiles
 from training.memory import count_parameters, estimated_memory_bytes
 from training.parts import LoopSettings
 from training.progress import Progress
 from training.resuming import Resumed
+from training.task_data import TaskData
 
 
 def summary(
     args: argparse.Namespace,
     settings: LoopSettings,
     segmenter: Segmenter,
-    data: TrainingData,
+    data: TaskData,
     accelerator: Accelerator,
     progress: Progress,
     resumed: Resumed | None,
@@ -34,13 +34,13 @@ def summary(
     backbone = segmenter.backbone
     bf16 = accelerator.mixed_precision == "bf16"
     memory = estimated_memory_bytes(backbone, segmenter.spec, args.image_size, args.batch_size)
-    num_classes = len(data.class_names)
+    num_classes, num_val = len(data.class_names), data.sizes["val"]
     effective = args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes
     held_out = "" if args.val_image_paths else f" (held out of the training data, seed {args.seed})"
     rows = [
-        ("data", f"{len(data.train)} pictures to train on, {num_classes} classes, {args.image_size} px"),
-        *[("labels", line) for line in data.reader.labels.describe(data.class_names)],
-        ("validation", f"{len(data.val)} pictures{held_out}" if data.val else "none (--validate turns it on)"),
+        ("data", f"{data.sizes['train']} pictures to train on, {num_classes} classes, {args.image_size} px"),
+        *[("labels", line) for line in data.description()],
+        ("validation", f"{num_val} pictures{held_out}" if num_val else "none (--validate turns it on)"),
         ("backbone", f"{backbone.name}, weights {backbone.weights}, {millions(count_parameters(backbone))} frozen"),
         ("adapter", f"{segmenter.spec.adapter}, {millions(count_parameters(segmenter.adapter))} trainable"),
         ("head", f"{args.head}, width {args.hidden_dim}, {millions(count_parameters(segmenter.head))} trainable"),
@@ -63,17 +63,16 @@ def summary(
         rows += [("changed", change) for change in changed]
     if settings.warmup_steps == settings.total_steps:
         rows.append(("note", "--warmup-epochs covers the whole run: the learning rate only rises"))
-    if args.best_metric != "loss" and not data.val:
+    if args.best_metric != "loss" and not num_val:
         rows.append(("note", f"--best-metric {args.best_metric} needs --validate: no best checkpoint will be kept"))
     return table(rows)
 
 
-def run_record(about: dict[str, Any], data: TrainingData) -> dict[str, Any]:
+def run_record(about: dict[str, Any], data: TaskData) -> dict[str, Any]:
     """run.json: enough to know later what this was. about: what the checkpoints say too."""
     return {
         **about,
-        "train_pictures": len(data.train),
-        "val_pictures": len(data.val),
+        "pictures": data.sizes,
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -91,12 +90,12 @@ def outcome(files: RunFiles, progress: Progress, weights: str) -> str:
         rows.append(("NOTE", "random backbone weights: this shows that training works, not what DINOv3 can do"))
     if progress.best:
         values = ", ".join(f"{name} {value:.4f}" for name, value in progress.best.items())
-        best = files.best(progress.best_epoch)
+        best = files.best_folder / progress.best_checkpoint
         rows += [
-            ("best validation", f"{values} (epoch {progress.best_epoch}, by {progress.best_metric})"),
+            ("best validation", f"{values} ({best.stem}, by {progress.best_metric})"),
             ("best checkpoint", str(best) if best.exists() else "in the folder of the run that was resumed"),
         ]
-    rows.append(("last checkpoint", str(files.epoch(progress.epoch))))
+    rows.append(("last checkpoint", str(files.folder / files.name(progress))))
     pictures = [path for path in (files.pictures / "best.png", files.pictures / "latest.png") if path.exists()]
     if pictures:
         rows.append(("pictures", f"{pictures[0]} (predictions beside the truth)"))

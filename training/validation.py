@@ -1,13 +1,13 @@
 """Validation within a run: measure over all processes, log, keep the model where it is the best so far."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
 
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
+from PIL import Image
+from torch.utils.data import DataLoader
 
-from evaluation.evaluate import Sums, evaluate
-from evaluation.pictures import comparison
+from checkpoint import read_checkpoint
+from evaluation.evaluate import Result, evaluate
 from structures import Batch
 from training.checkpoints import save_best
 from training.parts import Run
@@ -19,66 +19,72 @@ from training.writing import link_atomically, write_atomically
 NUM_PICTURES = 4
 
 
+def keep_and_validate(run: Run, progress: Progress, is_validated: bool) -> None:
+    """Keep first what is due, for validation may fail."""
+    progress.validation_due = is_validated and run.val_batches is not None
+    path = run.kept_path(progress)
+    if path:
+        run.save(path, progress)
+    if progress.validation_due:
+        validate(run, progress)
+    run.accelerator.wait_for_everyone()
+
+
 def validate(run: Run, progress: Progress) -> None:
-    """Of the model after `progress.epoch` epochs; `progress` says afterwards whether it is the best."""
-    sums = measured(run, progress)
-    loss, metrics = sums.result()
-    values = {"loss": loss, **asdict(metrics)}
-    ious = values.pop("iou")
-    is_best = progress.improves(values)
-    by_class = dict(zip(run.class_names, ious, strict=True))
-    show(run, progress, {**values, "iou": by_class}, sums, is_best)
+    """Of the model as it is; `progress` says afterwards whether it is the best."""
+    result, sheet = measured(run, progress, "val", run.val_batches)
+    is_best = progress.improves(result.values)
+    if run.accelerator.is_main_process and sheet:
+        for name in ("latest.png", "best.png") if is_best else ("latest.png",):
+            write_atomically(run.files.pictures / name, lambda file: sheet.save(file, format="PNG"))
+    run.log.evaluation("val", progress, result, sheet)
 
     progress.validation_due = False
+    name = run.files.name(progress)
     if is_best:
-        progress.best, progress.best_epoch = values, progress.epoch
-    path = run.files.epoch(progress.epoch)
+        progress.best, progress.best_checkpoint = result.values, name
+    path = run.kept_path(progress)
     if is_best and run.accelerator.is_main_process:
-        best_path = save_best(run.files, run.state(progress), progress.epoch)
-        if run.is_kept(progress):
+        best_path = save_best(run.files, run.state(progress), name)
+        if path:
             link_atomically(best_path, path)
-    elif run.is_kept(progress):
+    elif path:
         run.save(path, progress)  # as before the validation, but now it knows of it
 
 
-def measured(run: Run, progress: Progress) -> Sums:
+def test(run: Run, progress: Progress, batches: DataLoader) -> None:
+    """The best model, or the last where nothing was validated, on pictures that decided nothing."""
+    best = run.files.best_folder / progress.best_checkpoint if progress.best_checkpoint else None
+    if best and best.exists():
+        run.segmenter.load_trainable_state(read_checkpoint(best)["model"])
+    result, sheet = measured(run, progress, "test", batches)
+    if run.accelerator.is_main_process and sheet:
+        write_atomically(run.files.pictures / "test.png", lambda file: sheet.save(file, format="PNG"))
+    run.log.evaluation("test", progress, result, sheet)
+
+
+def measured(run: Run, progress: Progress, split: str, batches: DataLoader) -> tuple[Result, Image.Image | None]:
     """Over all processes. Raises Interrupted on a signal."""
     for buffer in [*run.segmenter.adapter.buffers(), *run.segmenter.head.buffers()]:
         broadcast(buffer)  # batch norms saw different pictures in each process; the first one's are kept
+    evaluator = run.data.evaluator(split, run.settings.window_px, NUM_PICTURES)
     run.model.eval()
-    sums = evaluate(
-        run.segmenter,
-        readable_batches(run, progress),
-        len(run.class_names),
-        run.accelerator.device,
-        run.settings.seed,
-        run.settings.window_px,
-        NUM_PICTURES,
-    )
+    evaluate(run.segmenter, readable(run, progress, batches), evaluator, run.accelerator.device, run.settings.seed)
     run.model.train()
     (stop_signal,) = largest_anywhere(run.accelerator, [run.stop.signum])
     if stop_signal:
         raise Interrupted(stop_signal)
-    for name in ("confusion", "loss", "num_images"):
-        setattr(sums, name, run.accelerator.reduce(getattr(sums, name)))
-    return sums
+    result = evaluator.result(gather_object([evaluator.state()]))
+    backbone = run.segmenter.backbone
+    sheet = evaluator.sheet(backbone.mean, backbone.std) if run.accelerator.is_main_process else None
+    return result, sheet
 
 
-def readable_batches(run: Run, progress: Progress) -> Iterator[Batch]:
+def readable(run: Run, progress: Progress, batches: DataLoader) -> Iterator[Batch]:
     """Until a signal; all processes meet afterwards, so that none waits for one that has stopped."""
-    for batch in run.val_batches:
+    for batch in batches:
         if run.stop:
             return
         run.note_broken(progress.epoch, progress.step, batch)
         if batch.targets:
             yield batch
-
-
-def show(run: Run, progress: Progress, values: dict[str, Any], sums: Sums, is_best: bool) -> None:
-    sheet = None
-    if run.accelerator.is_main_process and sums.samples:
-        backbone = run.segmenter.backbone
-        sheet = comparison(sums.samples, backbone.mean, backbone.std, run.class_names)
-        for name in ("latest.png", "best.png") if is_best else ("latest.png",):
-            write_atomically(run.files.pictures / name, lambda file: sheet.save(file, format="PNG"))
-    run.log.validation(progress.epoch, progress.step, values, sheet)

@@ -1,0 +1,91 @@
+"""Evaluation of semantic segmentation: every picture at the size of its own mask."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from evaluation.evaluate import Model, Result
+from evaluation.inference import predict_in_windows, truth_at
+from evaluation.metrics import confusion_matrix, semantic_metrics
+from evaluation.pictures import Shown, comparison
+from rows import best_classes, resize_rows
+from structures import Batch, Target
+
+
+@dataclass(frozen=True)
+class SemanticState:
+    """Sums that can be added: confusion (K, K) int64, loss, and number of pictures."""
+
+    confusion: Tensor
+    loss: float
+    num_images: int
+
+
+class SemanticEvaluator:
+    """window_px: sliding windows of this side, None = whole pictures. num_samples: pictures kept to look at.
+
+    Pictures of one batch have masks of one size (a batch of one always does). In windows the loss is their mean.
+    """
+
+    def __init__(self, class_names: list[str], window_px: int | None = None, num_samples: int = 0) -> None:
+        self.class_names, self.window_px, self.num_samples = class_names, window_px, num_samples
+        self.confusion = torch.zeros(len(class_names), len(class_names), dtype=torch.int64)
+        self.loss, self.num_images = 0.0, 0
+        self.samples: list[Shown] = []
+
+    def add(self, model: Model, batch: Batch) -> None:
+        truths = [target.semantic for target in batch.targets]
+        loss, classes = (self._whole if self.window_px is None else self._in_windows)(model, batch, truths)
+        self.loss += loss.item() * len(batch.images)
+        self.num_images += len(batch.images)
+        for image, truth, predicted in zip(batch.images, truths, classes, strict=True):
+            self.confusion += confusion_matrix(predicted, truth, len(self.class_names)).cpu()
+            if len(self.samples) < self.num_samples:
+                self.samples.append(Shown(image.cpu(), truth.byte().cpu(), predicted.cpu()))
+
+    def _whole(self, model: Model, batch: Batch, truths: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Loss and classes (B, H, W)."""
+        image_hw, truth_hw = tuple(batch.images.shape[-2:]), tuple(truths[0].shape)
+        # The loss is taken at the size that the model sees: at a mask's own size it can need more memory than training.
+        small = [truth_at(truth, image_hw) if truth.numel() > image_hw[0] * image_hw[1] else truth for truth in truths]
+        outputs = model(batch.images, batch.features)
+        loss = loss_of(model, outputs, small)
+        scores = lambda rows: model.head.semantic(outputs, truth_hw, rows)  # noqa: E731
+        return loss, best_classes(scores, truth_hw, len(self.class_names))
+
+    def _in_windows(self, model: Model, batch: Batch, truths: list[Tensor]) -> tuple[Tensor, Tensor]:
+        image_hw, truth_hw = tuple(batch.images.shape[-2:]), tuple(truths[0].shape)
+        small = [truth_at(truth, image_hw) for truth in truths]
+        losses = []
+
+        def predict(rows: slice, columns: slice) -> Tensor:
+            window = batch.images[..., rows, columns]
+            outputs = model(window)
+            losses.append(loss_of(model, outputs, [truth[rows, columns] for truth in small]))
+            return model.head.semantic(outputs, tuple(window.shape[-2:]))
+
+        scores = predict_in_windows(predict, image_hw, self.window_px)
+        classes = best_classes(lambda rows: resize_rows(scores, truth_hw, rows), truth_hw, len(self.class_names))
+        return torch.stack(losses).mean(), classes
+
+    def state(self) -> SemanticState:
+        return SemanticState(self.confusion, self.loss, self.num_images)
+
+    def result(self, states: Sequence[SemanticState]) -> Result:
+        """{"loss": mean a picture, "miou", "mean_accuracy", "pixel_accuracy"} and the IoU of each class."""
+        num_images = sum(state.num_images for state in states)
+        values: dict[str, Any] = asdict(semantic_metrics(sum(state.confusion for state in states)))
+        ious = values.pop("iou")
+        loss = sum(state.loss for state in states) / num_images if num_images else float("nan")
+        return Result({"loss": loss, **values}, {"iou": dict(zip(self.class_names, ious, strict=True))})
+
+    def sheet(self, mean: Sequence[float], std: Sequence[float]) -> Image.Image | None:
+        return comparison(self.samples, mean, std, self.class_names) if self.samples else None
+
+
+def loss_of(model: Model, outputs: Any, truths: list[Tensor]) -> Tensor:
+    return sum(model.loss(outputs, [Target(semantic=truth) for truth in truths]).values())
