@@ -2,9 +2,10 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from data.pairs import Pair
 from data.read import PairReader
 from data.transforms import EvalTransform, TrainTransform
 from structures import IGNORE_INDEX, Batch, Target
+
+Item = TypeVar("Item")
+Content = TypeVar("Content")
 
 
 @dataclass
@@ -63,17 +67,11 @@ class TrainDataset(Dataset):
         sample looks in this epoch. Raises ValueError only where no sample can be read.
         """
         epoch, first = epoch_and_index
-        skipped: list[str] = []
-        for index in chain(range(first, len(self.pairs)), range(first)):
-            pair = self.pairs[index]
-            try:
-                image, classes = self.reader(pair.image, pair.mask)
-            except ValueError as error:
-                skipped.append(str(Skipped(pair.sample_id, str(error))))
-                continue
-            image, classes = self.transform(image, classes, _seed_of(self.seed, epoch, pair.sample_id))
-            return Sample(image, semantic_target(classes), pair.sample_id, tuple(skipped))
-        raise ValueError(f"none of the {len(self.pairs)} training samples can be read; the first: {skipped[0]}")
+        pair, (image, classes), skipped = first_readable(
+            self.pairs, first, lambda pair: self.reader(pair.image, pair.mask)
+        )
+        image, classes = self.transform(image, classes, seed_of(self.seed, epoch, pair.sample_id))
+        return Sample(image, semantic_target(classes), pair.sample_id, skipped)
 
 
 class EvalDataset(Dataset):
@@ -98,6 +96,23 @@ class EvalDataset(Dataset):
         except ValueError as error:
             return Skipped(pair.sample_id, str(error))
         return Sample(self.transform(image), semantic_target(classes), pair.sample_id)
+
+
+def first_readable(
+    items: Sequence[Item], first: int, read: Callable[[Item], Content]
+) -> tuple[Item, Content, tuple[str, ...]]:
+    """Reads items[first], or the next one that can be read, round to the beginning.
+
+    items have a `sample_id`; read raises ValueError where one cannot be read. Returns the item, what was read of it,
+    and "sample id: reason" of those before it. Raises ValueError where none can be read.
+    """
+    skipped: list[str] = []
+    for index in chain(range(first, len(items)), range(first)):
+        try:
+            return items[index], read(items[index]), tuple(skipped)
+        except ValueError as error:
+            skipped.append(str(Skipped(items[index].sample_id, str(error))))
+    raise ValueError(f"none of the {len(items)} training samples can be read; the first: {skipped[0]}")
 
 
 def semantic_target(classes: Tensor) -> Target:
@@ -140,7 +155,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch = self.epoch
-        generator = torch.Generator().manual_seed(_seed_of(self.seed, epoch, "order"))
+        generator = torch.Generator().manual_seed(seed_of(self.seed, epoch, "order"))
         order = torch.randperm(self.num_samples, generator=generator).tolist()
         left = max(self.num_samples - self.start, 0)
         even = self.start + math.ceil(left / self.world_size) * self.world_size
@@ -161,7 +176,7 @@ def collate(samples: Sequence[Sample | Skipped]) -> Batch:
     )
 
 
-def _seed_of(seed: int, epoch: int, name: str) -> int:
+def seed_of(seed: int, epoch: int, name: str) -> int:
     """63 bits that look random, the same in every process and on every machine (Python's own hash() is not)."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{name}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") >> 1

@@ -1,6 +1,6 @@
 """Decodes picture and mask files into arrays, without torch; what is wrong with a file becomes a ValueError naming it.
 
-H W are the sizes after the file's EXIF orientation was applied.
+H W are the sizes after the file's EXIF orientation was applied, where it is.
 """
 
 import struct
@@ -39,7 +39,7 @@ class DecodeError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:
-    """pixels (3, H, W) uint8 RGB, upright; mode: PIL's, as stored; orientation: EXIF's 1 to 8, already applied."""
+    """pixels (3, H, W) uint8 RGB; mode: PIL's, as stored; orientation: EXIF's 1 to 8, applied where upright."""
 
     pixels: np.ndarray
     mode: str
@@ -56,8 +56,8 @@ class RawMask:
     orientation: int
 
 
-def decode_image(path: Path, max_pixels: int = MAX_PIXELS) -> DecodedImage:
-    """Reads a picture as RGB, upright.
+def decode_image(path: Path, max_pixels: int = MAX_PIXELS, upright: bool = True) -> DecodedImage:
+    """Reads a picture as RGB, turned as its EXIF orientation says, or as it is stored where not `upright`.
 
     Grey, palette, CMYK and 16-bit pictures are converted; transparency is left out, and the colours below it are taken
     as they are stored; of several frames the first one is taken. Raises DecodeError where the file cannot be read, has
@@ -68,7 +68,8 @@ def decode_image(path: Path, max_pixels: int = MAX_PIXELS) -> DecodedImage:
         if mode in ("I", "F"):
             raise _Unusable(f"is a 32-bit picture (mode {mode}), whose range is not known: save it with 8 or 16 bits")
         orientation = _orientation(image)
-        image = ImageOps.exif_transpose(image)
+        if upright:
+            image = ImageOps.exif_transpose(image)
         if mode in GREY_16_BIT:
             grey = np.rint(np.asarray(image) / 257).astype(np.uint8)  # 65535 / 257 = 255
             return DecodedImage(np.repeat(grey[None], 3, axis=0), mode, orientation)

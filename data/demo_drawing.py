@@ -20,6 +20,7 @@ from structures import IGNORE_INDEX
 
 Grid = NDArray[np.float64]
 Picture = NDArray[np.uint8]
+Covered = NDArray[np.bool_]
 
 SUPERSAMPLE = 3  # odd, so that the middle sample lies at the pixel's centre and can decide the mask
 REFERENCE_SIZE_PX = 128
@@ -96,14 +97,42 @@ class Thing:
 
 def draw_picture(rng: np.random.Generator, size_px: int) -> tuple[Picture, Picture]:
     """Returns a picture (S, S, 3) RGB and its mask (S, S) of class ids, with IGNORE_INDEX along some borders."""
+    picture, things = draw_things(rng, size_px)
+    mask = np.zeros((size_px, size_px), np.uint8)
+    for thing, covered in things:
+        mask[covered] = thing.class_id
+        if thing.border_ignored:
+            mask[_border(covered)] = IGNORE_INDEX
+    return picture, mask
+
+
+def draw_things(rng: np.random.Generator, size_px: int) -> tuple[Picture, list[tuple[Thing, Covered]]]:
+    """Returns a picture (S, S, 3) RGB and its things, back to front, each with the pixels (S, S) that it covers, also
+    where another one before it hides them."""
     unit = REFERENCE_SIZE_PX / (size_px * SUPERSAMPLE)  # reference pixels a sample
     canvas = _background(rng, size_px).repeat(SUPERSAMPLE, axis=0).repeat(SUPERSAMPLE, axis=1)
-    mask = np.zeros((size_px, size_px), np.uint8)
-    for thing in _arrange(rng):
-        _paint(rng, canvas, mask, thing, unit)
+    things = [(thing, _paint(rng, canvas, thing, unit)) for thing in _arrange(rng)]
     picture = canvas.reshape(size_px, SUPERSAMPLE, size_px, SUPERSAMPLE, 3).mean(axis=(1, 3))
     picture += 0.03 * (rng.random((size_px, size_px, 1)) - 0.5)
-    return np.rint(255 * picture.clip(0, 1)).astype(np.uint8), mask
+    return np.rint(255 * picture.clip(0, 1)).astype(np.uint8), things
+
+
+def outline_polygon(thing: Thing, size_px: int, corners: int = 90) -> list[float]:
+    """The thing's outline x y x y ..., in pixels of a picture of that size; it may reach beyond the picture.
+
+    Every ray from a thing's centre crosses its outline once, which is found by halving.
+    """
+    angles = np.linspace(0, 2 * math.pi, corners, endpoint=False)
+    rays = np.cos(angles), np.sin(angles)
+    inner, outer = np.zeros(corners), np.full(corners, REACH)
+    for _ in range(20):
+        middle = (inner + outer) / 2
+        is_inside = KINDS[thing.class_id - 1].outline(middle * rays[0], middle * rays[1])
+        inner, outer = np.where(is_inside, middle, inner), np.where(is_inside, outer, middle)
+    u, v = (thing.radius * inner * ray for ray in rays)
+    cos, sin = math.cos(thing.angle), math.sin(thing.angle)
+    xy = np.stack([thing.x + cos * u - sin * v, thing.y + sin * u + cos * v], axis=1)
+    return (xy * size_px / REFERENCE_SIZE_PX).round(2).ravel().tolist()
 
 
 def _arrange(rng: np.random.Generator) -> list[Thing]:
@@ -121,8 +150,8 @@ def _arrange(rng: np.random.Generator) -> list[Thing]:
     return things
 
 
-def _paint(rng: np.random.Generator, canvas: Grid, mask: Picture, thing: Thing, unit: float) -> None:
-    """Draws a thing, its shadow and its class into canvas (fine, fine, 3) and mask (S, S)."""
+def _paint(rng: np.random.Generator, canvas: Grid, thing: Thing, unit: float) -> Covered:
+    """Draws a thing and its shadow into canvas (fine, fine, 3); returns the pixels (S, S) that it covers."""
     kind = KINDS[thing.class_id - 1]
     y, x = np.ogrid[: canvas.shape[0], : canvas.shape[1]]
     window = np.s_[_window(thing.y, thing, unit), _window(thing.x, thing, unit)]
@@ -142,10 +171,7 @@ def _paint(rng: np.random.Generator, canvas: Grid, mask: Picture, thing: Thing, 
 
     covered = np.zeros(canvas.shape[:2], bool)
     covered[window] = shape
-    covered = covered[SUPERSAMPLE // 2 :: SUPERSAMPLE, SUPERSAMPLE // 2 :: SUPERSAMPLE]
-    mask[covered] = thing.class_id
-    if thing.border_ignored:
-        mask[_border(covered)] = IGNORE_INDEX
+    return covered[SUPERSAMPLE // 2 :: SUPERSAMPLE, SUPERSAMPLE // 2 :: SUPERSAMPLE]
 
 
 def _window(centre: float, thing: Thing, unit: float) -> slice:

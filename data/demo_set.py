@@ -6,6 +6,7 @@ demo_set.json (what it was drawn with).
 
 import json
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +26,33 @@ def make_demo_set(folder: Path, train: int = 240, val: int = 60, size_px: int = 
     A picture depends on seed, split and number only, so a larger set begins with the pictures of a smaller one.
     Raises ValueError where `folder` holds anything else, since nothing is ever drawn over.
     """
+    parameters = {"drawing": DRAWING_VERSION, "train": train, "val": val, "size_px": size_px, "seed": seed}
+    counts = {f"{kind}/{split}": parameters[split] for kind in ("images", "masks") for split in ("train", "val")}
+
+    def draw(part: Path) -> None:
+        for number, (split, count) in enumerate((("train", train), ("val", val))):
+            _draw_split(part, split, number, count, size_px, seed)
+        (part / "classes.txt").write_text("".join(f"{name}\n" for name in DEMO_CLASSES), encoding="utf-8")
+
+    draw_once(Path(folder), parameters, counts, draw)
+
+
+def draw_once(
+    folder: Path, parameters: dict[str, int | str], counts: dict[str, int], draw: Callable[[Path], None]
+) -> None:
+    """Has `draw` fill a new folder, which then takes the place of `folder`; a whole set is left alone.
+
+    parameters: what the set is drawn with, among them train, val, size_px and seed; counts: pictures in each
+    sub-folder of a whole set. Raises ValueError for parameters out of range, or where `folder` holds anything else.
+    """
+    train, val, size_px, seed = (parameters[name] for name in ("train", "val", "size_px", "seed"))
     if train < 1 or val < 0 or size_px < 32 or seed < 0:
         raise ValueError(
             f"cannot draw {train} training and {val} validation pictures of {size_px} px with seed {seed}: "
             "it takes at least 1 training picture, 0 validation pictures, 32 px and a seed of 0"
         )
-    folder = Path(folder).resolve()  # a link is followed, not replaced
-    parameters = {"drawing": DRAWING_VERSION, "train": train, "val": val, "size_px": size_px, "seed": seed}
-    if _is_whole(folder, parameters):
+    folder = folder.resolve()  # a link is followed, not replaced
+    if _is_whole(folder, parameters, counts):
         return
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(f"{folder} holds something other than this demo set: remove it, or name another folder")
@@ -40,11 +60,10 @@ def make_demo_set(folder: Path, train: int = 240, val: int = 60, size_px: int = 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workshop:
         part = Path(workshop) / "set"
-        for number, (split, count) in enumerate((("train", train), ("val", val))):
-            _draw_split(part, split, number, count, size_px, seed)
-        (part / "classes.txt").write_text("".join(f"{name}\n" for name in DEMO_CLASSES), encoding="utf-8")
-        (part / MARKER).write_text(json.dumps(parameters, indent=1) + "\n", encoding="utf-8")
-        _put_in_place(part, folder, parameters)
+        part.mkdir()
+        draw(part)
+        (part / MARKER).write_text(_marker_text(parameters), encoding="utf-8")
+        _put_in_place(part, folder, parameters, counts)
 
 
 def _draw_split(part: Path, split: str, split_number: int, count: int, size_px: int, seed: int) -> None:
@@ -57,20 +76,20 @@ def _draw_split(part: Path, split: str, split_number: int, count: int, size_px: 
         Image.fromarray(mask).save(masks / f"{index:04d}.png")
 
 
-def _put_in_place(part: Path, folder: Path, parameters: dict[str, int]) -> None:
+def _put_in_place(part: Path, folder: Path, parameters: dict[str, int | str], counts: dict[str, int]) -> None:
     try:
         part.rename(folder)
     except OSError:  # another process may have drawn the same set meanwhile: then there is nothing left to do
-        if not _is_whole(folder, parameters):
+        if not _is_whole(folder, parameters, counts):
             raise
 
 
-def _is_whole(folder: Path, parameters: dict[str, int]) -> bool:
+def _is_whole(folder: Path, parameters: dict[str, int | str], counts: dict[str, int]) -> bool:
     marker = folder / MARKER
-    if not marker.is_file() or marker.read_text(encoding="utf-8") != json.dumps(parameters, indent=1) + "\n":
+    if not marker.is_file() or marker.read_text(encoding="utf-8") != _marker_text(parameters):
         return False
-    return all(
-        len(list((folder / kind / split).glob("*.png"))) == parameters[split]
-        for kind in ("images", "masks")
-        for split in ("train", "val")
-    )
+    return all(len(list((folder / name).glob("*.png"))) == count for name, count in counts.items())
+
+
+def _marker_text(parameters: dict[str, int | str]) -> str:
+    return json.dumps(parameters, indent=1) + "\n"

@@ -3,13 +3,13 @@
 S is the training size in pixels, H W a picture's own size, h w its size in evaluation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
@@ -46,7 +46,7 @@ class Augmentation:
 
 
 class TrainTransform:
-    """A training view of a picture: a pure function of (picture, mask, seed) that leaves the caller's RNG alone."""
+    """Draws training views: a view is a pure function of (picture size, seed), and the caller's RNG is left alone."""
 
     def __init__(self, image_size: int, augmentation: Augmentation, mean: RGB, std: RGB) -> None:
         _check_image_size(image_size)
@@ -54,24 +54,24 @@ class TrainTransform:
         self.augmentation = augmentation
         self.mean, self.std = list(mean), list(std)
         self.jitter = v2.ColorJitter(brightness=0.25, contrast=0.4, saturation=0.4, hue=0.05)
-        self.flip = v2.RandomHorizontalFlip(p=0.5)
 
     def __call__(self, image: Tensor, mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """(3, H, W) uint8 and (H, W) int64 -> (3, S, S) float32, normalised, and (S, S) int64.
 
         Padding is 0 in the picture, which is the mean colour, and IGNORE_INDEX in the mask.
         """
-        size = self.image_size
+        view = self.view(*mask.shape, seed)
+        return view.image(image), view.mask(mask, IGNORE_INDEX)
+
+    def view(self, height: int, width: int, seed: int) -> "View":
+        """The view of a picture of that size, in pixels, which then takes the picture and any number of its masks."""
         with _random_state(seed):
-            window = self._random_window(*mask.shape) if self.augmentation.crop else Window(0, 0, *mask.shape)
-            image, mask, padding = window.resized(image, mask, size)
+            window = self._random_window(height, width) if self.augmentation.crop else Window(0, 0, height, width)
+            jitter = None
             if self.augmentation.color_jitter:
-                image = self.jitter(image)
-            image = F.pad(tv_tensors.Image(_normalise(image, self.mean, self.std)), padding, fill=0)
-            mask = F.pad(tv_tensors.Mask(mask), padding, fill=IGNORE_INDEX)
-            if self.augmentation.flip:
-                image, mask = self.flip(image, mask)
-        return image.as_subclass(Tensor), mask.as_subclass(Tensor)
+                jitter = partial(self.jitter.transform, params=self.jitter.make_params([]))
+            is_flipped = self.augmentation.flip and torch.rand(()).item() < 0.5
+        return View(window, self.image_size, is_flipped, jitter, self.mean, self.std)
 
     def _random_window(self, height: int, width: int) -> "Window":
         """The square of the picture that will fill S x S; larger than the picture where that is zoomed below S."""
@@ -83,6 +83,36 @@ class TrainTransform:
 
 
 @dataclass(frozen=True)
+class View:
+    """One random look at a picture. A picture and its masks go through it one by one and still fit together.
+
+    jitter: changes the colours of a picture (3, h, w) uint8; None leaves them.
+    """
+
+    window: "Window"
+    size: int
+    is_flipped: bool
+    jitter: Callable[[Tensor], Tensor] | None
+    mean: list[float]
+    std: list[float]
+
+    def image(self, image: Tensor) -> Tensor:
+        """(3, H, W) uint8 -> (3, S, S) float32, normalised; padding is 0, the mean colour."""
+        image, padding = self.window.resized(image, self.size)
+        if self.jitter:
+            image = self.jitter(image)
+        return self._flipped(F.pad(_normalise(image, self.mean, self.std), padding, fill=0))
+
+    def mask(self, mask: Tensor, fill: int) -> Tensor:
+        """(H, W) of whole numbers -> (S, S) of the same type, with `fill` where the view leaves the picture."""
+        mask, padding = self.window.resized(mask[None], self.size, is_mask=True)
+        return self._flipped(F.pad(mask, padding, fill=fill))[0]
+
+    def _flipped(self, picture: Tensor) -> Tensor:
+        return F.horizontal_flip(picture) if self.is_flipped else picture
+
+
+@dataclass(frozen=True)
 class Window:
     """A rectangle of a picture, in its pixels; it may reach beyond the picture's borders."""
 
@@ -91,19 +121,16 @@ class Window:
     height: int
     width: int
 
-    def resized(self, image: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor, list[int]]:
+    def resized(self, picture: Tensor, size: int, is_mask: bool = False) -> tuple[Tensor, list[int]]:
         """The part inside the picture, resized as if the whole window became size x size, and the padding it lacks.
 
         Cutting before resizing keeps the memory small however far a long picture is zoomed.
-        Returns image (3, h, w), mask (h, w) and [left, top, right, bottom] in pixels.
+        Takes (C, H, W); returns (C, h, w) and [left, top, right, bottom] in pixels.
         """
-        rows, y, y_end = _inside(self.top, self.height, mask.shape[0], size)
-        columns, x, x_end = _inside(self.left, self.width, mask.shape[1], size)
-        out_hw = [y_end - y, x_end - x]
-        image = F.resize(image[:, rows, columns], out_hw, antialias=True)
-        # Not through tv_tensors.Mask: that takes plain "nearest", which lies up to half a source pixel off the picture.
-        mask = F.resize(mask[None, rows, columns], out_hw, InterpolationMode.NEAREST_EXACT)[0]
-        return image, mask, [x, y, size - x_end, size - y_end]
+        rows, y, y_end = _inside(self.top, self.height, picture.shape[1], size)
+        columns, x, x_end = _inside(self.left, self.width, picture.shape[2], size)
+        resize = resize_masks if is_mask else _resize_image
+        return resize(picture[:, rows, columns], [y_end - y, x_end - x]), [x, y, size - x_end, size - y_end]
 
 
 class EvalTransform:
@@ -117,13 +144,25 @@ class EvalTransform:
     def __call__(self, image: Tensor) -> Tensor:
         """(3, H, W) uint8 -> (3, h, w) float32, normalised."""
         size_hw = eval_size_hw(image.shape[1], image.shape[2], self.image_size)
-        return _normalise(F.resize(image, size_hw, antialias=True), self.mean, self.std)
+        return _normalise(_resize_image(image, size_hw), self.mean, self.std)
 
 
 def eval_size_hw(height: int, width: int, image_size: int) -> list[int]:
     """The size [h, w] in which a picture is evaluated."""
     zoom = min(image_size / min(height, width), LONGEST_OVER_SHORTEST * image_size / max(height, width))
     return [max(STEP_PX, STEP_PX * round(side * zoom / STEP_PX)) for side in (height, width)]
+
+
+def resize_masks(masks: Tensor, size_hw: list[int]) -> Tensor:
+    """(N, H, W) -> (N, h, w) by the nearest pixel.
+
+    Not through tv_tensors.Mask: that takes plain "nearest", which lies up to half a source pixel off the picture.
+    """
+    return F.resize(masks, size_hw, InterpolationMode.NEAREST_EXACT)
+
+
+def _resize_image(image: Tensor, size_hw: list[int]) -> Tensor:
+    return F.resize(image, size_hw, antialias=True)
 
 
 def _inside(start: int, length: int, picture_length: int, size: int) -> tuple[slice, int, int]:

@@ -1,4 +1,4 @@
-"""Draws the demo set: a few hundred small pictures with masks, to try every script on."""
+"""Draws the demo set: a few hundred small pictures with masks or COCO objects, to try every script on."""
 
 import argparse
 import sys
@@ -13,7 +13,8 @@ def build_parser() -> argparse.ArgumentParser:
         description="Draw the demo set; a whole one with the same parameters is left alone.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--output", type=Path, default=REPOSITORY / "data" / "demo", help="folder to make")
+    parser.add_argument("--output", type=Path, default=None, help="folder to make (None = data/demo or data/demo_coco)")
+    parser.add_argument("--coco", action="store_true", help="objects in COCO's format instead of masks of class ids")
     parser.add_argument("--train", type=int, default=240, help="training pictures")
     parser.add_argument("--val", type=int, default=60, help="validation pictures")
     parser.add_argument("--size", type=int, default=128, help="side of a picture, in pixels")
@@ -23,15 +24,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = build_parser().parse_args()
-    from data.demo_set import DEMO_CLASSES, make_demo_set  # only now: --help must not wait for numpy
+    from data.coco.demo_set import COCO_DEMO_CLASSES, make_coco_demo_set  # only now: --help must not wait for numpy
+    from data.demo_set import DEMO_CLASSES, make_demo_set
 
+    make, classes = (make_coco_demo_set, COCO_DEMO_CLASSES) if args.coco else (make_demo_set, DEMO_CLASSES)
+    output = args.output or REPOSITORY / "data" / ("demo_coco" if args.coco else "demo")
     try:
-        make_demo_set(args.output, args.train, args.val, args.size, args.seed)
+        make(output, args.train, args.val, args.size, args.seed)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"make_demo_data.py: {error}\n")
         sys.exit(2)
-    print(f"demo set: {args.output} ({args.train} training and {args.val} validation pictures of {args.size} px)")
-    print(f"classes:  {', '.join(DEMO_CLASSES)}")
+    print(f"demo set: {output} ({args.train} training and {args.val} validation pictures of {args.size} px)")
+    print(f"classes:  {', '.join(classes)}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 IGNORED_COLOR = (255, 255, 255)
 
 LEGEND_COLUMNS = 4
-LEGEND_LINE_PX = 18
+LEGEND_FONT_PX = 12
 NAME_SHOWN = 28
 
 
@@ -32,16 +32,18 @@ def color_table(num_classes: int) -> np.ndarray:
     return table
 
 
-def legend(entries: list[tuple[str, tuple[int, int, int]]], width: int) -> Image.Image:
+def legend(entries: list[tuple[str, tuple[int, int, int]]], width: int, font_px: int = LEGEND_FONT_PX) -> Image.Image:
     """Names beside their colours, in columns."""
+    line_px = font_px * 3 // 2
     lines = -(-len(entries) // LEGEND_COLUMNS)
-    sheet = Image.new("RGB", (width, lines * LEGEND_LINE_PX), "white")
+    sheet = Image.new("RGB", (width, lines * line_px), "white")
     draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(font_px)
     for i, (name, color) in enumerate(entries):
         left = (i % LEGEND_COLUMNS) * (width // LEGEND_COLUMNS) + 2
-        top = (i // LEGEND_COLUMNS) * LEGEND_LINE_PX
-        draw.rectangle((left, top + 2, left + 12, top + 14), fill=color, outline="black")
-        draw.text((left + 18, top + 1), name[:NAME_SHOWN], fill="black", font=ImageFont.load_default(12))
+        top = (i // LEGEND_COLUMNS) * line_px
+        draw.rectangle((left, top + 2, left + font_px, top + 2 + font_px), fill=color, outline="black")
+        draw.text((left + line_px, top + 1), name[:NAME_SHOWN], fill="black", font=font)
     return sheet
 
 

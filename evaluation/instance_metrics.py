@@ -1,6 +1,7 @@
 """COCO's metrics for instance segmentation: mean average precision over classes and mask overlaps.
 
-K classes, T = 10 thresholds of IoU 0.5, 0.55 ... 0.95, R = 101 recalls, A = 4 ranges of area (all, small, medium, large).
+K classes, T = 10 thresholds of IoU 0.5, 0.55 ... 0.95, R = 101 recalls,
+A = 4 ranges of area (all, small, medium, large).
 """
 
 import math
@@ -70,9 +71,17 @@ def instance_metrics(
     The values are those of pycocotools' COCOeval, several times faster.
     """
     assert len(truth) == len(predicted)
-    evaluator = COCOeval_faster(_truth(truth, num_classes), _predictions(predicted, num_classes), "segm")
-    evaluator.print_function = _say_nothing
-    evaluator.params.imgIds = list(range(len(truth)))
+    for of_truth, of_model in zip(truth, predicted, strict=True):
+        both = [*of_truth, *of_model]
+        assert len({tuple(item.rle["size"]) for item in both}) <= 1  # COCO's code would take them for strangers
+        assert all(0 <= item.label < num_classes for item in both)
+    known = _coco(truth, num_classes)
+    found = [
+        {"image_id": image, "category_id": item.label, "segmentation": item.rle, "score": item.score}
+        for image, items in enumerate(predicted)
+        for item in items
+    ]
+    evaluator = COCOeval_faster(known, known.loadRes(found), "segm", print_function=_say_nothing)
     evaluator.params.maxDets = [MOST_DETECTIONS]
     evaluator.evaluate()
     evaluator.accumulate()
@@ -87,3 +96,34 @@ def instance_metrics(
         ar100=_mean_of_known(evaluator.eval["recall"][..., ALL, 0]),
         by_class=[_mean_of_known(precision[:, :, k, ALL]) for k in range(num_classes)],
     )
+
+
+def _mean_of_known(values: np.ndarray) -> float:
+    """COCO's code marks with -1 what has no truth."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _coco(truth: list[list[InstanceTruth]], num_classes: int) -> COCO:
+    """As if read from a file; pictures and classes are named by their positions."""
+    annotations = [
+        {
+            "image_id": image,
+            "category_id": item.label,
+            "segmentation": item.rle,
+            "iscrowd": int(item.is_crowd),
+            "area": item.area,
+        }
+        for image, items in enumerate(truth)
+        for item in items
+    ]
+    for number, annotation in enumerate(annotations, start=1):  # 0 means "not matched" in the evaluation
+        annotation["id"] = number
+    sizes = [items[0].rle["size"] if items else (0, 0) for items in truth]
+    images = [{"id": image, "height": height, "width": width} for image, (height, width) in enumerate(sizes)]
+    categories = [{"id": k, "name": str(k)} for k in range(num_classes)]
+    return COCO({"images": images, "categories": categories, "annotations": annotations}, print_function=_say_nothing)
+
+
+def _say_nothing(*_) -> None:
+    """In the place of what COCO's code prints."""

@@ -6,13 +6,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from evaluation.colors import IGNORED_COLOR, color_table, legend
+from evaluation.tiles import GAP_PX, TILE_PX, TITLE_PX, fitted_size
 from structures import IGNORE_INDEX
 
 MOST_SAMPLES = 16
 COLUMNS = 4
-TILE_PX = 256
-TITLE_PX = 16
-GAP_PX = 6
 NAME_SHOWN = 40
 MASK_OPACITY = 0.5
 HATCH_PX = 8
@@ -69,9 +67,7 @@ def overlay(picture: np.ndarray, classes: np.ndarray, num_classes: int) -> Image
 
 def _fitted(picture: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both at the size at which they fill a tile; classes by the nearest pixel, so that none is mixed."""
-    height, width = classes.shape
-    scale = min(TILE_PX / width, TILE_PX / height)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    size = fitted_size(*reversed(classes.shape))
     mask = Image.fromarray(classes.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)), np.asarray(mask)
 

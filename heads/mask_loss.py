@@ -13,6 +13,7 @@ from heads.mask_decoder import MaskOutputs
 from heads.mask_targets import MaskTarget
 from heads.matching import match
 from heads.points import sample_points, sample_truth, uncertain_points
+from heads.processes import mean_over_processes, picture_generators
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ class MaskLossSettings:
 def mask_loss(outputs: MaskOutputs, targets: list[MaskTarget], settings: MaskLossSettings) -> dict[str, Tensor]:
     """{"class", "mask", "dice"}: weighted scalars, each summed over the layers."""
     s = settings
-    queries = match(outputs, targets, s.num_points, s.class_weight, s.mask_weight, s.dice_weight)
-    mask, dice = point_losses(outputs, targets, queries, s)
+    generators = picture_generators(len(targets), outputs.mask_logits[0].device)
+    queries = match(outputs, targets, s.num_points, s.class_weight, s.mask_weight, s.dice_weight, generators)
+    mask, dice = point_losses(outputs, targets, queries, s, generators)
     return {
         "class": s.class_weight * class_loss(outputs, targets, queries, s.no_object_weight),
         "mask": s.mask_weight * mask,
@@ -59,12 +61,16 @@ def class_loss(outputs: MaskOutputs, targets: list[MaskTarget], queries: Tensor,
     loss = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), weights, reduction="none").view(wanted.shape)
     is_labelled = torch.tensor([t.is_labelled for t in targets], device=logits.device)[:, None]
     counted = weights[wanted] * is_labelled
-    per_layer = (loss * is_labelled).sum((1, 2)) / counted.sum((1, 2)).clamp(min=1e-6)
+    per_layer = (loss * is_labelled).sum((1, 2)) / mean_over_processes(counted.sum((1, 2))).clamp(min=1e-6)
     return per_layer.sum()
 
 
 def point_losses(
-    outputs: MaskOutputs, targets: list[MaskTarget], queries: Tensor, settings: MaskLossSettings
+    outputs: MaskOutputs,
+    targets: list[MaskTarget],
+    queries: Tensor,
+    settings: MaskLossSettings,
+    generators: list[torch.Generator],
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy and dice (V-Net, Milletari et al. 2016, with 1 added above and below) on points.
 
@@ -76,7 +82,18 @@ def point_losses(
     predicted = torch.cat(
         [masks[image, q.clamp(min=0)].float() for masks, q in zip(outputs.mask_logits, queries, strict=True)]
     )
-    points = uncertain_points(predicted, settings.num_points, settings.oversample_ratio, settings.importance_ratio)
+
+    def draw(num_points: int) -> Tensor:
+        """(L * T, num_points, 2), each picture from its own generator."""
+        shapes = [(len(queries), len(target.labels), num_points, 2) for target in targets]
+        drawn = [
+            torch.rand(*shape, device=queries.device, generator=generator)
+            for shape, generator in zip(shapes, generators, strict=True)
+        ]
+        return torch.cat(drawn, dim=1).flatten(0, 1)
+
+    s = settings
+    points = uncertain_points(predicted, draw, s.num_points, s.oversample_ratio, s.importance_ratio)
     logits = sample_points(predicted[:, None], points[:, None])[:, 0, 0]  # (L * T, P)
     truth, point_weight = truth_of_pairs(targets, points.unflatten(0, queries.shape))
 
@@ -86,7 +103,7 @@ def point_losses(
     overlap = (probability * truth).sum(-1)
     area = probability.sum(-1) + (truth * point_weight).sum(-1)
     dice = 1 - (2 * overlap + 1) / (area + 1)
-    num_objects = mean_over_processes(queries.shape[1], queries.device).clamp(min=1)
+    num_objects = mean_over_processes(torch.tensor(queries.shape[1], device=queries.device)).clamp(min=1)
     return (cross_entropy * is_matched).sum() / num_objects, (dice * is_matched).sum() / num_objects
 
 
@@ -107,15 +124,3 @@ def image_of_objects(targets: list[MaskTarget]) -> Tensor:
     counts = [len(t.labels) for t in targets]
     image = [b for b, n in enumerate(counts) for _ in range(n)]
     return torch.tensor(image, dtype=torch.int64, device=targets[0].labels.device)
-
-
-def mean_over_processes(count: int, device: torch.device) -> Tensor:
-    """In training with several processes all divide by the same number, as one process with the whole batch would.
-
-    Not in validation: there the processes have different numbers of pictures, and would wait for one another.
-    """
-    mean = torch.tensor(float(count), device=device)
-    if torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(mean)
-        mean = mean / torch.distributed.get_world_size()
-    return mean

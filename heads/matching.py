@@ -25,16 +25,20 @@ def match(
     class_weight: float,
     mask_weight: float,
     dice_weight: float,
+    generators: list[torch.Generator],
 ) -> Tensor:
     """Cheapest one-to-one assignment, for each layer and picture (DETR, Carion et al. 2020, equation 1).
+
+    generators: one a picture, from which its points are drawn.
 
     Returns (L, T) int64 on the device of the predictions: the query that answers for each object of the batch, pictures
     one after the other; -1 where a picture has more objects than there are queries and this one got none.
     """
     costs = []
-    for image, target in enumerate(targets):
+    device = outputs.mask_logits[0].device
+    for image, (target, generator) in enumerate(zip(targets, generators, strict=True)):
         # One set of points a picture, the same for all layers: the truth is sampled once.
-        points = torch.rand(1, 1, num_points, 2, device=outputs.mask_logits[0].device)
+        points = torch.rand(1, 1, num_points, 2, device=device, generator=generator)
         truth, point_weight = sample_truth(target, points)
         class_logits = torch.stack([c[image] for c in outputs.class_logits]).float()
         mask_logits = torch.cat([sample_points(m[image, None].float(), points) for m in outputs.mask_logits])

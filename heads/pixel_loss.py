@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from heads.processes import mean_over_processes
 from structures import IGNORE_INDEX, Target
 
 
@@ -28,7 +29,7 @@ def pixel_loss(logits: Tensor, targets: list[Target], dice_weight: float = 0.0) 
             count = count + (truth != IGNORE_INDEX).sum()
             if dice_weight:
                 dice = dice + soft_dice_loss(resized, truth) * (len(part) / len(logits))
-    losses = {"cross_entropy": cross_entropy / count.clamp(min=1)}
+    losses = {"cross_entropy": cross_entropy / mean_over_processes(count).clamp(min=1)}
     if dice_weight:
         losses["dice"] = dice_weight * dice
     return losses

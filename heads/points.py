@@ -3,6 +3,8 @@
 R rows (masks), C channels, G groups of points, P points of a group, coordinates (x, y) in [0, 1] over the whole map.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,18 +18,24 @@ def sample_points(maps: Tensor, points: Tensor, padding: str = "zeros") -> Tenso
 
 
 @torch.no_grad()
-def uncertain_points(mask_logits: Tensor, num_points: int, oversample_ratio: float, importance_ratio: float) -> Tensor:
+def uncertain_points(
+    mask_logits: Tensor,
+    draw: Callable[[int], Tensor],
+    num_points: int,
+    oversample_ratio: float,
+    importance_ratio: float,
+) -> Tensor:
     """Points (R, P, 2) for mask_logits (R, h, w): mostly where a mask is least sure, the rest uniform.
 
-    Of oversample_ratio * P uniform points, the importance_ratio * P with the smallest |logit| are kept.
+    draw: number of points n -> (R, n, 2), uniform. Of oversample_ratio * P of them, the importance_ratio * P with the
+    smallest |logit| are kept.
     """
-    rows, device = len(mask_logits), mask_logits.device
-    candidates = torch.rand(rows, int(num_points * oversample_ratio), 2, device=device)
+    candidates = draw(int(num_points * oversample_ratio))
     uncertainty = -sample_points(mask_logits[:, None], candidates[:, None])[:, 0, 0].abs()
     kept = int(importance_ratio * num_points)
     chosen = uncertainty.topk(kept, dim=1).indices
     picked = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
-    return torch.cat((picked, torch.rand(rows, num_points - kept, 2, device=device)), dim=1)
+    return torch.cat((picked, draw(num_points - kept)), dim=1)
 
 
 @torch.no_grad()

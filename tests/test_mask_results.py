@@ -1,6 +1,6 @@
-"""Objects and panoptic maps from mask outputs: against transformers, against the algorithm written out, and in memory."""
+"""Objects and panoptic maps from mask outputs: against transformers, the algorithm written out, and in memory."""
 
-from dataclasses import replace
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +16,6 @@ import rows
 from heads.mask2former import Mask2FormerHead, mask2former_size
 from heads.mask_decoder import MaskOutputs
 from heads.mask_results import instances, panoptic
-from structures import Instance
 
 CLASSES, QUERIES = 5, 12
 THEIR_SIZE = (384, 384)  # transformers resizes all masks to it first
@@ -33,7 +32,9 @@ def blobs(seed: int, num_queries: int = QUERIES, size_hw: tuple[int, int] = (48,
     distance = ((y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2).sqrt()
     masks = 20 * (radius - distance) + 0.2 * torch.randn(num_queries, height, width, generator=generator)
     masks[-1] = 1.0
-    return 3 * torch.randn(num_queries, CLASSES + 1, generator=generator), masks
+    class_logits = 3 * torch.randn(num_queries, CLASSES + 1, generator=generator)
+    class_logits[-1, 0] = 9.0
+    return class_logits, masks
 
 
 def certain(class_logits: Tensor) -> Tensor:
@@ -67,7 +68,7 @@ def test_instances_equal_transformers(seed):
 
 
 def test_what_is_left_out_of_the_instances():
-    """By hand: query 0 is (class 0: 0.75, class 1: 0.25), query 1 (class 1: 1) has an empty mask, query 2 is class 2."""
+    """By hand: query 0 is of class 0 (0.75) or 1 (0.25), query 1 has an empty mask, query 2 is of class 2 (0.9)."""
     class_logits = torch.tensor([[0.75, 0.25, 0, 0], [0, 1, 0, 0], [0, 0, 0.9, 0.1]]).log()
     mask_logits = torch.full((3, 2, 2), -50.0)
     mask_logits[0, 0] = torch.tensor(3.0).log()  # a probability of 3/4
@@ -80,21 +81,12 @@ def test_what_is_left_out_of_the_instances():
         ]
 
     every = [(2, 0.9, 1), (0, 0.5625, 2), (1, 0.1875, 2)]
-    assert seen() == [*every, (0, 0.0, 2), (2, 0.0, 2)][:3] + seen()[3:] and all(s[1] == 0 for s in seen()[3:])
+    assert seen()[:3] == every and {(label, score) for label, score, _ in seen()[3:]} == {(0, 0.0), (1, 0.0), (2, 0.0)}
     assert seen(threshold=0.1) == every
     assert seen(threshold=0.5625) == every[:2] and seen(threshold=0.6) == every[:1]
     assert seen(top_k=3) == every[:2]  # the most probable of the three pairs has an empty mask
     assert seen(top_k=4, thing_classes=[True, True, False]) == every[1:]
     assert seen(top_k=2, thing_classes=[True, True, False]) == []  # stuff takes up places, as in the official code
-
-
-def same_classes(first: Tensor, first_label: dict[int, int], second: Tensor, second_label: dict[int, int]) -> float:
-    """Share of the pixels at which two panoptic maps agree in class."""
-    tables = [torch.full((int(m.max()) + 1,), -1) for m in (first, second)]
-    for table, labels in zip(tables, (first_label, second_label), strict=True):
-        for number, label in labels.items():
-            table[number] = label
-    return (tables[0][first.long()] == tables[1][second.long()]).double().mean().item()
 
 
 @pytest.mark.parametrize("fuse", [False, True])
@@ -109,16 +101,14 @@ def test_panoptic_equals_transformers_where_both_do_the_same(seed, fuse):
     class_logits, mask_logits = certain(class_logits)[order], mask_logits[order]
     stuff = {int(class_logits[class_logits.argmax(-1) < CLASSES].argmax(-1).max())} if fuse else set()
     (expected,) = Mask2FormerImageProcessor().post_process_panoptic_segmentation(
-        theirs(class_logits, mask_logits.clone()), overlap_mask_area_threshold=0.5, label_ids_to_fuse=stuff
+        theirs(class_logits, mask_logits.clone()), overlap_mask_area_threshold=0.2, label_ids_to_fuse=stuff
     )
     is_thing = [k not in stuff for k in range(CLASSES)]
-    ours, segments = panoptic(class_logits, mask_logits, THEIR_SIZE, is_thing, overlap_threshold=0.5)
+    ours, segments = panoptic(class_logits, mask_logits, THEIR_SIZE, is_thing, overlap_threshold=0.2)
     their_labels = {s["id"]: s["label_id"] for s in expected["segments_info"]}
     assert [(s.number, s.label) for s in segments] == list(their_labels.items())
     assert len(segments) >= 3
-    covered = ours > 0  # by the query of the whole picture also where that one was dropped: there theirs has more
-    assert (ours == expected["segmentation"])[covered].double().mean() > 0.9999
-    assert covered.double().mean() > 0.3
+    assert (ours == expected["segmentation"]).double().mean() > 0.9999  # rounding at a mask's edge
 
 
 def official_panoptic(class_logits, mask_logits, size_hw, is_thing, threshold, overlap_threshold):
@@ -172,7 +162,7 @@ def test_stuff_of_one_class_is_one_segment_and_things_are_not():
 
 @pytest.fixture
 def head() -> Mask2FormerHead:
-    return Mask2FormerHead([8] * 4, CLASSES, 8, replace(mask2former_size("paper", 8), num_heads=1), QUERIES)
+    return Mask2FormerHead([8] * 4, CLASSES, 32, mask2former_size("paper", 32), QUERIES)
 
 
 def test_the_head_takes_the_last_prediction_of_the_picture_asked_for(head):
@@ -199,24 +189,27 @@ def test_semantic_maps_equal_transformers(head):
     assert (scores[0].argmax(0) == expected).double().mean() > 0.9999
 
 
-def test_a_large_picture_is_never_held_a_hundred_times():
+def test_a_large_picture_is_never_held_once_a_query():
     """3000 x 4000 pixels, 100 queries: all masks at once would be 4.8 GB; one in float32 is 48 MB."""
     size_hw = (3000, 4000)
     class_logits, mask_logits = blobs(0, num_queries=100, size_hw=(16, 20))
+    class_logits[5:] = 0.0  # below the threshold, to be quick
+    class_logits[:5, 0] = 9.0
     with LargestTensor() as largest:
-        objects = instances(class_logits, mask_logits, size_hw, top_k=100, threshold=0.9)
+        objects = instances(class_logits, mask_logits, size_hw, top_k=100, threshold=0.5)
         first = next(objects)
-        assert isinstance(first, Instance) and first.mask.shape == size_hw and next(objects).score <= first.score
+        assert first.mask.shape == size_hw and 0.5 <= next(objects).score <= first.score
     assert largest.num_bytes == 4 * 3000 * 4000
     with LargestTensor() as largest:
-        number_map, segments = panoptic(class_logits[:20], mask_logits[:20], size_hw, [True] * CLASSES, threshold=0.5)
-    assert number_map.shape == size_hw and segments
-    assert largest.num_bytes <= max(4 * rows.STRIP_ELEMENTS, 4 * 3000 * 4000)
+        number_map, segments = panoptic(class_logits, mask_logits, size_hw, [True] * CLASSES, overlap_threshold=0.1)
+    assert number_map.shape == size_hw and len(segments) > 1
+    assert largest.num_bytes <= 4 * rows.STRIP_ELEMENTS
 
 
-def test_memory_of_all_hundred_objects():
-    """Every one of 100 objects is asked for, and at any time one mask is alive, beside the one in the caller's hand."""
+def test_one_mask_is_alive_at_a_time():
     class_logits, mask_logits = blobs(0, num_queries=100, size_hw=(16, 20))
-    size_hw = (300, 400)
-    kept = [o.mask.data_ptr() for o in instances(class_logits, mask_logits, size_hw, top_k=100)]
-    assert len(kept) > 50 and len(set(kept)) < 10  # freed memory is used again
+    masks = []
+    for found in instances(class_logits, mask_logits, (30, 40), top_k=100):
+        masks.append(weakref.ref(found.mask))
+        assert len({id(mask()) for mask in masks} - {id(None)}) == 1
+    assert len(masks) > 50

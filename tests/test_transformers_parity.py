@@ -17,6 +17,7 @@ from heads.mask_decoder import MaskOutputs
 from heads.mask_loss import MaskLossSettings, mask_loss
 from heads.mask_targets import MaskTarget
 from heads.matching import match
+from heads.processes import picture_generators
 
 CLASSES, DIM, QUERIES = 6, 64, 12
 CHANNELS = [24, 32, 40, 48]
@@ -114,7 +115,13 @@ def test_upernet_head_equals_transformers():
 
 def test_matching_equals_transformers(same_points, predictions, truth):
     class_logits, mask_logits = predictions
-    queries = match(MaskOutputs(class_logits, mask_logits), truth, 256, **WEIGHTS)
+    queries = match(
+        MaskOutputs(class_logits, mask_logits),
+        truth,
+        256,
+        **WEIGHTS,
+        generators=picture_generators(2, torch.device("cpu")),
+    )
     matcher = Mask2FormerHungarianMatcher(cost_class=2.0, cost_mask=5.0, cost_dice=5.0, num_points=256)
     masks, labels = [t.masks.float() for t in truth], [t.labels for t in truth]
     for layer, (classes, layer_masks) in enumerate(zip(class_logits, mask_logits, strict=True)):

@@ -114,9 +114,23 @@ def test_crops_lie_at_every_place_up_to_both_borders(zoom, side):
 
 def test_a_window_beyond_the_picture_is_padded_in_proportion():
     mask = coarse_mask(40, 80)
-    image, out, padding = Window(top=-20, left=0, height=80, width=80).resized(picture_of(mask), mask, 160)
-    assert out.shape == (80, 160) and image.shape == (3, 80, 160)
-    assert padding == [0, 40, 0, 40]
+    window = Window(top=-20, left=0, height=80, width=80)
+    image, padding = window.resized(picture_of(mask), 160)
+    out, mask_padding = window.resized(mask[None], 160, is_mask=True)
+    assert out.shape == (1, 80, 160) and image.shape == (3, 80, 160)
+    assert padding == mask_padding == [0, 40, 0, 40]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), AUGMENTATIONS, st.integers(0, 2**63 - 1))
+def test_one_view_treats_all_masks_of_a_picture_alike(height, width, augmentation, seed):
+    """A map cut into one mask a value gives, mask by mask, what the whole map gives."""
+    mask = torch.randint(0, 4, (height, width), generator=torch.Generator().manual_seed(seed))
+    view = TrainTransform(64, augmentation, MEAN, STD).view(height, width, seed)
+    whole = view.mask(mask, 255)
+    for value in range(4):
+        single = view.mask((mask == value).to(torch.uint8), 0)
+        assert single.dtype == torch.uint8 and torch.equal(single.bool(), whole == value)
 
 
 def test_the_look_depends_on_the_seed_alone_and_the_callers_rng_is_untouched():

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from data.checks.file_findings import file_findings
-from data.checks.finding import SEVERITIES, CheckedSample, Finding, checked_samples
+from data.checks.finding import SEVERITIES, CheckedSample, Finding, Findings, checked_samples, counted
 from data.checks.scan import scan
 from data.checks.set_findings import set_findings
 from data.checks.value_findings import value_findings
@@ -48,7 +48,7 @@ class SplitNumbers:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Findings):
     """What the check found. coding: lines on how stored values become classes; findings: errors first."""
 
     train: SplitNumbers
@@ -56,9 +56,6 @@ class Report:
     class_names: list[str]
     coding: list[str]
     findings: list[Finding]
-
-    def of(self, severity: str) -> list[Finding]:
-        return [finding for finding in self.findings if finding.severity == severity]
 
     @property
     def bad_sample_ids(self) -> dict[str, list[str]]:
@@ -71,9 +68,14 @@ class Report:
         enough = self.train.usable > 0 and (self.val is None or self.val.usable > 0)
         return enough and all(finding.per_sample for finding in self.of("error"))
 
-    def exit_code(self, strict: bool) -> int:
-        """2 where there are errors; with `strict` 1 where there are warnings; else 0."""
-        return 2 if self.of("error") else int(strict and bool(self.of("warning")))
+    @property
+    def left_out(self) -> str:
+        """What training does without where bad samples are skipped."""
+        bad = sum(map(len, self.bad_sample_ids.values()))
+        lone = sum(side.lone_images + side.lone_masks for side in (self.train, self.val) if side)
+        parts = [counted(bad, "sample")] if bad else []
+        parts += [counted(lone, "file") + " without a partner"] if lone else []
+        return " and ".join(parts)
 
 
 def check_pairs(

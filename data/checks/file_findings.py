@@ -3,16 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from data.checks.finding import CheckedSample, Finding, counted, size_text
+from data.checks.picture_findings import unreadable
 from data.pairs import Pairing
-
-FAILURES = {
-    "missing": ("missing-file", "not there any more", "bring them back"),
-    "damaged": ("damaged-file", "cannot be decoded", "copy or export them again"),
-    "too large": ("too-large", "too large to be read whole", "cut them into tiles, or raise --max-megapixels"),
-    "lossy": ("lossy-mask", "compressed with losses, which blur ids into one another", "export the masks again as PNG"),
-    "unsuitable": ("unsuitable-file", "of a kind that cannot be used", "convert them as the message of each says"),
-}
-"""Of each kind of DecodeError: the finding's code, what the files are, and the remedy."""
 
 SIDEWAYS = (5, 6, 7, 8)
 """EXIF orientations that swap width and height."""
@@ -20,7 +12,7 @@ SIDEWAYS = (5, 6, 7, 8)
 
 def file_findings(pairings: Sequence[Pairing], samples: Sequence[CheckedSample]) -> Iterator[Finding]:
     yield from _unpaired(pairings)
-    yield from _unreadable(samples)
+    yield from unreadable(f for sample in samples for f in (sample.image.failure, sample.mask.failure) if f)
     yield from _size_mismatch(samples)
     yield from _maybe_turned(samples)
 
@@ -40,16 +32,6 @@ def _unpaired(pairings: Sequence[Pairing]) -> Iterator[Finding]:
             [f"{path}: no mask" for path in images] + [f"{path}: no picture" for path in masks],
             per_sample=True,
         )
-
-
-def _unreadable(samples: Sequence[CheckedSample]) -> Iterator[Finding]:
-    failures = dict.fromkeys(f for sample in samples for f in (sample.image.failure, sample.mask.failure) if f)
-    for kind, (code, what, remedy) in FAILURES.items():
-        files = [failure.message for failure in failures if failure.kind == kind]
-        if files:
-            verb = "is" if len(files) == 1 else "are"
-            message = f"{counted(len(files), 'file')} {what if what.startswith('cannot') else f'{verb} {what}'}."
-            yield Finding("error", code, message, f"{remedy[0].upper()}{remedy[1:]}.", files, per_sample=True)
 
 
 def _size_mismatch(samples: Sequence[CheckedSample]) -> Iterator[Finding]:

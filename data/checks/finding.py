@@ -1,5 +1,6 @@
 """What the dataset check works on and what it hands out: samples whose files were read, and findings."""
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -30,6 +31,34 @@ class Finding:
     remedy: str
     files: list[str] = field(default_factory=list)
     per_sample: bool = False
+
+
+class Findings(ABC):
+    """What the reports of both checks have in common, that of masks and that of COCO files. findings: errors first."""
+
+    findings: list[Finding]
+
+    @property
+    @abstractmethod
+    def bad_sample_ids(self) -> dict[str, list[str]]:
+        """Of "train" and "val": the samples that cannot be used."""
+
+    @property
+    @abstractmethod
+    def can_skip(self) -> bool:
+        """Whether training can go on when everything bad is left out."""
+
+    @property
+    @abstractmethod
+    def left_out(self) -> str:
+        """What training does without where it goes on."""
+
+    def of(self, severity: str) -> list[Finding]:
+        return [finding for finding in self.findings if finding.severity == severity]
+
+    def exit_code(self, strict: bool) -> int:
+        """2 where there are errors; with `strict` 1 where there are warnings; else 0."""
+        return 2 if self.of("error") else int(strict and bool(self.of("warning")))
 
 
 @dataclass(frozen=True)

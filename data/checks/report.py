@@ -1,4 +1,6 @@
-"""The report of the dataset check: as text for people, as plain values for programs, as one message for training."""
+"""The report of the dataset check: as text for people, as plain values for programs, as one message for training.
+
+The last, and the layout, serve the check of COCO files too."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -7,7 +9,7 @@ from textwrap import TextWrapper
 from typing import Any
 
 from data.checks.check import Report, SplitNumbers
-from data.checks.finding import Finding, counted, size_text
+from data.checks.finding import Finding, Findings, counted, size_text
 
 WIDTH = 110
 FILES_SHOWN = 20
@@ -19,11 +21,8 @@ def as_text(report: Report) -> str:
     """Numbers, classes and findings; no line that we make up is wider than WIDTH, paths are never cut."""
     lines = [*_numbers_table(report), "", *_coding(report), "", *_class_table(report), ""]
     for finding in report.findings:
-        lines += [*_finding_lines(finding), ""]
-    counts = [counted(len(report.of(severity)), severity) for severity in ("error", "warning", "note")]
-    bad = sum(map(len, report.bad_sample_ids.values()))
-    lines.append(f"{', '.join(counts)}; {counted(bad, 'sample')} cannot be used.")
-    return "\n".join(lines)
+        lines += [*finding_lines(finding), ""]
+    return "\n".join([*lines, summary_line(report)])
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -37,22 +36,23 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def error_message(report: Report) -> str:
+def error_message(report: Findings) -> str:
     """One text with all errors, for training to stop with; empty where there are none."""
     errors = report.of("error")
     if not errors:
         return ""
     parts = [f"the dataset check found {counted(len(errors), 'error')}:"]
-    parts += ["\n".join(_finding_lines(finding)) for finding in errors]
+    parts += ["\n".join(finding_lines(finding)) for finding in errors]
     ending = "Mend the data or the flags"
     if report.can_skip:
-        bad = sum(map(len, report.bad_sample_ids.values()))
-        sides = (report.train, report.val) if report.val else (report.train,)
-        lone = sum(side.lone_images + side.lone_masks for side in sides)
-        left_out = [counted(bad, "sample")] if bad else []
-        left_out += [counted(lone, "file") + " without a partner"] if lone else []
-        ending += f", or pass --on-bad-sample skip to train without {' and '.join(left_out)}"
+        ending += f", or pass --on-bad-sample skip to train without {report.left_out}"
     return "\n".join([*parts, f"{ending}. demo/check_dataset.py, with the same flags, shows all files."])
+
+
+def summary_line(report: Findings) -> str:
+    counts = [counted(len(report.of(severity)), severity) for severity in ("error", "warning", "note")]
+    bad = sum(map(len, report.bad_sample_ids.values()))
+    return f"{', '.join(counts)}; {counted(bad, 'sample')} cannot be used."
 
 
 def _numbers_table(report: Report) -> list[str]:
@@ -70,11 +70,11 @@ def _numbers_table(report: Report) -> list[str]:
         ("pictures without any label", lambda s: f"{len(s.unlabelled_pictures):,}"),
     ):
         rows.append((title, *map(text, splits.values())))
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _coding(report: Report) -> list[str]:
-    return _wrapped(f"values in masks: {'; '.join(report.coding)}", then="    ")
+    return wrapped(f"values in masks: {'; '.join(report.coding)}", then="    ")
 
 
 def _class_table(report: Report) -> list[str]:
@@ -86,8 +86,8 @@ def _class_table(report: Report) -> list[str]:
     for k, name in enumerate(report.class_names):
         if k not in hidden:
             columns = [cell for split in (train, val) if split for cell in _class_cells(split, k)]
-            rows.append((str(k), _short(name), *columns))
-    lines = _aligned(rows, right_from=2)
+            rows.append((str(k), short_name(name), *columns))
+    lines = aligned(rows, right_from=2)
     return [*lines, f"and {len(hidden)} classes that never occur"] if hidden else lines
 
 
@@ -96,14 +96,14 @@ def _class_cells(split: SplitNumbers, k: int) -> tuple[str, str]:
     return f"{100 * share:.2f}", f"{split.class_pictures[k]:,}"
 
 
-def _finding_lines(finding: Finding) -> list[str]:
+def finding_lines(finding: Finding) -> list[str]:
     head = f"{finding.severity} [{finding.code}]: {finding.message}"
     remedy, *pasted = finding.remedy.split("\n")
-    lines = [*_wrapped(head, then="  ")]
+    lines = [*wrapped(head, then="  ")]
     if '": ' in remedy:  # something to paste must stay on one line
         lines.append(f"  -> {remedy}")
     else:
-        lines += _wrapped(remedy, first="  -> ", then="     ")
+        lines += wrapped(remedy, first="  -> ", then="     ")
     if pasted:
         lines += ["", *(f"     {line}" for line in pasted), ""]
     lines += [f"     {file}" for file in finding.files[:FILES_SHOWN]]
@@ -111,7 +111,7 @@ def _finding_lines(finding: Finding) -> list[str]:
     return [*lines, f"     and {more:,} more"] if more > 0 else lines
 
 
-def _wrapped(text: str, then: str, first: str = "") -> list[str]:
+def wrapped(text: str, then: str, first: str = "") -> list[str]:
     """Lines that begin with `first` and `then`; flags and paths stay whole."""
     return TextWrapper(
         WIDTH, initial_indent=first, subsequent_indent=then, break_on_hyphens=False, break_long_words=False
@@ -147,11 +147,11 @@ def _split_json(split: SplitNumbers, class_names: Sequence[str]) -> dict[str, An
     }
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 3] + "..."
 
 
-def _aligned(rows: Sequence[Sequence[str]], right_from: int | None = None) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]], right_from: int | None = None) -> list[str]:
     """Columns from `right_from` on are numbers, set to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     numbers_from = len(widths) if right_from is None else right_from

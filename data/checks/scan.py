@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,8 +39,20 @@ def scan(
     as_colors: masks are read as colours, for a palette is given. progress: a bar on stderr, where that is a terminal.
     What was read until Ctrl-C is remembered too.
     """
-    masks: list[Job] = [("colors" if as_colors else "ids", mask) for mask in dict.fromkeys(p.mask for p in pairs)]
-    images: list[Job] = [("image", image) for image in dict.fromkeys(p.image for p in pairs)]
+    return scan_files([p.image for p in pairs], [p.mask for p in pairs], as_colors, max_pixels, title, progress)
+
+
+def scan_files(
+    image_paths: Iterable[Path],
+    mask_paths: Iterable[Path],
+    as_colors: bool,
+    max_pixels: int,
+    title: str = "checking data",
+    progress: bool = True,
+) -> Scan:
+    """As `scan`, of pictures and masks that need not be pairs."""
+    masks: list[Job] = [("colors" if as_colors else "ids", path) for path in dict.fromkeys(mask_paths)]
+    images: list[Job] = [("image", path) for path in dict.fromkeys(image_paths)]
     facts: dict[Job, Facts] = {}
     paths = {path for _, path in images + masks}
     memory = ScanMemory({path.parent for path in paths})

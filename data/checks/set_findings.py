@@ -1,10 +1,10 @@
 """Findings about the sets as a whole: classes that never occur, pictures that occur twice, pixels without a label."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from data.checks.finding import CheckedSample, Finding, counted
+from data.checks.picture_findings import picture_findings
 from data.labels import LabelRule
 
 CLASSES_SHOWN = 8
@@ -16,8 +16,7 @@ def set_findings(
 ) -> Iterator[Finding]:
     yield from _nothing_labelled(train, val)
     yield from _missing_classes(train, val, labels, class_names)
-    yield from _shared_pictures(train, val)
-    yield from _repeated_pictures(train)
+    yield from picture_findings(*([(s.pair.image, s.image) for s in samples] for samples in (train, val)))
     yield from _mixed_modes([*train, *val])
     yield from _mostly_ignored(train)
 
@@ -66,69 +65,20 @@ def _missing_classes(
         remedy = "Look whether the masks are right; a class without examples cannot be learned."
         if plain and missing[0] > 1 and missing == list(range(missing[0], len(class_names))):
             remedy = f"Pass --num-classes {missing[0]} if there are no more classes."
-        yield _class_finding("class-missing-train", "training", missing, class_names, remedy)
+        yield class_finding("class-missing-train", "training", missing, class_names, remedy)
     only_train = [k for k in sorted(in_train) if k not in in_val]
     if only_train and in_val:
         remedy = "Validate on more pictures: nothing can be said of how well these classes are found."
-        yield _class_finding("class-missing-val", "validation", only_train, class_names, remedy)
+        yield class_finding("class-missing-val", "validation", only_train, class_names, remedy)
 
 
-def _class_finding(code: str, split: str, missing: list[int], class_names: Sequence[str], remedy: str) -> Finding:
+def class_finding(code: str, split: str, missing: list[int], class_names: Sequence[str], remedy: str) -> Finding:
+    """missing: the classes that never occur in that split, "training" or "validation"."""
     names = [class_names[k] for k in missing]
     more = f" and {len(names) - CLASSES_SHOWN} more" if len(names) > CLASSES_SHOWN else ""
     what = f"{len(names)} of {len(class_names)} classes never occur" if len(names) > 1 else "1 class never occurs"
     shown = f"{', '.join(names[:CLASSES_SHOWN])}{more}"
     return Finding("warning", code, f"{what} in the {split} set: {shown}.", remedy)
-
-
-def _shared_pictures(train: Sequence[CheckedSample], val: Sequence[CheckedSample]) -> Iterator[Finding]:
-    train_images = {sample.pair.image for sample in train}
-    same_file = [str(sample.pair.image) for sample in val if sample.pair.image in train_images]
-    if same_file:
-        yield Finding(
-            "warning",
-            "same-files",
-            f"{counted(len(same_file), 'picture')} {'is' if len(same_file) == 1 else 'are'} both trained and validated "
-            "on, as asked for.",
-            "Validate on other pictures to learn how good the model is on new ones.",
-            same_file,
-        )
-    by_digest = _by_digest(train)
-    copies = [
-        f"{sample.pair.image} is {by_digest[sample.image.digest][0]}"
-        for sample in val
-        if sample.image.digest in by_digest and sample.pair.image not in train_images
-    ]
-    if copies:
-        yield Finding(
-            "warning",
-            "train-pictures-in-val",
-            f"{counted(len(copies), 'validation picture')} {'is' if len(copies) == 1 else 'are'} the same, pixel by "
-            "pixel, as a training picture: the validation will be too good.",
-            "Keep each picture in one of the two sets.",
-            copies,
-        )
-
-
-def _repeated_pictures(train: Sequence[CheckedSample]) -> Iterator[Finding]:
-    repeated = [paths for paths in _by_digest(train).values() if len(paths) > 1]
-    if repeated:
-        more = sum(map(len, repeated)) - len(repeated)
-        yield Finding(
-            "note",
-            "repeated-pictures",
-            f"{counted(more, 'training picture')} {'repeats' if more == 1 else 'repeat'} another one, pixel by pixel.",
-            "Leave the copies out, unless they are meant to count more.",
-            [" = ".join(map(str, paths)) for paths in repeated],
-        )
-
-
-def _by_digest(samples: Sequence[CheckedSample]) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = defaultdict(list)
-    for sample in samples:
-        if sample.image.digest:
-            found[sample.image.digest].append(sample.pair.image)
-    return found
 
 
 def _mixed_modes(samples: Sequence[CheckedSample]) -> Iterator[Finding]:

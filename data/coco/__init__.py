@@ -1,0 +1,1 @@
+"""Data sets in COCO's format: read, checked, drawn, and as training samples. Instances and panoptic segments."""

@@ -1,0 +1,82 @@
+"""Pictures of a COCO set as training and evaluation samples, with one mask an object.
+
+N objects, S the training size in pixels, h w a picture's size in evaluation.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.coco.coco_set import CocoImage
+from data.coco.read import ReadImage, read_image
+from data.dataset import Sample, Skipped, first_readable, seed_of
+from data.decode import MAX_PIXELS
+from data.transforms import EvalTransform, TrainTransform, resize_masks
+from structures import Target
+
+
+class CocoTrainDataset(Dataset):
+    """Augmented samples, indexed by (epoch, number); what one looks like depends on (seed, epoch, sample id) alone."""
+
+    def __init__(
+        self, images: Sequence[CocoImage], transform: TrainTransform, seed: int, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        self.images = images
+        self.transform = transform
+        self.seed = seed
+        self.max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> Sample:
+        """Picture (3, S, S), masks (N, S, S) and labels (N,); N may be 0.
+
+        Crowds are left out, and objects of which the view shows nothing. Where a picture cannot be read, the next one
+        takes its place, as in TrainDataset. Raises ValueError only where none can be read.
+        """
+        epoch, first = epoch_and_index
+        image, content, skipped = first_readable(self.images, first, lambda image: read_image(image, self.max_pixels))
+        view = self.transform.view(*image.size_hw, seed_of(self.seed, epoch, image.sample_id))
+        size_hw = (self.transform.image_size, self.transform.image_size)
+        target = _object_target(content, lambda mask: view.mask(mask, fill=0), size_hw)
+        return Sample(view.image(content.pixels), target, image.sample_id, skipped)
+
+
+class CocoEvalDataset(Dataset):
+    """Whole pictures in their own aspect. The targets, at the size of evaluation, are for the loss only: metrics take
+    the truth at full size from `truth_objects` or `truth_segments`, by the sample id."""
+
+    def __init__(self, images: Sequence[CocoImage], transform: EvalTransform, max_pixels: int = MAX_PIXELS) -> None:
+        self.images = images
+        self.transform = transform
+        self.max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample | Skipped:
+        """Picture (3, h, w), masks (N, h, w) and labels (N,); Skipped where the picture cannot be used."""
+        image = self.images[index]
+        try:
+            content = read_image(image, self.max_pixels)
+        except ValueError as error:
+            return Skipped(image.sample_id, str(error))
+        pixels = self.transform(content.pixels)
+        size_hw = (pixels.shape[1], pixels.shape[2])
+        target = _object_target(content, lambda mask: resize_masks(mask[None], list(size_hw))[0], size_hw)
+        return Sample(pixels, target, image.sample_id)
+
+
+def _object_target(content: ReadImage, view: Callable[[Tensor], Tensor], size_hw: tuple[int, int]) -> Target:
+    """view: (H, W) uint8 -> size_hw. Objects without a pixel there are left out."""
+    masks, labels = [], []
+    for label, full in content.masks():
+        mask = view(full).bool()
+        if mask.any():
+            masks.append(mask)
+            labels.append(label)
+    stacked = torch.stack(masks) if masks else torch.zeros(0, *size_hw, dtype=torch.bool)
+    return Target(masks=stacked, labels=torch.tensor(labels, dtype=torch.int64))

@@ -1,0 +1,81 @@
+"""Reads a picture of a COCO set as a tensor, and its objects' masks one at a time.
+
+H W are the picture's size in pixels, as the annotations give it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+from data.coco.coco_set import CocoImage, Rle
+from data.coco.panoptic import color_of, segment_colors
+from data.decode import MAX_PIXELS, decode_image
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """pixels (3, H, W) uint8 RGB; colors (H, W) int32, 0xRRGGBB of each pixel's segment, in a panoptic set only."""
+
+    image: CocoImage
+    pixels: Tensor
+    colors: np.ndarray | None
+
+    def masks(self) -> Iterator[tuple[int, Tensor]]:
+        """The label and the mask (H, W) uint8 of each object but the crowds; only one mask is in memory at a time."""
+        for thing in self.image.objects:
+            if thing.is_crowd:
+                continue
+            if self.colors is not None:
+                mask = (self.colors == color_of(thing.annotation_id)).view(np.uint8)
+            else:
+                mask = coco_mask.decode(thing.rle)
+            yield thing.label, torch.from_numpy(mask)
+
+
+def read_image(image: CocoImage, max_pixels: int = MAX_PIXELS) -> ReadImage:
+    """Reads the picture, and the segments of a panoptic set.
+
+    COCO's annotations are made on the pixels as stored: where the size in the file is that of the stored picture, an
+    EXIF orientation is not applied; where it is that of the turned picture only, it is.
+
+    Raises ValueError, naming the file, where it cannot be read, has another size, or an annotation cannot be used.
+    """
+    if image.fatal_mistakes:
+        raise ValueError(f"{image.path}: {image.fatal_mistakes[0].detail}")
+    decoded = decode_image(image.path, max_pixels, upright=False)
+    if decoded.pixels.shape[1:] != image.size_hw and decoded.pixels.shape[:0:-1] == image.size_hw:
+        decoded = decode_image(image.path, max_pixels)
+    height, width = decoded.pixels.shape[1:]
+    if (height, width) != image.size_hw:
+        raise ValueError(
+            f"{image.path} is {width} x {height} pixels, but {image.size_hw[1]} x {image.size_hw[0]} in the "
+            "annotations: export pictures and annotations together"
+        )
+    colors = None if image.segments_path is None else segment_colors(image, max_pixels)
+    return ReadImage(image, torch.from_numpy(decoded.pixels), colors)
+
+
+def truth_objects(image: CocoImage) -> list[tuple[int, Rle, bool, float]]:
+    """For evaluation, of each object: label, compressed run-length code, whether it is a crowd, area in pixels."""
+    return [
+        (thing.label, thing.rle, thing.is_crowd, float(coco_mask.area(thing.rle)) if thing.area is None else thing.area)
+        for thing in image.objects
+    ]
+
+
+def truth_segments(image: CocoImage, max_pixels: int = MAX_PIXELS) -> tuple[Tensor, list[tuple[int, int, bool]]]:
+    """For evaluation: the segment number of each pixel (H, W) int32, 0 = void, and (number, label, is_crowd) of each.
+
+    Raises ValueError where the PNG cannot be used.
+    """
+    colors = segment_colors(image, max_pixels)
+    numbers = np.zeros(colors.shape, np.int32)
+    segments: list[tuple[int, int, bool]] = []
+    for number, thing in enumerate(image.objects, 1):
+        numbers[colors == color_of(thing.annotation_id)] = number
+        segments.append((number, thing.label, thing.is_crowd))
+    return torch.from_numpy(numbers), segments

@@ -1,0 +1,39 @@
+"""Sheets of pictures of one width: fitted tiles, rows of them, and rows below one another. No torch."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+TILE_PX = 256
+TITLE_PX = 16
+GAP_PX = 6
+COMPARED = ("picture", "truth", "prediction")
+
+
+def fitted_size(width: int, height: int) -> tuple[int, int]:
+    """(width, height) at which a picture fills a tile, with its own aspect."""
+    scale = min(TILE_PX / width, TILE_PX / height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def compared(tiles: Sequence[Image.Image]) -> Image.Image:
+    """Picture, truth and prediction side by side, with their titles."""
+    width = len(COMPARED) * (TILE_PX + GAP_PX) - GAP_PX
+    row = Image.new("RGB", (width, TITLE_PX + max(tile.height for tile in tiles)), "white")
+    draw = ImageDraw.Draw(row)
+    for i, (tile, title) in enumerate(zip(tiles, COMPARED, strict=True)):
+        left = i * (TILE_PX + GAP_PX)
+        draw.text((left + 2, 2), title, fill="black", font=ImageFont.load_default(12))
+        row.paste(tile, (left, TITLE_PX))
+    return row
+
+
+def stacked(parts: Sequence[Image.Image]) -> Image.Image:
+    """Below one another on white."""
+    height = sum(part.height + GAP_PX for part in parts) - GAP_PX
+    sheet = Image.new("RGB", (max(part.width for part in parts), height), "white")
+    top = 0
+    for part in parts:
+        sheet.paste(part, (0, top))
+        top += part.height + GAP_PX
+    return sheet
