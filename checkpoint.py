@@ -1,6 +1,9 @@
-"""The format of a checkpoint file: a dictionary of tensors and plain values, with a checksum over all of it."""
+"""The format of a checkpoint file: a dictionary of tensors and plain values, with a checksum over all of it; and which
+one of a folder is meant."""
 
 import hashlib
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,6 +19,28 @@ def sealed(state: dict[str, Any]) -> dict[str, Any]:
     """The state as it goes into a file: with format number and checksum."""
     state = {"format": CHECKPOINT_FORMAT, **state}
     return {**state, "checksum": checksum(state)}
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The file itself; of a run's folder or its best_model the best one, and where none is the best the newest.
+
+    Raises ValueError where a folder has none, or those of several heads.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return path
+    best, kept = (_checkpoints(path.glob(pattern)) for pattern in ("*best_model/*.pth", "*.pth"))
+    found = best or kept
+    if not found:
+        raise ValueError(f"{path}: holds no checkpoint, expected a file, or the folder of a run or its best_model")
+    heads = {file.name.partition("checkpoint_")[0]: file for file in [*kept, *best]}
+    if len(heads) > 1:
+        raise ValueError(f"{path}: holds runs of several heads, name one: {', '.join(map(str, heads.values()))}")
+    return found[0] if len(found) == 1 else max(found, key=lambda file: open_checkpoint(file)["progress"]["step"])
+
+
+def _checkpoints(files: Iterable[Path]) -> list[Path]:
+    return sorted(file for file in files if re.fullmatch(r"\w*checkpoint_(epoch|step)_\d+\.pth", file.name))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

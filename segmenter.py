@@ -1,25 +1,36 @@
 """The model on one page: frozen backbone -> adapter -> head.
 
-What is trained, and what a checkpoint holds, is the adapter and the head; the backbone is only named and fingerprinted.
+What is trained, and what a checkpoint holds, is the adapter and the head; the backbone is only named and fingerprinted,
+unless it was unfrozen: then it is trained and in the checkpoint too.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from backbones.frozen import FrozenBackbone, build_backbone
-from checkpoint import read_checkpoint
+from backbones.frozen import FrozenBackbone, build_backbone, build_trained_backbone
+from checkpoint import find_checkpoint, read_checkpoint
 from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head, resolved
 from structures import Features, Target
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from prediction.results import Result
+
+BACKBONE = "backbone.model."
+"""What the names of the backbone's tensors begin with."""
 
 
 class Segmenter(nn.Module):
     """images (B, 3, H, W), normalised, H and W multiples of 32 -> the head's raw outputs."""
 
+    task: str
     class_names: list[str]
     labels: dict[str, Any]
+    arguments: dict[str, Any]
 
     def __init__(self, backbone: FrozenBackbone, spec: HeadSpec):
         super().__init__()
@@ -39,22 +50,35 @@ class Segmenter(nn.Module):
         return self.head.loss(outputs, targets)
 
     @torch.no_grad()
-    def predict(self, images: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    def scores(self, images: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """Class scores (B, classes, H, W) at size_hw, float32."""
         return self.head.semantic(self(images), size_hw)
 
+    def predict(self, picture: "str | Path | np.ndarray", threshold: float | None = None) -> "Result":
+        """What a loaded model finds in a picture, a file or RGB pixels (H, W, 3) uint8, at the picture's own size.
+
+        As the run's task is: a SemanticResult, InstanceResult or PanopticResult of prediction/results.py.
+        threshold: least score of objects, None = the task's own. Raises ValueError where the file cannot be read.
+        """
+        from prediction.predictor import Predictor  # only now: training does without, and it builds on this module
+
+        return Predictor(self, threshold).predict(picture)
+
     def trainable_state(self) -> dict[str, Tensor]:
-        """Tensors of adapter and head, with buffers; none of the backbone's."""
-        return {name: t for name, t in self.state_dict().items() if not name.startswith("backbone.")}
+        """Tensors of adapter and head, with buffers; the backbone's only where it is trained."""
+        trained = {name: t for name, t in self.state_dict().items() if not name.startswith("backbone.")}
+        if self.backbone.is_trained:
+            trained |= {BACKBONE + name: t for name, t in self.backbone.whole_state().items()}
+        return trained
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        """Strict: every tensor of adapter and head, and no other. Raises ValueError that names what differs."""
+        """Strict: every tensor of trainable_state, and no other. Raises ValueError that names what differs."""
         wanted = self.trainable_state()
         missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
         changed = [n for n in wanted.keys() & state.keys() if wanted[n].shape != state[n].shape]
         if missing or unexpected or changed:
             raise ValueError(
-                "these weights do not fit adapter and head: "
+                "these weights do not fit what is trained here: "
                 f"{len(missing)} missing (first: {missing[:2]}), {len(unexpected)} unknown (first: {unexpected[:2]}), "
                 f"{len(changed)} of another shape (first: {sorted(changed)[:2]}). "
                 "Build the model with the options that the weights were made with (run.json beside them)."
@@ -63,18 +87,30 @@ class Segmenter(nn.Module):
 
     @classmethod
     def load(cls, checkpoint: str | Path, weights: str | None = None) -> "Segmenter":
-        """The model of a checkpoint, in eval mode. weights: where the backbone's are now, if they moved.
+        """The model of a checkpoint, in eval mode. weights: where the backbone's are now, if they moved; one that was
+        trained is in the checkpoint.
 
-        It knows its class_names, and in labels what mask values meant (data.labels.LabelRule.from_dict reads it).
+        checkpoint: a file, or a folder (see find_checkpoint). The model knows its task, class_names, the arguments of
+        its run, and in labels what mask values meant (data.labels.LabelRule.from_dict reads it), or category_ids and
+        is_thing of each class of COCO data.
         """
+        checkpoint = find_checkpoint(checkpoint)
         state = read_checkpoint(checkpoint)
-        backbone = build_backbone(state["backbone"]["name"], weights or state["backbone"]["weights"])
-        if backbone.fingerprint != state["backbone"]["fingerprint"]:
+        about, trained = state["backbone"], state["model"]
+        if about.get("is_trained"):  # older checkpoints do not say it
+            whole = {name.removeprefix(BACKBONE): t for name, t in trained.items() if name.startswith(BACKBONE)}
+            trained = {name: t for name, t in trained.items() if not name.startswith(BACKBONE)}
+            backbone = build_trained_backbone(whole, about, str(checkpoint))
+        else:
+            backbone = build_backbone(about["name"], weights or about["weights"])
+        if backbone.fingerprint != about["fingerprint"]:
             raise ValueError(
                 f"{checkpoint} was trained on other weights of {backbone.name} than {backbone.weights}: "
                 "pass the file that it was trained on."
             )
         segmenter = cls(backbone, HeadSpec(**state["spec"]))
-        segmenter.load_trainable_state(state["model"])
+        segmenter.load_trainable_state(trained)
         segmenter.class_names, segmenter.labels = state["class_names"], state["labels"]
+        segmenter.task = state.get("task", "semantic")  # older checkpoints do not say it
+        segmenter.arguments = state["arguments"]
         return segmenter.eval()

@@ -1,1 +1,1 @@
-"""Frozen backbones: image -> Features. Nothing here is trained; the only folder that imports timm."""
+"""Frozen backbones: image -> Features. Only a run that unfreezes one trains it; the only folder that imports timm."""

@@ -1,9 +1,12 @@
 """The frozen backbone: normalised pictures -> Features, for DINOv3 and for any model of timm with feature maps.
 
+unfreeze() lets it learn, where a run asks for that.
+
 B batch, C channels, H W picture size in pixels, h w size of a feature map.
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import timm
 import torch
@@ -12,23 +15,29 @@ from torch import Tensor, nn
 
 from backbones.attention import attention_backend
 from backbones.fingerprint import fingerprint
-from backbones.keys import to_timm_keys
+from backbones.keys import State, to_timm_keys
+from backbones.mask2former_keys import mask2former_backbone
 from backbones.names import BACKBONES, tapped_blocks
 from backbones.sources import find_weights
-from backbones.timm_models import create, create_with, timm_name
+from backbones.timm_models import ROPE_PERIODS, create, create_with, timm_name
 from backbones.weight_files import read_normalisation, read_state
 from structures import PYRAMID_STRIDES, Features
 
+UNUSED_PARTS = ("head.", "fc_norm.", "attn_pool.")
+"""Between the last map and the classifier: no map depends on them, so they cannot learn."""
+
 
 class FrozenBackbone(nn.Module):
-    """A timm model that gives feature maps and never learns: always eval, never a gradient.
+    """A timm model that gives feature maps and does not learn, until unfreeze(): always eval, never a gradient.
 
     name: what build_backbone was asked for.            weights: what was loaded, for people.
     channels, strides: of each map, in backbone order.  fingerprint: changes with the weights, see fingerprint.py.
     mean, std: of RGB in 0..1, what pictures must be normalised with.
     attention: backend of the ViT's attention, one of names.ATTENTION_BACKENDS; may be set.
+    is_trained: whether it was unfrozen. The fingerprint remains that of the weights that it began with.
 
-    It belongs in no checkpoint: who saves a parent module leaves these tensors out and keeps name and fingerprint.
+    While frozen it belongs in no checkpoint: who saves a parent module leaves these tensors out and keeps name and
+    fingerprint.
     """
 
     def __init__(self, model: nn.Module, name: str, weights: str, mean: tuple[float, ...], std: tuple[float, ...]):
@@ -44,8 +53,8 @@ class FrozenBackbone(nn.Module):
         self._has_class_token = getattr(model, "cls_token", None) is not None
         self._autocast_dtype: torch.dtype | None = None
         self.attention = "torch"
+        self.is_trained = False
 
-    @torch.no_grad()
     def forward(self, images: Tensor) -> Features:
         """images: (B, 3, H, W), normalised with mean and std.
 
@@ -53,7 +62,10 @@ class FrozenBackbone(nn.Module):
         last block; a hierarchical model's maps come as its stages give them. Sizes that are no multiple of the largest
         stride are resized to the nearest one. Raises ValueError if the model takes pictures of one size only.
         """
-        images = self._resize_to_multiple(images)
+        with torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
+            return self._features(self._resize_to_multiple(images))
+
+    def _features(self, images: Tensor) -> Features:
         options = {"return_prefix_tokens": True} if self._has_class_token else {}
         try:
             with self._autocast(images.device), attention_backend(self.attention):
@@ -80,13 +92,33 @@ class FrozenBackbone(nn.Module):
         self._autocast_dtype = dtype
         return self
 
+    def unfreeze(self) -> "FrozenBackbone":
+        """From now on it learns, in float32, and a parent module's train() sets it to training too.
+
+        Batch norms keep their statistics, which small batches would spoil; their weights and biases learn.
+        """
+        assert self._autocast_dtype is None, "weights in bfloat16 are too coarse to learn"
+        self.is_trained = True
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(not name.startswith(UNUSED_PARTS))
+        return self
+
+    def whole_state(self) -> State:
+        """The model's tensors, as build_trained_backbone takes them."""
+        periods = {ROPE_PERIODS: self.model.rope.periods} if _has_rope_periods(self.model) else {}
+        return {**self.model.state_dict(), **periods}
+
     def train(self, mode: bool = True) -> "FrozenBackbone":
-        """Stays in eval mode, also when the parent module is set to training."""
-        return super().train(False)
+        """While frozen it stays in eval mode, also when the parent module is set to training."""
+        super().train(mode and self.is_trained)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
 
     def requires_grad_(self, requires_grad: bool = True) -> "FrozenBackbone":
-        """Stays without gradients."""
-        return super().requires_grad_(False)
+        """While frozen it stays without gradients."""
+        return super().requires_grad_(requires_grad and self.is_trained)
 
     def _autocast(self, device: torch.device):
         if self._autocast_dtype is None:
@@ -106,7 +138,8 @@ def build_backbone(name: str, weights: str = "auto") -> FrozenBackbone:
     """The backbone `name` (see names.py, or any name of timm) on the CPU in float32, with `weights`:
 
     "auto": timm's weights of this model from the Hugging Face hub or its local cache; a local path: a .pth, a
-    .safetensors or a Hugging Face folder; a hub name such as "facebook/dinov3-vits16-pretrain-lvd1689m"; or "random":
+    .safetensors or a Hugging Face folder, also of a whole Mask2Former (then a .pkl too), or a checkpoint of ours with a
+    trained backbone; a hub name such as "facebook/dinov3-vits16-pretrain-lvd1689m"; or "random":
     the same numbers every time, without touching the caller's random state.
 
     Raises ValueError for an unknown name, an unreadable file, or one that belongs to another model, and its subclass
@@ -118,8 +151,27 @@ def build_backbone(name: str, weights: str = "auto") -> FrozenBackbone:
         return FrozenBackbone(create(architecture), name, "random", config.mean, config.std)
     source = find_weights(weights, name, config.hf_hub_id)
     mean, std = read_normalisation(source.path, source.title) or (config.mean, config.std)
-    model = create_with(architecture, to_timm_keys(read_state(source.path)), source.label, name)
+    state = read_state(source.path)
+    of_mask2former, _ = mask2former_backbone(state)
+    model = create_with(architecture, of_mask2former or to_timm_keys(state), source.label, name)
     return FrozenBackbone(model, name, source.label, mean, std)
+
+
+def build_trained_backbone(state: State, about: dict[str, Any], label: str) -> FrozenBackbone:
+    """A backbone that a run has trained, frozen again.
+
+    state: its whole_state(). about: its name, weights, mean and std, and the fingerprint of the weights that the run
+    began with, which it goes by. label: the file, for messages.
+    """
+    name = about["name"]
+    model = create_with(timm_name(name), dict(state), label, name)
+    backbone = FrozenBackbone(model, name, about["weights"], about["mean"], about["std"])
+    backbone.fingerprint = about["fingerprint"]
+    return backbone
+
+
+def _has_rope_periods(model: nn.Module) -> bool:
+    return getattr(getattr(model, "rope", None), "periods", None) is not None
 
 
 def _taps(model: nn.Module, name: str) -> list[int]:

@@ -67,16 +67,16 @@ def to_timm_keys(state: State) -> State:
     Query and value biases that are all zero, as in Meta's released files, are left out: so does timm.
     """
     if "storage_tokens" in state:
-        return _drop_zero_biases(_split_qkv_biases(_rename(state, _META_VIT)))
+        return _drop_zero_biases(_split_qkv_biases(rename(state, _META_VIT)))
     if "downsample_layers.0.0.weight" in state:
-        return _rename(state, _META_CONVNEXT)
+        return rename(state, _META_CONVNEXT)
     if any(key.endswith("embeddings.register_tokens") for key in state):
         # The one input projection of transformers' plain MLP has the name of the second one of its gated MLP.
         gated = any(".mlp.gate_proj." in key for key in state)
         rules = [*_TRANSFORMERS_VIT, (r"\.mlp\.up_proj\.", ".mlp.fc1_x." if gated else ".mlp.fc1.")]
-        return _drop_zero_biases(_fuse_qkv(_rename(state, rules)))
+        return _drop_zero_biases(_fuse_qkv(rename(state, rules)))
     if any(key.endswith("stages.0.downsample_layers.0.weight") for key in state):
-        return _rename(state, _TRANSFORMERS_CONVNEXT)
+        return rename(state, _TRANSFORMERS_CONVNEXT)
     return state
 
 
@@ -129,7 +129,8 @@ def check_fit(state: State, model: State, label: str, name: str) -> None:
     raise ValueError(f"--weights {label} does not fit --backbone {name}: {details}. {advice}")
 
 
-def _rename(state: State, rules: Rules) -> State:
+def rename(state: State, rules: Rules) -> State:
+    """The same tensors, every rule applied to every name in turn. Empties `state`."""
     renamed = {}
     for key in list(state):
         tensor = state.pop(key)

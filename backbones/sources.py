@@ -8,7 +8,7 @@ from backbones.hub import WeightsUnavailable, fetch
 from backbones.names import BACKBONES
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_FILE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+_FILE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".pkl")
 
 
 class Source(NamedTuple):

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from backbones.keys import State, check_fit, without_extras
 from backbones.names import BACKBONES
+from backbones.swin import PADS_FIRST, pad_before_shifting
 
-_ROPE_PERIODS = "rope.periods"
+ROPE_PERIODS = "rope.periods"
+"""A buffer that is in no state_dict, but in Meta's files."""
 
 
 def timm_name(name: str) -> str:
@@ -48,7 +50,7 @@ def create_with(architecture: str, state: State, label: str, name: str) -> nn.Mo
     """The model with the tensors of `state` as its own: a 7B file is held once and no random weights are drawn."""
     # Only for the models whose buffers are known to come out right; other models of timm are small.
     device = "meta" if name in BACKBONES else "cpu"
-    periods = state.pop(_ROPE_PERIODS, None)
+    periods, pads_first = state.pop(ROPE_PERIODS, None), state.pop(PADS_FIRST, None)
     model = create(architecture, device)
     if _has_qkv_biases(state) and not _has_qkv_biases(model.state_dict()):
         with suppress(TypeError):  # not a ViT of this kind at all: check_fit tells
@@ -58,6 +60,8 @@ def create_with(architecture: str, state: State, label: str, name: str) -> nn.Mo
     state = without_extras(state, model.state_dict(), classifiers)
     check_fit(state, model.state_dict(), label, name)
     model.load_state_dict(state, assign=True)
+    if pads_first is not None:
+        pad_before_shifting(model)
     _fill_buffers(model, periods)
     return model
 

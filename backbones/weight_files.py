@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from backbones.names import SATELLITE, SATELLITE_MEAN, SATELLITE_STD
+from backbones.numpy_pickle import read_array_pickle
 
 SHARD_INDEX = "model.safetensors.index.json"
 WEIGHT_FILES = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin")
 """What a Hugging Face folder holds its weights in, best first."""
 
 _WRAPPERS = ("model", "state_dict", "teacher")
-_PREFIXES = ("module.", "teacher.", "backbone.")
+_PREFIXES = ("module.", "teacher.", "backbone.model.", "backbone.")
+"""The third one is that of our own checkpoints with a trained backbone."""
 
 
 def is_complete(path: Path) -> bool:
@@ -32,16 +34,25 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises ValueError with one message if the path is missing, holds no weights, is truncated or altered (when its name
     ends in the start of its SHA-256, as Meta's do), or holds Python objects: those are refused, nothing of them runs.
     """
-    file = _weight_file(path)
+    state = _without_prefixes(read_tensors(path))
+    return {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
+
+
+def read_tensors(path: Path, flag: str = "--weights") -> dict[str, Tensor]:
+    """Every tensor of a file or folder under its full name, on the CPU, as it was stored; wrapping dicts are taken off.
+
+    flag: the one that named the path, for messages. Raises ValueError as read_state does.
+    """
+    file = _weight_file(path, flag)
     if file.name == SHARD_INDEX:
-        content = {key: tensor for shard in _shards(file) for key, tensor in _read_file(shard).items()}
+        content = {key: t for shard in _shards(file, flag) for key, t in _read_file(shard, flag).items()}
     else:
-        _check_sha256(file)
-        content = _read_file(file)
+        _check_sha256(file, flag)
+        content = _read_file(file, flag)
     state = _unwrap(content)
     if not state:
-        raise ValueError(f"--weights {path}: the file holds no named tensors, so it is no weight file of a backbone.")
-    return {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
+        raise ValueError(f"{flag} {path}: the file holds no named tensors, so it is no weight file.")
+    return state
 
 
 def read_normalisation(path: Path, title: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
@@ -62,23 +73,23 @@ def read_normalisation(path: Path, title: str) -> tuple[tuple[float, ...], tuple
     return None
 
 
-def _weight_file(path: Path) -> Path:
+def _weight_file(path: Path, flag: str) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise ValueError(f"--weights {path}: there is no such file or folder.")
+        raise ValueError(f"{flag} {path}: there is no such file or folder.")
     for name in WEIGHT_FILES:
         if (path / name).is_file():
             return path / name
-    raise ValueError(f"--weights {path}: the folder holds none of {', '.join(WEIGHT_FILES)}; name the file itself.")
+    raise ValueError(f"{flag} {path}: the folder holds none of {', '.join(WEIGHT_FILES)}; name the file itself.")
 
 
-def _shards(index: Path) -> list[Path]:
+def _shards(index: Path, flag: str = "--weights") -> list[Path]:
     """The files that an index names, which lie beside it: a downloaded index may not point elsewhere."""
     names = sorted(set(_read_json(index).get("weight_map", {}).values()))
     strange = [name for name in names if name in ("", ".", "..") or Path(name).name != name or "\\" in name]
     if strange:
-        raise ValueError(f"--weights: {index} names {strange[0]!r}, which is no file beside it; download it again.")
+        raise ValueError(f"{flag}: {index} names {strange[0]!r}, which is no file beside it; download it again.")
     return [index.parent / name for name in names]
 
 
@@ -92,7 +103,9 @@ def _read_json(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def _read_file(file: Path) -> object:
+def _read_file(file: Path, flag: str) -> object:
+    if file.suffix == ".pkl":
+        return read_array_pickle(file, flag)
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -102,12 +115,12 @@ def _read_file(file: Path) -> object:
     except Exception as error:  # a damaged file can break the readers in any way
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"--weights {file} cannot be read as weights: it is missing, truncated, of another kind, or holds Python "
+            f"{flag} {file} cannot be read as weights: it is missing, truncated, of another kind, or holds Python "
             f"objects, which are refused because loading them could run code. Download it again. ({reason})"
         ) from None
 
 
-def _check_sha256(file: Path) -> None:
+def _check_sha256(file: Path, flag: str) -> None:
     stated = re.search(r"-([0-9a-f]{8})$", file.stem)
     if stated is None:
         return
@@ -115,7 +128,7 @@ def _check_sha256(file: Path) -> None:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(stated[1]):
         raise ValueError(
-            f"--weights {file} is truncated or altered: its name says that its SHA-256 starts with {stated[1]}, but it "
+            f"{flag} {file} is truncated or altered: its name says that its SHA-256 starts with {stated[1]}, but it "
             f"starts with {found[:8]}. Download it again (or rename it, if {stated[1]} is no checksum)."
         )
 
@@ -128,7 +141,10 @@ def _unwrap(content: object) -> dict[str, Tensor]:
         content = inner
     if not isinstance(content, dict):
         return {}
-    state = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for prefix in _PREFIXES:
         inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         state = inside or state

@@ -1,4 +1,4 @@
-"""Checks a data set before any training: decodes every picture and mask and tells what is wrong, and what to do."""
+"""Checks data before any training: every picture, mask and COCO annotation; tells what is wrong, and what to do."""
 
 import argparse
 import json
@@ -11,29 +11,40 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from training.arguments import hyphenate
 from training.data_arguments import (
+    add_coco_arguments,
     add_held_out_arguments,
     add_label_arguments,
     add_pair_arguments,
+    check_coco_arguments,
     check_data_arguments,
 )
 from training.errors import report_mistakes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    from PIL.Image import Image
+
+    from data.coco.coco_set import CocoImage
     from data.labels import LabelRule
     from data.pairs import Pair
+
+    Sample = TypeVar("Sample")
 
 PREVIEW_EXTENSIONS = (".png", ".jpg")
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Check pictures and masks before training. Unchanged files are read once only.",
+        description="Check pictures and masks, or COCO data, before training. Unchanged files are read once only.",
         epilog="Exit code: 0 nothing wrong; 1 warnings, with --strict; 2 errors, or a mistake in the flags.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
     data = parser.add_argument_group("data, as for training")
-    add_pair_arguments(data)
+    add_pair_arguments(data, required=False)
+    add_coco_arguments(data)
     add_label_arguments(data)
     add_held_out_arguments(data)
     data.add_argument("--seed", type=int, default=0, help="decides which pictures --val-fraction holds out")
@@ -43,6 +54,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     output.add_argument("--strict", action="store_true", help="exit with 1 where there are warnings")
     args = parser.parse_args(hyphenate(argv))
     check_data_arguments(parser, args)
+    args.eval_mode = "whole"  # training asks for it: it does not go with all tasks
+    check_coco_arguments(parser, args)
     if args.preview and not (args.preview.suffix.lower() in PREVIEW_EXTENSIONS and args.preview.parent.is_dir()):
         parser.error(
             f"--preview {args.preview}: expected a {' or '.join(PREVIEW_EXTENSIONS)} file in a folder that exists"
@@ -50,7 +63,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def check(args: argparse.Namespace) -> int:
+def check_masks(args: argparse.Namespace) -> int:
+    """Of pictures and masks."""
     from data.checks.check import check_pairs  # after parsing: --help should not wait for numpy
     from data.checks.report import as_json, as_text
     from data.label_options import label_options
@@ -66,37 +80,75 @@ def check(args: argparse.Namespace) -> int:
     if args.preview:
         bad = set(report.bad_sample_ids["train"])
         usable = [pair for pair in train.pairs if pair.sample_id not in bad]
-        write_preview(args.preview, usable, labels, class_names, max_pixels)
+        write_preview(args.preview, usable, lambda pairs: mask_preview(pairs, labels, class_names, max_pixels))
     return report.exit_code(args.strict)
 
 
-def write_preview(
-    path: Path, pairs: "list[Pair]", labels: "LabelRule", class_names: list[str], max_pixels: int
-) -> None:
-    """Of samples evenly spaced over the training set."""
-    from data.decode import decode_image, decode_mask
-    from evaluation.preview import MOST_SAMPLES, preview
+def check_objects(args: argparse.Namespace) -> int:
+    """Of COCO data."""
+    from data.coco.check import check_coco
+    from data.coco.report import as_json, as_text
+    from training.coco_sets import find_sets
 
-    if not pairs:
+    sets, _ = find_sets(args)
+    train, max_pixels = sets["train"], round(args.max_megapixels * 1e6)
+    report = check_coco(train, sets.get("val"), max_pixels)
+    print(json.dumps(as_json(report), indent=2) if args.json else as_text(report))
+    if args.preview:
+        bad = set(report.bad_sample_ids["train"])
+        usable = [image for image in train.images if image.sample_id not in bad]
+        write_preview(args.preview, usable, lambda images: coco_preview(images, train.class_names, max_pixels))
+    return report.exit_code(args.strict)
+
+
+def write_preview(path: Path, usable: "list[Sample]", draw: "Callable[[list[Sample]], Image]") -> None:
+    """Of samples evenly spaced over the training set."""
+    from evaluation.preview import MOST_SAMPLES
+
+    if not usable:
         print("no preview: there is no usable sample", file=sys.stderr)
         return
-    samples = []
-    count = min(MOST_SAMPLES, len(pairs))
-    for pair in (pairs[i * len(pairs) // count] for i in range(count)):
-        mask = decode_mask(pair.mask, bool(labels.palette), max_pixels)
-        ids = labels.ids_of_colors(mask.values, pair.mask) if mask.is_color else mask.values
-        picture = decode_image(pair.image, max_pixels).pixels.transpose(1, 2, 0)
-        samples.append((picture, labels.apply(ids, pair.mask), pair.sample_id))
+    count = min(MOST_SAMPLES, len(usable))
+    sheet = draw([usable[i * len(usable) // count] for i in range(count)])
     try:
-        preview(samples, class_names).save(path)
+        sheet.save(path)
     except OSError as error:
         raise ValueError(f"--preview {path}: cannot be written ({error.strerror}): name another file") from error
     print(f"preview: {path}", file=sys.stderr)
 
 
+def mask_preview(pairs: "list[Pair]", labels: "LabelRule", class_names: list[str], max_pixels: int) -> "Image":
+    from data.decode import decode_image, decode_mask
+    from evaluation.preview import preview
+
+    samples = []
+    for pair in pairs:
+        mask = decode_mask(pair.mask, bool(labels.palette), max_pixels)
+        ids = labels.ids_of_colors(mask.values, pair.mask) if mask.is_color else mask.values
+        picture = decode_image(pair.image, max_pixels).pixels.transpose(1, 2, 0)
+        samples.append((picture, labels.apply(ids, pair.mask), pair.sample_id))
+    return preview(samples, class_names)
+
+
+def coco_preview(images: "list[CocoImage]", class_names: list[str], max_pixels: int) -> "Image":
+    from data.coco.read import read_image
+    from evaluation.object_pictures import Drawn, object_preview
+
+    contents = (read_image(image, max_pixels) for image in images)
+    samples = (
+        (
+            content.pixels.permute(1, 2, 0).numpy(),
+            (Drawn(label, mask.bool().numpy(), "") for label, mask in content.masks()),
+            content.image.sample_id,
+        )
+        for content in contents
+    )
+    return object_preview(samples, class_names)
+
+
 def main() -> int:
     args = parse_arguments(sys.argv[1:])
-    return report_mistakes(lambda: check(args))
+    return report_mistakes(lambda: (check_masks if args.task == "semantic" else check_objects)(args))
 
 
 if __name__ == "__main__":

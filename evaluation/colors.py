@@ -25,6 +25,11 @@ def class_colors(num_classes: int) -> np.ndarray:
     return np.array(colors[:num_classes], dtype=np.uint8)
 
 
+def object_colors(num_classes: int) -> np.ndarray:
+    """(K, 3) uint8: the same without the grey, for none of the classes of objects is the background."""
+    return class_colors(num_classes + 1)[1:]
+
+
 def color_table(num_classes: int) -> np.ndarray:
     """(256, 3) uint8: the colour of every class id; ids that are no class, IGNORE_INDEX among them, are white."""
     table = np.full((256, 3), IGNORED_COLOR, dtype=np.uint8)

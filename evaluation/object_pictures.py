@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from evaluation.captions import Caption, write_captions
-from evaluation.colors import LEGEND_FONT_PX, class_colors, legend
+from evaluation.colors import LEGEND_FONT_PX, legend, object_colors
 from evaluation.pictures import rgb
-from evaluation.tiles import TILE_PX, compared, fitted_size, stacked
+from evaluation.tiles import TILE_PX, compared, fitted_size, in_rows, stacked, titled
 from structures import Instance, Segment
 
 OPACITY = 0.5
@@ -52,20 +52,21 @@ def of_segments(segment_map: Tensor, segments: Iterable[Segment], class_names: S
         yield Drawn(segment.label, numbers == segment.number, f"{class_names[segment.label]} {segment.score:.2f}")
 
 
-def overlay(picture: np.ndarray, objects: Iterable[Drawn], class_names: Sequence[str]) -> Image.Image:
+def overlay(
+    picture: np.ndarray, objects: Iterable[Drawn], class_names: Sequence[str], colors: np.ndarray | None = None
+) -> Image.Image:
     """picture (H, W, 3) uint8 with the objects over it, and below it the colours of the classes that occur.
 
     Objects that come first lie on top, so bring them best first. Nothing is kept of their masks.
+    colors: (K, 3) uint8, None = those of objects.
     """
-    drawn, labels = draw_objects(picture, objects, class_names)
-    return stacked([drawn, *_legend(labels, class_names, drawn.width)])
+    colors = object_colors(len(class_names)) if colors is None else colors
+    drawn, labels = draw_objects(picture, objects, colors)
+    return stacked([drawn, *_legend(labels, class_names, colors, drawn.width)])
 
 
-def draw_objects(
-    picture: np.ndarray, objects: Iterable[Drawn], class_names: Sequence[str]
-) -> tuple[Image.Image, set[int]]:
-    """The picture with the objects over it, and the classes that occur."""
-    colors = class_colors(len(class_names))
+def draw_objects(picture: np.ndarray, objects: Iterable[Drawn], colors: np.ndarray) -> tuple[Image.Image, set[int]]:
+    """The picture with the objects over it, and the classes that occur. colors: (K, 3) uint8."""
     canvas = picture.copy()
     free = np.ones(picture.shape[:2], bool)
     line_px = 1 + min(free.shape) // PICTURE_PX_OF_A_LINE
@@ -118,16 +119,33 @@ def object_comparison(
     samples: Sequence[ShownObjects], mean: Sequence[float], std: Sequence[float], class_names: Sequence[str]
 ) -> Image.Image:
     """One row a sample: picture, truth, prediction; below, the colours of the classes that occur."""
+    colors = object_colors(len(class_names))
     rows, labels = [], set()
     for sample in samples:
         picture = Image.fromarray(rgb(sample.image, mean, std)).resize(sample.size, Image.Resampling.BILINEAR)
         tiles = [picture]
         for part in (sample.truth, sample.predicted):
-            tile, occurring = draw_objects(np.asarray(picture), part, class_names)
+            tile, occurring = draw_objects(np.asarray(picture), part, colors)
             tiles.append(tile)
             labels |= occurring
         rows.append(compared(tiles))
-    return stacked([*rows, *_legend(labels, class_names, rows[0].width)])
+    return stacked([*rows, *_legend(labels, class_names, colors, rows[0].width)])
+
+
+def object_preview(
+    samples: Iterable[tuple[np.ndarray, Iterable[Drawn], str]], class_names: Sequence[str]
+) -> Image.Image:
+    """Pictures (H, W, 3) uint8 with their objects, and their names, as a sheet; read and made small one at a time."""
+    colors = object_colors(len(class_names))
+    tiles, labels = [], set()
+    for picture, objects, name in samples:
+        size = fitted_size(picture.shape[1], picture.shape[0])
+        small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+        tile, occurring = draw_objects(small, (_small(drawn, size) for drawn in objects), colors)
+        tiles.append(titled(tile, name))
+        labels |= occurring
+    rows = in_rows(tiles)
+    return stacked([*rows, *_legend(labels, class_names, colors, rows[0].width)])
 
 
 def _small(drawn: Drawn, size: tuple[int, int]) -> Drawn:
@@ -135,9 +153,8 @@ def _small(drawn: Drawn, size: tuple[int, int]) -> Drawn:
     return drawn._replace(mask=np.asarray(mask) > 0)
 
 
-def _legend(labels: set[int], class_names: Sequence[str], width: int) -> list[Image.Image]:
+def _legend(labels: set[int], class_names: Sequence[str], colors: np.ndarray, width: int) -> list[Image.Image]:
     """None where there is nothing to name; not narrower than its columns need."""
-    colors = class_colors(len(class_names)).tolist()
-    entries = [(class_names[k], tuple(colors[k])) for k in sorted(labels)]
+    entries = [(class_names[k], tuple(colors[k].tolist())) for k in sorted(labels)]
     width = max(width, 2 * TILE_PX)
     return [legend(entries, width, max(LEGEND_FONT_PX, width // PICTURE_PX_OF_A_LEGEND_PX))] if entries else []

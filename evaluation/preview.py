@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from evaluation.colors import IGNORED_COLOR, color_table, legend
-from evaluation.tiles import GAP_PX, TILE_PX, TITLE_PX, fitted_size
+from evaluation.tiles import fitted_size, in_rows, stacked, titled
 from structures import IGNORE_INDEX
 
 MOST_SAMPLES = 16
-COLUMNS = 4
-NAME_SHOWN = 40
 MASK_OPACITY = 0.5
 HATCH_PX = 8
 """Unlabelled pixels show the picture below white stripes, one every so many pixels."""
@@ -24,30 +22,9 @@ def preview(samples: Sequence[Sample], class_names: Sequence[str]) -> Image.Imag
     """The first MOST_SAMPLES samples, and below them the colours of the classes that occur in them."""
     assert samples
     shown = samples[:MOST_SAMPLES]
-    columns = min(COLUMNS, len(shown))
-    width = max(columns * (TILE_PX + GAP_PX), 2 * TILE_PX)  # the legend needs some room
-    tiles = [_tile(*sample, len(class_names)) for sample in shown]
-    rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
-    heights = [max(tile.height for tile in row) + GAP_PX for row in rows]
-    names = _legend(shown, class_names, width)
-    sheet = Image.new("RGB", (width, sum(heights) + names.height), "white")
-    top = 0
-    for row, height in zip(rows, heights, strict=True):
-        for column, tile in enumerate(row):
-            sheet.paste(tile, (column * (TILE_PX + GAP_PX), top))
-        top += height
-    sheet.paste(names, (0, top))
-    return sheet
-
-
-def _tile(picture: np.ndarray, classes: np.ndarray, name: str, num_classes: int) -> Image.Image:
-    """The name above the picture with its mask."""
-    drawn = overlay(*_fitted(picture, classes), num_classes)
-    tile = Image.new("RGB", (TILE_PX, TITLE_PX + drawn.height), "white")
-    short = name if len(name) <= NAME_SHOWN else "..." + name[-(NAME_SHOWN - 3) :]
-    ImageDraw.Draw(tile).text((2, 1), short, fill="black", font=ImageFont.load_default(11))
-    tile.paste(drawn, (0, TITLE_PX))
-    return tile
+    drawn = (overlay(*_fitted(picture, classes), len(class_names)) for picture, classes, _ in shown)
+    rows = in_rows([titled(tile, name) for tile, (_, _, name) in zip(drawn, shown, strict=True)])
+    return stacked([*rows, _legend(shown, class_names, rows[0].width)])
 
 
 def overlay(picture: np.ndarray, classes: np.ndarray, num_classes: int) -> Image.Image:

@@ -7,6 +7,8 @@ from PIL import Image, ImageDraw, ImageFont
 TILE_PX = 256
 TITLE_PX = 16
 GAP_PX = 6
+COLUMNS = 4
+NAME_SHOWN = 40
 COMPARED = ("picture", "truth", "prediction")
 
 
@@ -26,6 +28,28 @@ def compared(tiles: Sequence[Image.Image]) -> Image.Image:
         draw.text((left + 2, 2), title, fill="black", font=ImageFont.load_default(12))
         row.paste(tile, (left, TITLE_PX))
     return row
+
+
+def titled(drawn: Image.Image, name: str) -> Image.Image:
+    """A tile: the name, or its end, above the picture."""
+    tile = Image.new("RGB", (TILE_PX, TITLE_PX + drawn.height), "white")
+    short = name if len(name) <= NAME_SHOWN else "..." + name[-(NAME_SHOWN - 3) :]
+    ImageDraw.Draw(tile).text((2, 1), short, fill="black", font=ImageFont.load_default(11))
+    tile.paste(drawn, (0, TITLE_PX))
+    return tile
+
+
+def in_rows(tiles: Sequence[Image.Image]) -> list[Image.Image]:
+    """COLUMNS tiles side by side in each row, or as many as there are; at least as wide as two tiles, for a legend."""
+    width = max(min(COLUMNS, len(tiles)) * (TILE_PX + GAP_PX), 2 * TILE_PX)
+    rows = []
+    for start in range(0, len(tiles), COLUMNS):
+        part = tiles[start : start + COLUMNS]
+        row = Image.new("RGB", (width, max(tile.height for tile in part)), "white")
+        for column, tile in enumerate(part):
+            row.paste(tile, (column * (TILE_PX + GAP_PX), 0))
+        rows.append(row)
+    return rows
 
 
 def stacked(parts: Sequence[Image.Image]) -> Image.Image:

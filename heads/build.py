@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from heads.dinov3_adapter import DINOv3Adapter
-from heads.light_adapters import FeaturePyramidAdapter, IdentityAdapter
+from heads.light_adapters import FeaturePyramidAdapter, IdentityAdapter, StageNormAdapter
 from heads.linear import LinearHead
 from heads.mask2former import Mask2FormerHead, mask2former_size
 from heads.mask_loss import MaskLossSettings
@@ -81,12 +81,22 @@ def _needs_one_stride(backbone: BackboneFacts, name: str) -> None:
 
 
 def _identity_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
-    if spec.head != "linear" and not backbone.is_pyramid:
+    if spec.head != "linear":
+        _needs_strides(backbone, "none")
+    return IdentityAdapter(backbone.channels)
+
+
+def _stage_norm_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
+    _needs_strides(backbone, "stage_norm")
+    return StageNormAdapter(backbone.channels)
+
+
+def _needs_strides(backbone: BackboneFacts, name: str) -> None:
+    if not backbone.is_pyramid:
         raise ValueError(
-            "--adapter none gives four maps of the same stride on a plain ViT, and this head needs strides 4 to 32. "
+            f"--adapter {name} gives four maps of the same stride on a plain ViT, and this head needs strides 4 to 32. "
             "Use --adapter dinov3 or --adapter pyramid."
         )
-    return IdentityAdapter(backbone.channels)
 
 
 def _mask2former(spec: HeadSpec, in_channels: list[int]) -> nn.Module:
@@ -109,6 +119,7 @@ ADAPTERS: dict[str, Callable[[HeadSpec, BackboneFacts], nn.Module]] = {
     "dinov3": _dinov3_adapter,
     "pyramid": _pyramid_adapter,
     "none": _identity_adapter,
+    "stage_norm": _stage_norm_adapter,
 }
 
 HEADS: dict[str, Callable[[HeadSpec, list[int]], nn.Module]] = {

@@ -1,4 +1,4 @@
-"""Adapters that do not look at the picture: a feature pyramid on plain ViT maps, and none at all."""
+"""Adapters that do not look at the picture: a feature pyramid on plain ViT maps, a norm a map, and none at all."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,3 +55,19 @@ class IdentityAdapter(nn.Module):
 
     def forward(self, images: Tensor, features: Features) -> Pyramid:
         return list(features.maps)
+
+
+class StageNormAdapter(nn.Module):
+    """A hierarchical backbone's maps, each through a layer norm over its channels, as Mask2Former has them on Swin.
+
+    Where the backbone normalises its last map already, as timm's Swin does, this norm finds it normalised.
+    """
+
+    def __init__(self, in_channels: list[int]):
+        super().__init__()
+        self.out_channels = list(in_channels)
+        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in in_channels)
+
+    def forward(self, images: Tensor, features: Features) -> Pyramid:
+        maps = zip(self.norms, features.maps, strict=True)
+        return [norm(frozen.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, frozen in maps]

@@ -1,16 +1,21 @@
 """The check of COCO sets: what it finds, what it counts, and what can be skipped."""
 
 import json
+import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from coco_helpers import CocoMaker, PanopticMaker, square
+from PIL import Image
 
 from data.checks.finding import Finding
 from data.checks.report import WIDTH, error_message
 from data.coco.check import CocoReport, check_coco
 from data.coco.coco_set import CocoSet, common_classes
 from data.coco.report import as_json, as_text
+from demo import check_dataset
+from evaluation.colors import object_colors
 
 
 @pytest.fixture
@@ -179,3 +184,49 @@ def test_text_and_json(make):
     content = json.loads(json.dumps(as_json(report)))
     assert len(content["findings"][0]["files"]) == 30 and content["can_skip"]
     assert content["train"]["classes"] == [{"name": "ant", "objects": 1}]
+
+
+def run(monkeypatch, *words: object) -> int:
+    """The script, in this process; returns the exit code."""
+    monkeypatch.setattr(sys, "argv", ["check_dataset.py", *map(str, words)])
+    return check_dataset.main()
+
+
+def test_the_script_counts_draws_and_exits_as_for_masks(make, tmp_path, monkeypatch, capsys):
+    """The preview shows objects where the file has them: a quarter of the picture, tinted, and the rest as it is."""
+    for name in "abcd":
+        number = make.image(f"{name}.png", (64, 64))
+        make.object(number, segmentation=[square(0, 0, 32)])
+    make.read()
+    files = ["--task", "instance", "--coco-dir", tmp_path]
+    assert run(monkeypatch, *files, "--json", "--preview", tmp_path / "sheet.png") == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["train"]["classes"] == [{"name": "ant", "objects": 4}] and content["val"] is None
+    tile = np.asarray(Image.open(tmp_path / "sheet.png")).astype(float)[16:272, :256]  # below its name
+    picture = Image.open(tmp_path / "train" / "a.png").resize((256, 256), Image.Resampling.BILINEAR)
+    picture = np.asarray(picture).astype(float)
+    inner, outer = np.s_[8:120, 8:120], np.s_[136:, 136:]
+    assert np.abs(tile[inner] - (picture[inner] + object_colors(1)[0]) / 2).max() <= 1
+    assert np.array_equal(tile[outer], picture[outer])
+
+    assert run(monkeypatch, *files, "--validate", "--val-fraction", "0.5") == 0
+    assert "validation" in capsys.readouterr().out.splitlines()[0]
+    make.object(1, segmentation=[square(40, 40, 64)])
+    make.read()
+    assert run(monkeypatch, *files) == 0 and run(monkeypatch, *files, "--strict") == 1
+    (tmp_path / "train" / "b.png").write_bytes(b"no picture")
+    assert run(monkeypatch, *files) == 2
+    assert "b.png" in capsys.readouterr().out
+    assert run(monkeypatch, "--task", "instance", "--coco-dir", tmp_path / "gone") == 2
+    assert capsys.readouterr().err.count("error:") == 1
+
+
+def test_the_script_takes_panoptic_sets(tmp_path, monkeypatch, capsys):
+    make = PanopticMaker(tmp_path / "set")
+    make.read()
+    words = ["--coco-json", make.folder / "panoptic.json", "--coco-images", make.folder]
+    words += ["--coco-segments", make.folder, "--preview", tmp_path / "sheet.png"]
+    assert run(monkeypatch, "--task", "panoptic", *words, "--json") == 0
+    classes = json.loads(capsys.readouterr().out)["train"]["classes"]
+    assert classes == [{"name": "car", "objects": 1}, {"name": "sky", "objects": 1}]
+    assert Image.open(tmp_path / "sheet.png").width >= 256

@@ -14,6 +14,7 @@ from training.head_arguments import HEADS
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "checkpoints/README.md"]
 LAUNCHERS = ["run_train_m2f_example.sh", "run_train_upernet_example.sh"]
+INSTANCE_LAUNCHER = "demo/run_train_instance_example.sh"
 FOREIGN_FLAGS = {"--nproc-per-node", "--logdir"}  # of torchrun and tensorboard
 
 
@@ -21,7 +22,11 @@ FOREIGN_FLAGS = {"--nproc-per-node", "--logdir"}  # of torchrun and tensorboard
 def known_flags() -> dict[str, set[str]]:
     """Flags of each script, read off its --help."""
     flags = {}
-    for head, script in [*((head, f"train_{head}_head.py") for head in HEADS), ("check", "check_dataset.py")]:
+    for head, script in [
+        *((head, f"train_{head}_head.py") for head in HEADS),
+        ("check", "check_dataset.py"),
+        ("predict", "predict.py"),
+    ]:
         done = subprocess.run(
             [sys.executable, str(ROOT / "demo" / script), "--help"],
             capture_output=True,
@@ -44,9 +49,9 @@ def test_flags_in_documents_exist(document, known_flags):
     assert named <= set().union(*known_flags.values())
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", [*LAUNCHERS, INSTANCE_LAUNCHER])
 def test_flags_in_launchers_exist(launcher, known_flags):
-    text = (ROOT / launcher).read_text(encoding="utf-8")
+    text = (ROOT / launcher).read_text(encoding="utf-8").replace(" --coco --output", "")  # of make_demo_data.py
     head = re.search(r"demo/train_(\w+)_head\.py", text)[1]
     assert flags_in(text) <= known_flags[head]
 
@@ -74,7 +79,8 @@ def test_the_example_in_the_readme_parses():
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers_are_sound_and_linked(launcher):
-    for script in (launcher, "demo/environment.sh", "demo/example_data.sh", "run_tests.sh", ".ci/run"):
+    shared = [f"demo/{name}.sh" for name in ("environment", "example_data", "example_folder")]
+    for script in (launcher, INSTANCE_LAUNCHER, *shared, "run_tests.sh", ".ci/run"):
         subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
     assert (ROOT / "demo" / launcher).resolve() == ROOT / launcher
     head = (ROOT / launcher).read_text(encoding="utf-8").split("set -euo")[0]

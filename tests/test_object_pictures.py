@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from evaluation.captions import Caption, meet, places, write_captions
-from evaluation.colors import class_colors
+from evaluation.colors import object_colors
 from evaluation.object_pictures import (
     Drawn,
     bounding_box,
@@ -25,7 +25,7 @@ from evaluation.object_pictures import (
 from structures import Instance, Segment
 
 NAMES = ["sky", "car", "person"]
-COLORS = class_colors(3).astype(int)
+COLORS = object_colors(3).astype(int)
 
 
 def box(top: int, left: int, height: int, width: int, size_hw: tuple[int, int] = (40, 60)) -> np.ndarray:
@@ -38,7 +38,7 @@ def test_masks_are_tinted_and_outlined_and_the_first_lie_on_top():
     picture = np.full((40, 60, 3), 100, np.uint8)
     above, below = box(10, 10, 10, 10), box(15, 15, 20, 20)
     drawn, labels = draw_objects(
-        picture, [Drawn(1, above, ""), Drawn(2, below, ""), Drawn(0, box(0, 0, 0, 0), "")], NAMES
+        picture, [Drawn(1, above, ""), Drawn(2, below, ""), Drawn(0, box(0, 0, 0, 0), "")], object_colors(3)
     )
     pixels = np.asarray(drawn).astype(int)
     assert labels == {0, 1, 2} and (picture == 100).all()

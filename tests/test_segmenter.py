@@ -52,7 +52,7 @@ def test_every_head_trains_on_every_kind_of_backbone(backbones, head, name, adap
     without = [n for n, p in segmenter.named_parameters() if (p.grad is None) != n.startswith("backbone.")]
     assert not without, without
     assert not segmenter.backbone.training
-    assert segmenter.eval().predict(images, (50, 70)).shape == (2, 3, 50, 70)
+    assert segmenter.eval().scores(images, (50, 70)).shape == (2, 3, 50, 70)
     assert all(key.startswith(("adapter.", "head.")) for key in segmenter.trainable_state())
 
 

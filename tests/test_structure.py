@@ -1,6 +1,7 @@
 """The shape of the project: who may import whom, what stays out, and which libraries live where."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARY = ("backbones", "heads", "data", "evaluation", "training")
+LIBRARY = ("backbones", "heads", "data", "evaluation", "training", "prediction")
 MAY_IMPORT = {
     "structures": set(),
     "rows": set(),
@@ -17,8 +18,9 @@ MAY_IMPORT = {
     "heads": {"structures", "rows"},
     "data": {"structures"},
     "evaluation": {"structures", "rows"},
-    "segmenter": {"structures", "backbones", "heads", "checkpoint"},
+    "segmenter": {"structures", "backbones", "heads", "checkpoint", "prediction"},
     "training": {"structures", "backbones", "heads", "data", "evaluation", "segmenter", "checkpoint"},
+    "prediction": {"structures", "rows", "data", "evaluation", "segmenter", "training"},
 }
 OWN = set(MAY_IMPORT) | {"demo", "benchmarks", "tests"}
 
@@ -47,6 +49,18 @@ def test_imports_point_one_way(part):
         assert others <= MAY_IMPORT[part], f"{path.name} imports {others - MAY_IMPORT[part]}"
 
 
+def test_the_segmenter_imports_prediction_only_to_predict():
+    """Its one import of what is built on it, for Segmenter.load(...).predict(...); and one for types."""
+    tree = ast.parse((ROOT / "segmenter.py").read_text(encoding="utf-8"))
+
+    def names_it(node: ast.AST) -> bool:
+        return isinstance(node, ast.ImportFrom) and node.module.startswith("prediction")
+
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert [f.name for f in functions if any(map(names_it, ast.walk(f)))] == ["predict"]
+    assert not any(map(names_it, tree.body))
+
+
 @pytest.mark.parametrize(("library", "owner"), [("timm", "backbones"), ("accelerate", "training")])
 def test_some_libraries_have_one_home(library, owner):
     for part in LIBRARY:
@@ -66,6 +80,10 @@ def test_files_from_outside_are_loaded_as_weights_only():
                 assert not (isinstance(node, ast.Name) and node.id in ("eval", "exec", "compile", "__import__")), path
 
 
+ARRAY_PICKLES = ROOT / "backbones" / "numpy_pickle.py"
+"""The one file that may unpickle, see test_the_one_unpickler_finds_nothing_but_arrays."""
+
+
 def test_nothing_runs_what_a_file_says():
     """No unpickler, no shell, no other process: UnpicklingError, for messages, is all that comes from pickle."""
     for part in (*LIBRARY, "segmenter", "checkpoint", "rows", "structures", "demo"):
@@ -76,8 +94,30 @@ def test_nothing_runs_what_a_file_says():
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 name = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
                 assert name not in ("os.system", "os.popen", "numpy.load", "np.load") and "pickle." not in name, path
-                if isinstance(node, ast.ImportFrom) and node.module == "pickle":
-                    assert [alias.name for alias in node.names] == ["UnpicklingError"], path
+                if isinstance(node, ast.Import):
+                    assert not {"pickle", "_pickle"} & {alias.name for alias in node.names}, path
+                if isinstance(node, ast.ImportFrom) and node.module in ("pickle", "_pickle"):
+                    allowed = "Unpickler" if path == ARRAY_PICKLES else "UnpicklingError"
+                    assert [alias.name for alias in node.names] == [allowed], path
+
+
+def test_the_one_unpickler_finds_nothing_but_arrays():
+    """Unpickler is used as a base class alone, and find_class, which decides what a file may name, looks only in a
+    table: it never asks the parent, and imports nothing."""
+    tree = ast.parse(ARRAY_PICKLES.read_text(encoding="utf-8"))
+    (subclass,) = (
+        n for n in tree.body if isinstance(n, ast.ClassDef) and [ast.unparse(b) for b in n.bases] == ["Unpickler"]
+    )
+    uses = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == "Unpickler"]
+    assert uses == subclass.bases
+    (method,) = (n for n in subclass.body if not isinstance(n, ast.Expr))  # an Expr is the docstring
+    assert method.name == "find_class"
+    calls = {ast.unparse(n.func) for n in ast.walk(method) if isinstance(n, ast.Call)}
+    assert calls == {"Refused"} and "super" not in ast.unparse(method)
+    (table,) = (ast.unparse(n.value) for n in tree.body if isinstance(n, ast.Assign) and "_ALLOWED" in ast.unparse(n))
+    found = ast.literal_eval(re.sub(r": [\w.]+", ": None", table))
+    multiarray = {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}
+    assert set(found) == multiarray | {("numpy", "ndarray"), ("numpy", "dtype"), ("collections", "OrderedDict")}
 
 
 @pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "demo").glob("*.py")))

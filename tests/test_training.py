@@ -65,7 +65,7 @@ def test_a_checkpoint_holds_the_head_alone_and_gives_the_model_back(tmp_path):
     segmenter = Segmenter.load(path)
     trainable = sum(p.numel() for part in (segmenter.adapter, segmenter.head) for p in part.parameters())
     assert path.stat().st_size < 4 * 3.2 * trainable + 2**20  # float32: weights and two moments of AdamW
-    scores = segmenter.predict(torch.zeros(1, 3, 64, 96), (50, 70))
+    scores = segmenter.scores(torch.zeros(1, 3, 64, 96), (50, 70))
     assert scores.shape == (1, 5, 50, 70) and not segmenter.training
     del state["format"], state["checksum"]
     state["backbone"]["fingerprint"] = "0" * 16

@@ -15,6 +15,9 @@ from training.run import run_training
 
 ROOT = Path(__file__).resolve().parents[1]
 
+ACCELERATE = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+"""What `accelerate config` would have written for two GPUs; with ACCELERATE_USE_CPU the processes do without."""
+
 SMALL = {
     "m2f": ["--hidden-dim", "32", "--m2f-size", "paper", "--num-queries", "8", "--num-points", "256"],
     "upernet": ["--hidden-dim", "32"],
@@ -54,21 +57,30 @@ def run_script(head: str, checkpoint_dir: Path, *more: str, **options) -> subpro
 
 
 def start_script(
-    head: str, checkpoint_dir: Path, *more: str, processes: int = 1, largest_file_bytes: int | None = None
+    head: str,
+    checkpoint_dir: Path,
+    *more: str,
+    processes: int = 1,
+    launcher: str = "torchrun",
+    largest_file_bytes: int | None = None,
 ) -> subprocess.Popen:
-    """In a process group of its own; several CPU processes through torchrun."""
+    """In a process group of its own; several CPU processes through torchrun or accelerate launch."""
     script = ROOT / "demo" / f"train_{head}_head.py"
-    launcher = [sys.executable]
+    start = [sys.executable]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        launchers = {
+            "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)],
+            "accelerate": ["accelerate.commands.launch", *ACCELERATE, "--num_processes", str(processes)],
+        }
+        start += ["-m", *launchers[launcher]]
         environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
 
     def limit_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, resource.RLIM_INFINITY))
 
     return subprocess.Popen(
-        [*launcher, str(script), *words(head, checkpoint_dir, *more)],
+        [*start, str(script), *words(head, checkpoint_dir, *more)],
         cwd=checkpoint_dir.parent,
         env=environment,
         stdout=subprocess.PIPE,

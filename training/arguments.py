@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from backbones.names import ATTENTION_BACKENDS, BACKBONES
 from training.config_file import apply_config_file
 from training.data_arguments import (
+    add_coco_arguments,
     add_held_out_arguments,
     add_label_arguments,
     add_pair_arguments,
+    check_coco_arguments,
     check_data_arguments,
 )
 from training.head_arguments import HEADS
@@ -20,13 +22,15 @@ RANGES = {
     **dict.fromkeys(("save_interval", "log_interval", "num_queries", "num_points", "oversample_ratio"), (1, MANY)),
     **dict.fromkeys(("lr", "weight_decay", "warmup_epochs", "max_grad_norm", "num_workers"), (0, MANY)),
     **dict.fromkeys(("class_weight", "mask_weight", "dice_weight", "no_object_weight"), (0, MANY)),
+    "backbone_lr_multiplier": (0, MANY),
     **dict.fromkeys(("drop_path", "dropout"), (0, 0.99)),
     "keep_last": (0, MANY),
     "importance_ratio": (0, 1),
 }
 """Least and greatest value of a flag, where the head has it."""
 
-BEST_METRICS = ("loss", "miou", "mean_accuracy", "pixel_accuracy")
+BEST_METRICS = ("loss", "miou", "mean_accuracy", "pixel_accuracy", "map", "ap50", "ap75", "pq", "sq", "rq")
+"""Of all tasks: miou and accuracies of semantic, map, ap50, ap75 of instance, pq, sq, rq of panoptic segmentation."""
 
 
 def parse_training_arguments(head: str, argv: Sequence[str]) -> argparse.Namespace:
@@ -37,7 +41,10 @@ def parse_training_arguments(head: str, argv: Sequence[str]) -> argparse.Namespa
         allow_abbrev=False,
     )
     data = parser.add_argument_group("data")
-    add_pair_arguments(data)
+    all_tasks = HEADS[head].tells_objects_apart
+    add_pair_arguments(data, required=not all_tasks)
+    if all_tasks:
+        add_coco_arguments(data)
     add_label_arguments(data)
     add_picture_arguments(data)
     add_model_arguments(parser.add_argument_group("backbone and adapter"))
@@ -46,10 +53,14 @@ def parse_training_arguments(head: str, argv: Sequence[str]) -> argparse.Namespa
     add_validation_arguments(parser.add_argument_group("validation"))
     add_output_arguments(parser.add_argument_group("output and resuming"))
     words = hyphenate(argv)
-    apply_config_file(parser, words)
+    apply_config_file(parser, head, words)
     args = parser.parse_args(words)
     args.head = head
     check(parser, args)
+    if all_tasks:
+        check_coco_arguments(parser, args)
+    else:
+        args.task = "semantic"
     return args
 
 
@@ -85,6 +96,23 @@ def add_model_arguments(group) -> None:
     group.add_argument(
         "--allow-random-weights", action="store_true", help="go on with random weights where none can be had"
     )
+    group.add_argument("--unfreeze-backbone", action="store_true", help="train the backbone too; needs far more memory")
+    group.add_argument(
+        "--backbone-lr-multiplier", type=float, default=0.1, metavar="FACTOR", help="its share of --lr when unfrozen"
+    )
+    group.add_argument(
+        "--init-head",
+        default="",
+        metavar="PATH",
+        help="begin with the weights of this head: our own checkpoint, or a released Mask2Former of Meta's DINOv3, "
+        "transformers (folder, .safetensors) or detectron2 (.pkl, .pth); those two bring their backbone along, unless "
+        "--weights says otherwise",
+    )
+    group.add_argument(
+        "--keep-matching-classes",
+        action="store_true",
+        help="with --init-head: keep what it knows of classes of the same name, where not all are the same",
+    )
     group.add_argument("--attention", choices=ATTENTION_BACKENDS, default="torch", help="of the backbone, on CUDA")
     group.add_argument("--drop-path", type=float, default=0.3, help="stochastic depth of the dinov3 adapter")
 
@@ -98,7 +126,16 @@ def add_training_arguments(group) -> None:
     group.add_argument("--gradient-accumulation-steps", type=int, default=1, help="batches a step")
     group.add_argument("--lr", type=float, default=1e-4, help="highest learning rate")
     group.add_argument("--weight-decay", type=float, default=1e-4, help="of AdamW")
-    group.add_argument("--warmup-epochs", type=float, default=10, help="linear rise of the rate, before the cosine")
+    group.add_argument("--warmup-epochs", type=float, default=10, help="linear rise of the rate, before it falls")
+    group.add_argument(
+        "--lr-schedule",
+        choices=("cosine", "poly", "step"),
+        default="cosine",
+        help="how it falls; poly: power 0.9; step: x0.1 at each of --lr-milestones",
+    )
+    group.add_argument(
+        "--lr-milestones", type=float, nargs="+", default=(0.6, 0.9), metavar="SHARE", help="of the run, for step"
+    )
     group.add_argument("--max-grad-norm", type=float, default=1.0, help="gradients are clipped to this (0 = off)")
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on CUDA")
     group.add_argument("--seed", type=int, default=0, help="of initialisation, order and augmentation")
@@ -158,7 +195,21 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"--image-size {args.image_size}: must be a multiple of 32, {nearest} for example")
     if not 0 < args.scale_range[0] <= args.scale_range[1]:
         parser.error(f"--scale-range {args.scale_range[0]} {args.scale_range[1]}: expected 0 < LOW <= HIGH")
+    check_start_and_schedule(parser, args)
     check_data_arguments(parser, args)
+
+
+def check_start_and_schedule(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if sorted(set(args.lr_milestones)) != list(args.lr_milestones) or not all(0 < m < 1 for m in args.lr_milestones):
+        words = " ".join(map(str, args.lr_milestones))
+        parser.error(f"--lr-milestones {words}: expected rising shares of the run between 0 and 1, 0.6 0.9 for example")
+    if args.init_head and args.resume_checkpoint not in ("", "auto"):  # with auto, a run may begin or go on
+        parser.error(
+            "--init-head and --resume-checkpoint FILE exclude each other: a run begins with the one, or goes on with "
+            "the other, which knows what the head began with"
+        )
+    if args.keep_matching_classes and not args.init_head:
+        parser.error("--keep-matching-classes goes with --init-head")
 
 
 def flag_of(name: str) -> str:

@@ -17,7 +17,7 @@ from training.writing import write_atomically
 def checkpoint_state(
     about: dict[str, Any], segmenter: Segmenter, optimizer: Optimizer, progress: Progress, pending_log: dict[str, Any]
 ) -> dict[str, Any]:
-    """Adapter, head, optimizer and progress; of the backbone only name and fingerprint, which are in `about`.
+    """Adapter, head, optimizer and progress; of a frozen backbone only what `about` says.
 
     about: what does not change during a run (see run_identity in training/resuming.py); pending_log: what the next line
     of the log already adds up.

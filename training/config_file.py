@@ -5,11 +5,14 @@ import difflib
 import json
 from pathlib import Path
 
-NOTE_KEYS = ("about",)
-"""Keys of a recipe that are words for people."""
+NOTE_KEYS = ("about", "head")
+"""Keys of a recipe that are no flags: words for people, and the head whose script it is for."""
+
+FILE_FLAGS = ("label_map", "palette")
+"""Files that may lie beside the recipe that names them."""
 
 
-def apply_config_file(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+def apply_config_file(parser: argparse.ArgumentParser, head: str, argv: list[str]) -> None:
     """Makes the values in the file the parser's defaults. Exits with code 2 on a mistake in the file."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
@@ -17,7 +20,12 @@ def apply_config_file(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     if path is None:
         return
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
-    for key, value in read_config(parser, path).items():
+    content = read_config(parser, path)
+    if content.get("head", head) != head:
+        parser.error(f"--config {path}: is a recipe for demo/train_{content['head']}_head.py")
+    for key, value in content.items():
+        if key in NOTE_KEYS:
+            continue
         name = key.replace("-", "_")
         if name not in actions:
             near = difflib.get_close_matches(name, actions, n=1)
@@ -25,6 +33,9 @@ def apply_config_file(parser: argparse.ArgumentParser, argv: list[str]) -> None:
             parser.error(f"--config {path}: unknown key {key!r}{hint}")
         action = actions[name]
         action.default = convert(parser, path, action, value)
+        beside = Path(path).parent / str(value)
+        if name in FILE_FLAGS and beside.exists():
+            action.default = str(beside)
         action.required = False
 
 
@@ -37,7 +48,7 @@ def read_config(parser: argparse.ArgumentParser, path: str) -> dict:
         parser.error(f"--config {path}: is not JSON ({error})")
     if not isinstance(content, dict):
         parser.error(f"--config {path}: expected an object {{flag: value}}")
-    return {key: value for key, value in content.items() if key not in NOTE_KEYS}
+    return content
 
 
 def convert(parser: argparse.ArgumentParser, path: str, action: argparse.Action, value):

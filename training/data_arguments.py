@@ -3,11 +3,26 @@
 import argparse
 
 GLOBS = {"nargs": "+", "metavar": "GLOB"}
+TASKS = ("semantic", "instance", "panoptic")
 
 
-def add_pair_arguments(group) -> None:
-    group.add_argument("--image-paths", required=True, help="pictures: quoted globs or files", **GLOBS)
-    group.add_argument("--mask-paths", required=True, help="masks of class ids with the pictures' names", **GLOBS)
+def add_pair_arguments(group, required: bool = True) -> None:
+    group.add_argument("--image-paths", required=required, help="pictures: quoted globs or files", **GLOBS)
+    group.add_argument("--mask-paths", required=required, help="masks of class ids with the pictures' names", **GLOBS)
+
+
+def add_coco_arguments(group) -> None:
+    group.add_argument("--task", choices=TASKS, default="semantic", help="instance and panoptic take COCO data")
+    group.add_argument(
+        "--coco-dir",
+        default=None,
+        metavar="DIR",
+        help="with train/, valid/, test/: _annotations.coco.json and pictures",
+    )
+    for split, words in (("", "to train on"), ("val-", "to validate on")):
+        group.add_argument(f"--{split}coco-json", default=None, metavar="FILE", help=f"COCO annotations {words}")
+        group.add_argument(f"--{split}coco-images", default=None, metavar="DIR", help="their pictures")
+        group.add_argument(f"--{split}coco-segments", default=None, metavar="DIR", help="PNGs of --task panoptic")
 
 
 def add_label_arguments(group) -> None:
@@ -42,3 +57,36 @@ def check_data_arguments(parser: argparse.ArgumentParser, args: argparse.Namespa
     if bool(args.val_image_paths) != bool(args.val_mask_paths):
         parser.error("--val-image-paths and --val-mask-paths go together")
     args.validate = args.validate or bool(args.val_image_paths)
+
+
+def check_coco_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Which files a task needs, and no others; validation files turn validation on."""
+    pairs = [bool(args.image_paths), bool(args.mask_paths)]
+    if args.task == "semantic":
+        if not all(pairs):
+            parser.error("--image-paths and --mask-paths are required (COCO data: --task instance or panoptic)")
+        if args.coco_dir or args.coco_json:
+            parser.error("--coco-dir and --coco-json go with --task instance or panoptic")
+        return
+    if any(pairs) or args.val_image_paths:
+        parser.error(f"--task {args.task} takes its pictures from COCO files, not from --image-paths")
+    if args.class_names or args.label_map or args.palette or args.reduce_zero_label:
+        parser.error(f"--task {args.task}: the COCO file names the classes; flags of mask files do not apply")
+    if args.eval_mode == "slide":
+        parser.error(f"--task {args.task}: objects are found in whole pictures, --eval-mode slide does not apply")
+    if args.task == "panoptic" and args.coco_dir:
+        parser.error("--task panoptic needs --coco-json, --coco-images and --coco-segments")
+    if bool(args.coco_dir) == bool(args.coco_json):
+        parser.error(f"--task {args.task} needs either --coco-dir, or --coco-json with --coco-images")
+    for split in ("", "val_"):
+        check_coco_files(parser, args, split)
+    args.validate = args.validate or bool(args.val_coco_json)
+
+
+def check_coco_files(parser: argparse.ArgumentParser, args: argparse.Namespace, split: str) -> None:
+    json_file, images, segments = (getattr(args, f"{split}coco_{name}") for name in ("json", "images", "segments"))
+    flag = "--" + split.replace("_", "-") + "coco-"
+    if bool(json_file) != bool(images):
+        parser.error(f"{flag}json and {flag}images go together")
+    if bool(segments) != bool(json_file and args.task == "panoptic"):
+        parser.error(f"{flag}segments goes with {flag}json and --task panoptic")

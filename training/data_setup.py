@@ -16,7 +16,12 @@ from training.task_data import TaskData
 
 def prepare_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resumed | None) -> TaskData:
     """Raises ValueError where the data cannot be trained on."""
-    data = semantic_data(args, accelerator, resumed)
+    if args.task == "semantic":
+        data = semantic_data(args, accelerator, resumed)
+    else:
+        from training.coco_data import coco_data  # not before: semantic segmentation does without pycocotools
+
+        data = coco_data(args, accelerator, resumed)
     if args.best_metric not in data.metrics:
         raise ValueError(f"--best-metric {args.best_metric}: --task {data.task} has {', '.join(data.metrics)}")
     return data

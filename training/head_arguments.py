@@ -10,7 +10,8 @@ from typing import Any
 class HeadArguments:
     """title: for people; prefix: of the names of all files of its runs; options: flags that heads/build.py takes.
 
-    least_hidden_dim: 0 where a head can do without a width of its own.
+    least_hidden_dim: 0 where a head can do without a width of its own. tells_objects_apart: it can do instance and
+    panoptic segmentation too.
     """
 
     title: str
@@ -18,6 +19,7 @@ class HeadArguments:
     add_arguments: Callable[[Any], None]
     options: tuple[str, ...]
     least_hidden_dim: int = 1
+    tells_objects_apart: bool = False
 
 
 def head_options(head: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -59,15 +61,22 @@ def add_linear_arguments(group) -> None:
 
 
 def add_pyramid_adapter_choice(group) -> None:
-    choices = ("auto", "dinov3", "pyramid", "none")
-    group.add_argument("--adapter", choices=choices, default="auto", help="auto: dinov3 for ViTs, else none")
+    choices = ("auto", "dinov3", "pyramid", "none", "stage_norm")
+    text = "auto: dinov3 for ViTs, else what --init-head needs, or none"
+    group.add_argument("--adapter", choices=choices, default="auto", help=text)
 
 
 M2F_LOSS = ("class_weight", "mask_weight", "dice_weight", "no_object_weight")
 M2F_POINTS = ("num_points", "oversample_ratio", "importance_ratio")
 
 HEADS = {
-    "m2f": HeadArguments("Mask2Former", "", add_m2f_arguments, ("m2f_size", "num_queries", *M2F_LOSS, *M2F_POINTS)),
+    "m2f": HeadArguments(
+        "Mask2Former",
+        "",
+        add_m2f_arguments,
+        ("m2f_size", "num_queries", *M2F_LOSS, *M2F_POINTS),
+        tells_objects_apart=True,
+    ),
     "upernet": HeadArguments("UPerNet", "upernet_", add_upernet_arguments, ("dice_weight",)),
     "linear": HeadArguments(
         "linear", "linear_", add_linear_arguments, ("use_all_maps", "dropout", "dice_weight"), least_hidden_dim=0

@@ -42,7 +42,8 @@ def train_epoch(run: Run, progress: Progress) -> None:
     run.order.set_epoch(progress.epoch, progress.samples)
     steps = groups_of(run.train_batches, settings.gradient_accumulation_steps)
     for micro_batches in islice(steps, settings.total_steps - progress.step):
-        lr = settings.lr * lr_factor(progress.step, settings.total_steps, settings.warmup_steps)
+        shape = (settings.lr_schedule, settings.lr_milestones)
+        lr = settings.lr * lr_factor(progress.step, settings.total_steps, settings.warmup_steps, *shape)
         set_lr(run.optimizer, lr)
         result = train_step(run, micro_batches, progress.step)
         num_images = sum(len(b.images) for b in micro_batches) * run.accelerator.num_processes

@@ -25,7 +25,8 @@ def estimated_memory_bytes(backbone: FrozenBackbone, spec: HeadSpec, image_size:
     """What a training step in float32 needs: weights, optimizer, and what adapter and head keep for the backward pass.
 
     Counted by running adapter and head on the meta device, which computes nothing. Left out: the loss's samples and the
-    backbone's passing activations, which are freed layer by layer, so that the true peak is somewhat above.
+    backbone's activations. A frozen one frees them layer by layer, so that the true peak is somewhat above; one that is
+    trained keeps them, so that it is far above.
     """
     with torch.device("meta"):
         adapter = build_adapter(spec, BackboneFacts(backbone.channels, backbone.strides)).train()
@@ -47,8 +48,9 @@ def estimated_memory_bytes(backbone: FrozenBackbone, spec: HeadSpec, image_size:
         head(adapter(images, Features(maps)))
     activations = sum(storage.nbytes() for storage in kept.values())
     trained = count_parameters(adapter) + count_parameters(head)
-    frozen = sum(p.numel() * p.element_size() for p in backbone.parameters())
-    return trained * BYTES_PER_TRAINED + frozen + activations
+    learning = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+    frozen = sum(p.numel() * p.element_size() for p in backbone.parameters() if not p.requires_grad)
+    return (trained + learning) * BYTES_PER_TRAINED + frozen + activations
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -47,7 +47,9 @@ def find_backbone(args: argparse.Namespace, accelerator: Accelerator) -> FrozenB
     if Path(args.weights).expanduser().exists():
         args.weights = str(Path(args.weights).expanduser().resolve())
     backbone.attention = args.attention
-    if accelerator.mixed_precision == "bf16":
+    if args.unfreeze_backbone:
+        backbone.unfreeze()
+    elif accelerator.mixed_precision == "bf16":
         backbone.cast_weights(torch.bfloat16)
     return backbone
 

@@ -26,12 +26,15 @@ MOST_BROKEN_SAMPLES = 20
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """save_interval, val_interval: in epochs; checkpointing_steps: 0 = none; keep_last: 0 = all."""
+    """lr_milestones: shares of the run; save_interval, val_interval: in epochs; checkpointing_steps: 0 = none;
+    keep_last: 0 = all."""
 
     epochs: int
     total_steps: int
     warmup_steps: int
     lr: float
+    lr_schedule: str
+    lr_milestones: tuple[float, ...]
     max_grad_norm: float
     gradient_accumulation_steps: int
     seed: int

@@ -81,6 +81,7 @@ def identity(about: dict[str, Any]) -> dict[str, Any]:
     return {
         "backbone": about["backbone"]["name"],
         "weights of the backbone": about["backbone"]["fingerprint"],
+        "--unfreeze-backbone": about["backbone"].get("is_trained", False),
         "head and adapter": about["spec"],
         "class names": about["class_names"],
         "task": about["task"],
@@ -92,10 +93,10 @@ def identity(about: dict[str, Any]) -> dict[str, Any]:
 def restore(resumed: Resumed, segmenter: Segmenter, optimizer: Optimizer, best_metric: str) -> Progress:
     """Puts weights and optimizer in place."""
     segmenter.load_trainable_state(resumed.state["model"])
-    weight_decays = [group["weight_decay"] for group in optimizer.param_groups]
+    chosen = [{key: group[key] for key in ("weight_decay", "lr_multiplier")} for group in optimizer.param_groups]
     optimizer.load_state_dict(resumed.state["optimizer"])
-    for group, weight_decay in zip(optimizer.param_groups, weight_decays, strict=True):
-        group["weight_decay"] = weight_decay  # like the learning rate, it may be changed on the way
+    for group, values in zip(optimizer.param_groups, chosen, strict=True):
+        group.update(values)  # like the learning rate, they may be changed on the way
     progress = Progress(**resumed.state["progress"])
     if progress.best_metric != best_metric:
         best = progress.best if best_metric in progress.best else {}

@@ -26,6 +26,8 @@ from training.schedule import build_optimizer
 from training.stop import stopping_gently
 from training.summary import outcome, run_record, summary
 from training.task_data import TaskData
+from training.transfer.fit import transfer
+from training.transfer.start import head_to_begin_with
 from training.validation import test
 from training.writing import locked, temporary_name, write_json
 
@@ -44,8 +46,14 @@ def run_training(args: argparse.Namespace) -> None:
         data = prepare_data(args, accelerator, resumed)
         segmenter = None
         try:
+            released = head_to_begin_with(args, resumed)
             segmenter = build_segmenter(args, len(data.class_names), accelerator)
-            run_with(args, accelerator, files, segmenter, data, resumed)
+            init_head = resumed.state.get("init_head") if resumed else None
+            if released:
+                report = transfer(released, segmenter, data.class_names, args.keep_matching_classes)
+                accelerator.print(report.text())
+                init_head = report.record()
+            run_with(args, accelerator, files, segmenter, data, resumed, init_head)
         except Exception as error:
             if is_out_of_memory(error):
                 raise ValueError(out_of_memory_message(args, segmenter)) from error
@@ -60,9 +68,18 @@ def run_with(
     segmenter: Segmenter,
     data: TaskData,
     resumed: Resumed | None,
+    init_head: dict[str, Any] | None,
 ) -> None:
-    about = run_identity(args, segmenter, data)
-    optimizer = build_optimizer([segmenter.adapter, segmenter.head], args.lr, args.weight_decay)
+    """init_head: what run.json says of the head that the run began with."""
+    about = run_identity(args, segmenter, data, init_head)
+    backbone = segmenter.backbone
+    optimizer = build_optimizer(
+        [segmenter.adapter, segmenter.head],
+        args.lr,
+        args.weight_decay,
+        backbone if backbone.is_trained else None,
+        args.backbone_lr_multiplier,
+    )
     model, optimizer = accelerator.prepare(segmenter, optimizer)
     progress = Progress(args.best_metric)
     if resumed:
@@ -87,7 +104,6 @@ def run_with(
     if resumed:
         log.restore(resumed.state["log"])
     with stopping_gently() as stop:
-        backbone = segmenter.backbone
         run = Run(
             accelerator,
             segmenter,
@@ -115,7 +131,9 @@ def run_with(
         print(outcome(files, progress, segmenter.backbone.weights), flush=True)
 
 
-def run_identity(args: argparse.Namespace, segmenter: Segmenter, data: TaskData) -> dict[str, Any]:
+def run_identity(
+    args: argparse.Namespace, segmenter: Segmenter, data: TaskData, init_head: dict[str, Any] | None
+) -> dict[str, Any]:
     """What run.json and all checkpoints of the run say alike; plain values and lists only."""
     backbone = segmenter.backbone
     about = {
@@ -124,7 +142,15 @@ def run_identity(args: argparse.Namespace, segmenter: Segmenter, data: TaskData)
         "task": data.task,
         "labels": data.meaning,
         "seed": args.seed,
-        "backbone": {"name": backbone.name, "weights": args.weights, "fingerprint": backbone.fingerprint},
+        "backbone": {
+            "name": backbone.name,
+            "weights": args.weights,
+            "fingerprint": backbone.fingerprint,
+            "is_trained": backbone.is_trained,
+            "mean": backbone.mean,
+            "std": backbone.std,
+        },
+        "init_head": init_head,
         "data": data.record,
         "arguments": vars(args),
     }
@@ -172,6 +198,8 @@ def loop_settings(
         total_steps=total_steps,
         warmup_steps=min(round(args.warmup_epochs * steps_per_epoch), total_steps),
         lr=args.lr,
+        lr_schedule=args.lr_schedule,
+        lr_milestones=tuple(args.lr_milestones),
         max_grad_norm=args.max_grad_norm,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         seed=args.seed,

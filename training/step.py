@@ -8,16 +8,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
-from segmenter import Segmenter
 from structures import Batch, Target
 from training.parts import Run
 
 
 @dataclass
 class StepResult:
-    """losses: means over this process's pictures, "loss" their sum. stop_signal: of any process, 0 = none.
+    """losses: means over the pictures of all processes, "loss" their sum. stop_signal: of any process, 0 = none.
 
     bad: what was not finite, "" when the step was taken; the sample ids are of all processes.
     """
@@ -38,12 +37,13 @@ def train_step(run: Run, micro_batches: list[Batch], step: int) -> StepResult:
     processes, rank = accelerator.num_processes, accelerator.process_index
     torch.manual_seed((run.settings.seed * 1_000_003 + step) * processes + rank)
     statistics = [(b, b.clone()) for part in (run.segmenter.adapter, run.segmenter.head) for b in part.buffers()]
-    losses = backward(accelerator, run.segmenter, run.model, micro_batches)
+    losses = backward(run, micro_batches, step)
     # Without a limit the norm is needed all the same: it is one number that is finite when all gradients are.
     norm = accelerator.clip_grad_norm_(run.model.parameters(), run.settings.max_grad_norm or math.inf)
     numbers = {name: value.item() for name, value in losses.items()}
     numbers["loss"] = sum(numbers.values())
     bad = not_finite(numbers, float(norm))
+    numbers = mean_anywhere(accelerator, numbers)
 
     stop_signal, is_bad_anywhere = largest_anywhere(accelerator, [run.stop.signum, int(bool(bad))])
     sample_ids = [sample_id for batch in micro_batches for sample_id in batch.sample_ids]
@@ -60,17 +60,19 @@ def train_step(run: Run, micro_batches: list[Batch], step: int) -> StepResult:
     return StepResult(numbers, stop_signal, bad, sample_ids)
 
 
-def backward(
-    accelerator: Accelerator, segmenter: Segmenter, model: nn.Module, micro_batches: list[Batch]
-) -> dict[str, Tensor]:
+def backward(run: Run, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
     """Adds up gradients, and returns the losses without them."""
+    accelerator = run.accelerator
     num_images = sum(len(b.images) for b in micro_batches)
     sums: dict[str, Tensor] = {}
     for i, batch in enumerate(micro_batches):
         batch = batch.to(accelerator.device, non_blocking=True)
         is_last = i == len(micro_batches) - 1
-        with nullcontext() if is_last else accelerator.no_sync(model):
-            losses = segmenter.loss(model(batch.images, batch.features), batch.targets)
+        with nullcontext() if is_last else accelerator.no_sync(run.model):
+            outputs = run.model(batch.images, batch.features)
+            # The same in all processes: what the loss draws then depends on the picture, not on the process.
+            torch.manual_seed((run.settings.seed * 1_000_003 + step) * len(micro_batches) + i)
+            losses = run.segmenter.loss(outputs, batch.targets)
             share = len(batch.images) / num_images
             accelerator.backward(sum(losses.values()) * share)
         for name, value in losses.items():
@@ -90,6 +92,14 @@ def largest_anywhere(accelerator: Accelerator, numbers: list[int]) -> list[int]:
         return numbers
     gathered = accelerator.gather(torch.tensor([numbers], device=accelerator.device))
     return gathered.amax(0).tolist()
+
+
+def mean_anywhere(accelerator: Accelerator, numbers: dict[str, float]) -> dict[str, float]:
+    """The mean over all processes, which have as many pictures each."""
+    if accelerator.num_processes == 1:
+        return numbers
+    gathered = accelerator.gather(torch.tensor([list(numbers.values())], device=accelerator.device))
+    return dict(zip(numbers, gathered.mean(0).tolist(), strict=True))
 
 
 def replay_content(micro_batches: list[Batch]) -> list[dict[str, Any]]:

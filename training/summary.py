@@ -34,14 +34,15 @@ def summary(
     backbone = segmenter.backbone
     bf16 = accelerator.mixed_precision == "bf16"
     memory = estimated_memory_bytes(backbone, segmenter.spec, args.image_size, args.batch_size)
+    learning = "trainable" if backbone.is_trained else "frozen"
     num_classes, num_val = len(data.class_names), data.sizes["val"]
     effective = args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-    held_out = "" if args.val_image_paths else f" (held out of the training data, seed {args.seed})"
+    held_out = f" (held out of the training data, seed {args.seed})" if data.record["is_held_out"] else ""
     rows = [
         ("data", f"{data.sizes['train']} pictures to train on, {num_classes} classes, {args.image_size} px"),
         *[("labels", line) for line in data.description()],
         ("validation", f"{num_val} pictures{held_out}" if num_val else "none (--validate turns it on)"),
-        ("backbone", f"{backbone.name}, weights {backbone.weights}, {millions(count_parameters(backbone))} frozen"),
+        ("backbone", f"{backbone.name}, weights {backbone.weights}, {millions(count_parameters(backbone))} {learning}"),
         ("adapter", f"{segmenter.spec.adapter}, {millions(count_parameters(segmenter.adapter))} trainable"),
         ("head", f"{args.head}, width {args.hidden_dim}, {millions(count_parameters(segmenter.head))} trainable"),
         (
@@ -50,7 +51,7 @@ def summary(
             f"{accelerator.num_processes} processes",
         ),
         ("steps", f"{settings.total_steps} in {settings.epochs} epochs, {settings.warmup_steps} of them warm-up"),
-        ("learning rate", f"{args.lr:g}, cosine; weight decay {args.weight_decay:g}"),
+        ("learning rate", f"{args.lr:g}, {args.lr_schedule}; weight decay {args.weight_decay:g}"),
         ("precision", f"{'bf16' if bf16 else 'fp32'} on {accelerator.device}"),
         (
             "memory",

@@ -1,0 +1,183 @@
+"""Predicts pictures with a trained checkpoint: masks, pictures with the result drawn over, COCO files."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from training.arguments import hyphenate
+from training.errors import report_mistakes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from prediction.files import Job
+    from prediction.predictor import Predictor
+
+KINDS = ("overlays", "masks", "json", "coco")
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Predict pictures with a trained checkpoint, which knows its head, classes and backbone.",
+        epilog="Exit code: 0 all is well; 1 some pictures could not be read; 2 a mistake in the call.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model-path", "-m", type=Path, required=True, metavar="PATH", help="a checkpoint, or a run's folder: its best"
+    )
+    model.add_argument("--weights", default=None, help="of the backbone (None = where the run found them)")
+    model.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on CUDA")
+    pictures = parser.add_argument_group("pictures")
+    pictures.add_argument("--image-path", "-i", type=Path, default=None, metavar="FILE", help="one picture")
+    pictures.add_argument("--input-dir", "-d", type=Path, default=None, metavar="DIR", help="all pictures in a folder")
+    pictures.add_argument("--recursive", "-r", action="store_true", help="those in its sub-folders too")
+    pictures.add_argument("--batch", "-b", type=int, default=1, help="pictures at a time, where they have one size")
+    pictures.add_argument("--eval-mode", choices=("whole", "slide"), default=None, help="(None = the run's)")
+    pictures.add_argument(
+        "--max-megapixels", type=float, default=None, help="larger ones are refused (None = the run's)"
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument("--output", "-o", type=Path, default=None, metavar="FILE", help="of --image-path")
+    output.add_argument("--output-dir", "-od", type=Path, default=None, metavar="DIR", help="of --input-dir")
+    output.add_argument(
+        "--save", default="overlays,masks", metavar="KINDS", help=f"a comma between them: {', '.join(KINDS)}"
+    )
+    output.add_argument(
+        "--threshold",
+        "-t",
+        type=float,
+        default=None,
+        help="least score (None = 0.5 of objects, 0.8 of panoptic segments)",
+    )
+    args = parser.parse_args(hyphenate(argv))
+    check(parser, args)
+    return args
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Everything that can be told without looking at files; `save` becomes a list in the order of KINDS."""
+    if (args.image_path is None) == (args.input_dir is None):
+        parser.error("expected either --image-path with --output, or --input-dir with --output-dir")
+    if (args.image_path is None) != (args.output is None) or (args.input_dir is None) != (args.output_dir is None):
+        parser.error("--output goes with --image-path, and --output-dir with --input-dir")
+    if args.recursive and args.input_dir is None:
+        parser.error("--recursive goes with --input-dir")
+    kinds = [word.strip() for word in args.save.split(",")]
+    if not set(kinds) <= set(KINDS):
+        parser.error(f"--save {args.save}: expected some of {', '.join(KINDS)}, with commas between them")
+    args.save = [kind for kind in KINDS if kind in kinds]
+    if args.batch < 1:
+        parser.error(f"--batch {args.batch}: must be at least 1")
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        parser.error(f"--threshold {args.threshold:g}: must be from 0 to 1")
+    if args.max_megapixels is not None and args.max_megapixels <= 0:
+        parser.error(f"--max-megapixels {args.max_megapixels:g}: must be more than 0")
+    if args.output_dir is not None and args.output_dir.resolve() == args.input_dir.resolve():
+        parser.error(f"--output-dir {args.output_dir}: must be another folder than --input-dir")
+
+
+def predict(args: argparse.Namespace) -> int:
+    from prediction.files import (
+        CocoFile,
+        job_of_picture,
+        jobs_of_folder,
+        save_result,
+    )  # --help should not wait for torch
+    from training.memory import is_out_of_memory
+
+    if args.image_path is not None and not args.image_path.is_file():
+        raise ValueError(f"--image-path {args.image_path}: there is no such file")
+    predictor = build_predictor(args)
+    model = predictor.segmenter
+    kinds = kinds_of(args.save, model.task)
+    if args.image_path is not None:
+        job, coco_path = job_of_picture(args.image_path, args.output, kinds)
+        jobs = [job]
+    else:
+        jobs, coco_path = jobs_of_folder(args.input_dir, args.recursive, args.output_dir, kinds)
+    coco = CocoFile(**model.labels, class_names=model.class_names) if "coco" in kinds else None
+    failed: list[Job] = []
+    for batch in batches(predictor, jobs, args.batch, failed):
+        try:
+            results = predictor.predict_batch([picture for _, picture in batch])
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ValueError(
+                f"out of memory with {batch[0][0].path} and --batch {len(batch)}: pass a smaller --batch, or "
+                "--precision bf16 on a GPU, or run it where there is more memory"
+            ) from error
+        for (job, picture), result in zip(batch, results, strict=True):
+            save_result(job, picture, result)
+            if coco:
+                coco.add(job, result)
+    if coco:
+        coco.save(coco_path, model.task)
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} pictures predicted: {args.output or args.output_dir}")
+    return 1 if failed else 0
+
+
+def build_predictor(args: argparse.Namespace) -> "Predictor":
+    """Raises ValueError where the checkpoint, or the backbone's weights, cannot be had or do not belong together."""
+    import torch
+
+    from prediction.predictor import Predictor
+    from segmenter import Segmenter
+    from training.model_setup import uses_bf16
+
+    segmenter = Segmenter.load(args.model_path, args.weights)
+    is_bf16 = uses_bf16(args.precision)
+    if is_bf16:
+        segmenter.backbone.cast_weights(torch.bfloat16)  # the same numbers as autocast alone, in half the memory
+    if args.threshold is not None and segmenter.task == "semantic":
+        print("note: --threshold changes nothing: every pixel gets the class of the highest score", file=sys.stderr)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Predictor(segmenter.to(device), args.threshold, args.eval_mode, args.max_megapixels, is_bf16)
+
+
+def kinds_of(asked: list[str], task: str) -> list[str]:
+    """With what belongs to it: numbers in a mask mean nothing without their list, a panoptic file needs its PNGs."""
+    if task == "semantic":
+        if "coco" in asked:
+            raise ValueError("--save coco: this model gives class maps; COCO files hold objects, leave it out")
+        return asked
+    wanted = set(asked) | ({"masks"} if task == "panoptic" and "coco" in asked else set())
+    return [kind for kind in KINDS if kind in wanted or (kind == "json" and "masks" in wanted)]
+
+
+def batches(
+    predictor: "Predictor", jobs: "Sequence[Job]", size: int, failed: "list[Job]"
+) -> "Iterator[list[tuple[Job, np.ndarray]]]":
+    """Up to `size` pictures in a row of one size; those that cannot be read are told, and added to `failed`."""
+    from tqdm import tqdm
+
+    batch: list[tuple[Job, np.ndarray]] = []
+    with tqdm(jobs, unit="picture", disable=None) as shown:  # None: on a terminal only
+        for job in shown:
+            try:
+                picture = predictor.read(job.path)
+            except ValueError as error:
+                failed.append(job)
+                shown.write(f"error: {error}", file=sys.stderr)
+                continue
+            if batch and (len(batch) == size or batch[0][1].shape != picture.shape):
+                yield batch
+                batch = []
+            batch.append((job, picture))
+        if batch:
+            yield batch
+
+
+def main() -> int:
+    args = parse_arguments(sys.argv[1:])
+    return report_mistakes(lambda: predict(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""A loaded model on pictures as they are: reads, resizes, runs, and brings the result back to each picture's own size.
+
+B batch, K classes, H W a picture's own size, h w its size in the model.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.decode import decode_image
+from data.labels import LabelRule
+from data.transforms import EvalTransform
+from evaluation.inference import predict_in_windows
+from prediction.results import FoundObject, FoundSegment, InstanceResult, PanopticResult, Result, SemanticResult
+from rows import best_classes, resize_rows
+from segmenter import Segmenter
+
+Picture = str | Path | np.ndarray
+"""A file, or RGB pixels (H, W, 3) uint8."""
+
+THRESHOLDS = {"instance": 0.5, "panoptic": 0.8}
+"""Least scores of objects that are reported. That of panoptic maps is the one of validation."""
+
+
+class Predictor:
+    """Gives SemanticResult, InstanceResult or PanopticResult, as the model's task is.
+
+    segmenter: from Segmenter.load, on any device. threshold: least score of objects and segments, None = that of
+    THRESHOLDS. eval_mode: "whole" or "slide", None = as the run validated. max_megapixels: larger files are refused,
+    None = the run's limit. is_bf16: the network computes in bfloat16.
+
+    Raises ValueError where eval_mode does not fit the task.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        threshold: float | None = None,
+        eval_mode: str | None = None,
+        max_megapixels: float | None = None,
+        is_bf16: bool = False,
+    ) -> None:
+        of_run = segmenter.arguments
+        self.segmenter = segmenter.eval()
+        self.threshold = THRESHOLDS.get(segmenter.task, 0.0) if threshold is None else threshold
+        mode = eval_mode or of_run["eval_mode"]
+        if mode == "slide" and segmenter.task != "semantic":
+            raise ValueError(f"--eval-mode slide: this model finds objects ({segmenter.task}), in whole pictures only")
+        self.window_px = of_run["image_size"] if mode == "slide" else None
+        self.max_pixels = round((max_megapixels or of_run["max_megapixels"]) * 1e6)
+        self.is_bf16 = is_bf16
+        backbone = segmenter.backbone
+        self.transform = EvalTransform(of_run["image_size"], backbone.mean, backbone.std)
+
+    def predict(self, picture: Picture) -> Result:
+        """Raises ValueError, naming it, where the picture cannot be read."""
+        return self.predict_batch([self.read(picture)])[0]
+
+    def read(self, picture: Picture) -> np.ndarray:
+        """RGB pixels (H, W, 3) uint8; a file's are turned upright as its EXIF orientation says. Raises ValueError."""
+        if isinstance(picture, str | Path):
+            return decode_image(Path(picture), self.max_pixels).pixels.transpose(1, 2, 0)
+        if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,)):
+            shape = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+            raise ValueError(f"a picture should be a file name or RGB pixels (H, W, 3) of uint8, not {shape}")
+        return picture
+
+    @torch.no_grad()
+    def predict_batch(self, pictures: Sequence[np.ndarray]) -> list[Result]:
+        """Of pictures (H, W, 3) uint8 of one size, together."""
+        size_hw = pictures[0].shape[:2]
+        assert all(picture.shape[:2] == size_hw for picture in pictures)
+        device = next(self.segmenter.parameters()).device
+        views = [self.transform(torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1)))) for p in pictures]
+        images = torch.stack(views).to(device)
+        task = {"semantic": self._semantic, "instance": self._instance, "panoptic": self._panoptic}
+        return task[self.segmenter.task](images, size_hw)
+
+    def _outputs(self, images: Tensor) -> Any:
+        """Of the head. bfloat16 ends here: scores are made from them in float32."""
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.is_bf16):
+            return self.segmenter(images)
+
+    def _semantic(self, images: Tensor, size_hw: tuple[int, int]) -> list[Result]:
+        head, names = self.segmenter.head, self.segmenter.class_names
+        if self.window_px is None:
+            outputs = self._outputs(images)
+            classes = best_classes(lambda rows: head.semantic(outputs, size_hw, rows), size_hw, len(names))
+        else:
+
+            def of_window(rows: slice, columns: slice) -> Tensor:
+                window = images[..., rows, columns]
+                return head.semantic(self._outputs(window), tuple(window.shape[-2:]))
+
+            scores = predict_in_windows(of_window, tuple(images.shape[-2:]), self.window_px)
+            classes = best_classes(lambda rows: resize_rows(scores, size_hw, rows), size_hw, len(names))
+        rule = LabelRule.from_dict(self.segmenter.labels)
+        return [SemanticResult(one, names, rule) for one in classes.cpu().numpy()]
+
+    def _instance(self, images: Tensor, size_hw: tuple[int, int]) -> list[Result]:
+        from evaluation.instance_metrics import rle_of  # only now: semantic segmentation does without pycocotools
+
+        head, names, ids = self.segmenter.head, self.segmenter.class_names, self.segmenter.labels["category_ids"]
+        outputs, results = self._outputs(images), []
+        for i in range(len(images)):
+            found = head.instances(outputs, i, size_hw, threshold=self.threshold)
+            objects = [FoundObject(o.label, names[o.label], ids[o.label], o.score, rle_of(o.mask)) for o in found]
+            results.append(InstanceResult(objects, names, size_hw))
+        return results
+
+    def _panoptic(self, images: Tensor, size_hw: tuple[int, int]) -> list[Result]:
+        names, ids = self.segmenter.class_names, self.segmenter.labels["category_ids"]
+        is_thing = self.segmenter.labels["is_thing"]
+        outputs, results = self._outputs(images), []
+        for i in range(len(images)):
+            segment_map, found = self.segmenter.head.panoptic(outputs, i, size_hw, is_thing, self.threshold)
+            segments = [
+                FoundSegment(s.number, s.label, names[s.label], ids[s.label], is_thing[s.label], s.score) for s in found
+            ]
+            results.append(PanopticResult(segment_map.cpu().numpy(), segments, names))
+        return results

@@ -1,0 +1,142 @@
+"""Puts a trained head into a model, and says what became of each tensor."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segmenter import Segmenter
+from training.transfer.released import ReleasedHead
+
+CLASSIFIERS = {"m2f": "head.predictor.class_embed", "upernet": "head.classifier", "linear": "head.classifier"}
+"""The layer with a row for each class; Mask2Former's has one more, the last: "no object"."""
+
+TENSOR_LISTS = ("loaded", "reset", "missing", "unused")
+NAMES_SHOWN = 3
+
+
+@dataclass
+class TransferReport:
+    """Names of tensors: loaded from the file; reset, because they stand for other classes; missing in the file, so that
+    they begin as new ones do; unused in the file. notes: sentences for people."""
+
+    path: str
+    kind: str
+    loaded: list[str] = field(default_factory=list)
+    reset: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """For run.json and checkpoints: numbers and first names."""
+        return {
+            key: {"count": len(value), "first": value[:NAMES_SHOWN]} if key in TENSOR_LISTS else value
+            for key, value in asdict(self).items()
+        }
+
+    def text(self) -> str:
+        lines = [f"--init-head {self.path} ({self.kind})"]
+        for kind in TENSOR_LISTS:
+            names = getattr(self, kind)
+            more = ", …" if len(names) > NAMES_SHOWN else ""
+            lines.append(f"  {kind:<8}{len(names):>5}  {', '.join(names[:NAMES_SHOWN])}{more}".rstrip())
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def transfer(
+    released: ReleasedHead, segmenter: Segmenter, class_names: list[str], keep_matching: bool
+) -> TransferReport:
+    """Loads what fits into adapter and head. keep_matching: rows of classes that bear the same name too, where not all
+    classes are the same. Raises ValueError where the sizes differ, or nothing fits."""
+    own = {name: t for name, t in segmenter.state_dict().items() if not name.startswith("backbone.")}
+    report = TransferReport(released.path, released.kind, notes=backbone_notes(released, segmenter))
+    rows = [f"{CLASSIFIERS[released.head]}.{kind}" for kind in ("weight", "bias")]
+    check_sizes(released, own, except_rows_of=rows)
+    new = {name: t for name, t in released.state.items() if name in own}
+    if rows[0] in new:
+        has_no_object = released.head == "m2f"
+        theirs = released.class_names
+        num_theirs = len(new[rows[0]]) - int(has_no_object)
+        if not (theirs == class_names if theirs else num_theirs == len(class_names)):
+            pairs = matching(released, class_names) if keep_matching else []
+            report.notes.append(class_note(released, class_names, num_theirs, pairs, keep_matching))
+            report.reset = rows
+            if pairs and has_no_object:
+                pairs.append((len(class_names), num_theirs))
+            new |= {name: with_rows(own[name], new[name], pairs) for name in rows}
+        elif not theirs:
+            report.notes.append("the file does not name its classes: they are taken in the order of this run's")
+    segmenter.load_state_dict(new, strict=False)
+    report.loaded = [name for name in new if name not in report.reset]
+    report.missing = [name for name in own if name not in new]
+    report.unused = sorted([*released.unused, *(released.state.keys() - own.keys())])
+    if not report.loaded:
+        raise ValueError(f"--init-head {released.path}: nothing in it fits; it was made with {released.flags}")
+    return report
+
+
+def check_sizes(released: ReleasedHead, own: dict[str, Tensor], except_rows_of: list[str]) -> None:
+    """Raises ValueError with the flags to pass; the number of classes alone may differ."""
+    other = []
+    for name in own.keys() & released.state.keys():
+        skipped = 1 if name in except_rows_of else 0
+        if own[name].shape[skipped:] != released.state[name].shape[skipped:]:
+            other.append(f"{name} {tuple(released.state[name].shape)} instead of {tuple(own[name].shape)}")
+    if other:
+        backbone = f" and --backbone {released.backbone}" if released.backbone else ""
+        raise ValueError(
+            f"--init-head {released.path}: {len(other)} tensors have other sizes here (first: {min(other)}). Pass the "
+            f"sizes that it was made with: {released.flags}{backbone}"
+        )
+
+
+def matching(released: ReleasedHead, class_names: list[str]) -> list[tuple[int, int]]:
+    """(our class, theirs) wherever both bear the same name; case and spaces around it do not count."""
+    if released.class_names is None:
+        raise ValueError(
+            f"--keep-matching-classes: {released.path} does not name its classes; leave the flag out, or for "
+            "transformers put its config.json beside it"
+        )
+    theirs = {name.strip().casefold(): k for k, name in reversed(list(enumerate(released.class_names)))}
+    ours = [name.strip().casefold() for name in class_names]
+    return [(k, theirs[name]) for k, name in enumerate(ours) if name in theirs]
+
+
+def with_rows(own: Tensor, theirs: Tensor, pairs: list[tuple[int, int]]) -> Tensor:
+    """A copy of `own` with some rows of `theirs`."""
+    mixed = own.clone()
+    if pairs:
+        to, of = torch.tensor(pairs).t()
+        mixed[to] = theirs[of].to(mixed)
+    return mixed
+
+
+def class_note(
+    released: ReleasedHead, class_names: list[str], num_theirs: int, pairs: list[tuple[int, int]], keep_matching: bool
+) -> str:
+    differ = f"its classes are others ({num_theirs}, here {len(class_names)})"
+    if keep_matching:
+        kept = ", ".join(class_names[k] for k, _ in pairs) or "none"
+        return f"{differ}; kept by name: {len(pairs)} of {len(class_names)} ({kept})"
+    hint = "; --keep-matching-classes keeps those of the same name" if released.class_names else ""
+    return f"{differ}, so that what it knew of them is left out{hint}"
+
+
+def backbone_notes(released: ReleasedHead, segmenter: Segmenter) -> list[str]:
+    """Raises ValueError where the backbone that comes along wants pictures normalised in another way."""
+    backbone = segmenter.backbone
+    if backbone.weights == released.path and released.normalisation:
+        mean, std = (tuple(values) for values in released.normalisation)
+        if (mean, std) != (backbone.mean, backbone.std):
+            raise ValueError(
+                f"--init-head {released.path}: its backbone takes pictures normalised with mean {mean} and std {std}; "
+                "put a preprocessor_config.json with image_mean and image_std beside it"
+            )
+    if released.fingerprint and released.fingerprint != backbone.fingerprint:
+        made_on = released.backbone if released.backbone != backbone.name else f"other weights of {backbone.name}"
+        return [f"the head was trained on {made_on}: it has to get used to this backbone"]
+    if released.brings_backbone and backbone.weights != released.path:
+        return ["the backbone that it was trained on is in the file, but --weights names another one"]
+    return []

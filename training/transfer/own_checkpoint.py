@@ -1,0 +1,31 @@
+"""Heads of our own checkpoints; a trained backbone in them comes along."""
+
+from pathlib import Path
+
+from checkpoint import read_checkpoint
+from training.transfer.released import ReleasedHead
+
+
+def from_own_checkpoint(path: Path) -> ReleasedHead:
+    """Raises ValueError where the file is broken, or none of ours."""
+    content = read_checkpoint(path)
+    spec, about = content["spec"], content["backbone"]
+    options = {"hidden_dim": spec["hidden_dim"], **spec["options"]}
+    sizes = [name for name in ("hidden_dim", "m2f_size", "num_queries") if name in options]
+    flags = [f"--{name.replace('_', '-')} {options[name]}" for name in sizes]
+    if options.get("use_all_maps"):
+        flags.append("--use-all-maps")
+    is_trained = about.get("is_trained", False)  # older checkpoints do not say it
+    return ReleasedHead(
+        str(path),
+        "checkpoint of this program",
+        spec["head"],
+        {name: t for name, t in content["model"].items() if not name.startswith("backbone.")},
+        flags=" ".join([*flags, f"--adapter {spec['adapter']}"]),
+        class_names=content["class_names"],
+        adapter=spec["adapter"],
+        backbone=about["name"],
+        brings_backbone=is_trained,
+        fingerprint=None if is_trained else about["fingerprint"],
+        normalisation=(about["mean"], about["std"]) if is_trained else None,
+    )

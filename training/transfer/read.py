@@ -1,0 +1,35 @@
+"""Finds out what --init-head names, and reads it."""
+
+from pathlib import Path
+
+from backbones.weight_files import read_tensors
+from training.transfer import detectron2_release, meta_release, transformers_release
+from training.transfer.own_checkpoint import from_own_checkpoint
+from training.transfer.released import ReleasedHead
+
+SOURCES = {
+    meta_release.PREFIX: meta_release.from_meta,
+    transformers_release.PREFIX: transformers_release.from_transformers,
+    detectron2_release.PREFIX: detectron2_release.from_detectron2,
+}
+"""By what stands in the names of its tensors."""
+
+
+def read_released(word: str) -> ReleasedHead:
+    """word: of --init-head: a file, or a Hugging Face folder.
+
+    Raises ValueError where there is none, where it cannot be read, holds more than tensors and plain values (nothing of
+    it is run), or is of no known kind.
+    """
+    path = Path(word).expanduser()
+    content = read_tensors(path, "--init-head")
+    if all(name.startswith(("adapter.", "head.", "backbone.")) for name in content):
+        return from_own_checkpoint(path)
+    for prefix, read in SOURCES.items():
+        if any(prefix in name for name in content):
+            return read(str(path), content)
+    raise ValueError(
+        f"--init-head {path}: holds no head that is known here (its first tensor is {next(iter(content))}). Expected: "
+        "a checkpoint of this program, or a Mask2Former of Meta's DINOv3, transformers or detectron2. Weights of a "
+        "backbone go with --weights."
+    )
