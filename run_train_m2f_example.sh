@@ -25,7 +25,7 @@
 
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/demo/environment.sh"
-source "$ROOT/demo/example_data.sh" m2f_example
+source "$ROOT/demo/example_data.sh" m2f_example "$@"
 
 SIZES=(
   --hidden-dim 64        # width of the head

@@ -24,7 +24,7 @@
 
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/demo/environment.sh"
-source "$ROOT/demo/example_data.sh" upernet_example
+source "$ROOT/demo/example_data.sh" upernet_example "$@"
 
 SIZES=(
   --hidden-dim 64        # width of the head

@@ -1,5 +1,5 @@
 # Sourced by the example launchers: from IMAGES, MASKS ... the flags that name the data, in $DATA, and a folder without
-# a run, in $CHECKPOINT_DIR. Its one word is the run's default name.
+# a run, in $CHECKPOINT_DIR. Its words: the run's default name, and those of the launcher.
 
 if [ -n "${IMAGES:-}" ] || [ -n "${MASKS:-}" ]; then
   if [ -z "${IMAGES:-}" ] || [ -z "${MASKS:-}" ] || [ -z "${NUM_CLASSES:-}" ]; then
@@ -20,4 +20,4 @@ else
   )
 fi
 
-source "$ROOT/demo/example_folder.sh" "$1"
+source "$ROOT/demo/example_folder.sh" "$@"

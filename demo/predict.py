@@ -1,6 +1,7 @@
 """Predicts pictures with a trained checkpoint: masks, pictures with the result drawn over, COCO files."""
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -76,8 +77,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"--batch {args.batch}: must be at least 1")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         parser.error(f"--threshold {args.threshold:g}: must be from 0 to 1")
-    if args.max_megapixels is not None and args.max_megapixels <= 0:
-        parser.error(f"--max-megapixels {args.max_megapixels:g}: must be more than 0")
+    if args.max_megapixels is not None and not 0 < args.max_megapixels < math.inf:
+        parser.error(f"--max-megapixels {args.max_megapixels:g}: must be more than 0, and finite")
     if args.output_dir is not None and args.output_dir.resolve() == args.input_dir.resolve():
         parser.error(f"--output-dir {args.output_dir}: must be another folder than --input-dir")
 

@@ -20,7 +20,7 @@
 
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/environment.sh"
-source "$ROOT/demo/example_folder.sh" instance_example
+source "$ROOT/demo/example_folder.sh" instance_example "$@"
 
 SIZES=(
   --hidden-dim 64        # width of the head

@@ -43,7 +43,7 @@ class Job:
 def jobs_of_folder(folder: Path, is_recursive: bool, output: Path, kinds: Sequence[str]) -> tuple[list[Job], Path]:
     """Results go to output/KIND/, in the sub-folders of their pictures, and the COCO file to the path returned.
 
-    What lies below `output` is no picture of the folder. Raises ValueError where there is none.
+    Results that lie in the folder already are no pictures of it. Raises ValueError where there is none.
     """
     root, output = (Path(os.path.abspath(path)) for path in (folder, output))  # as find_files gives them
     try:
@@ -52,7 +52,8 @@ def jobs_of_folder(folder: Path, is_recursive: bool, output: Path, kinds: Sequen
         raise ValueError(f"--input-dir {folder}: cannot be read ({error.strerror})") from error
     wanted = [str(path) for path in entries if path == root or not path.name.startswith(".")]
     found = find_files(wanted, "--input-dir") if wanted else []
-    pictures = [path.relative_to(root) for path in found if not path.is_relative_to(output)]
+    results = [output / kind for kind in ENDINGS]
+    pictures = [path.relative_to(root) for path in found if not any(path.is_relative_to(r) for r in results)]
     if not pictures:
         hint = "" if is_recursive else "; --recursive looks into its sub-folders too"
         raise ValueError(f"--input-dir {folder}: holds no picture{hint}")
@@ -79,10 +80,11 @@ def job_of_picture(path: Path, output: Path, kinds: Sequence[str]) -> tuple[Job,
     endings = tuple(FORMATS) if main == "overlays" else (Path(SUFFIXES[main]).suffix,)
     if output.suffix.lower() not in endings:
         raise ValueError(f"--output {output}: {main} go there, so its name should end in {' or '.join(endings)}")
-    if output.absolute() == path.absolute():
-        raise ValueError(f"--output {output}: is the picture itself, choose another name")
     beside = {kind: output.with_name(output.stem + SUFFIXES[kind]) for kind in others}
     targets = {main: output, **beside}
+    for kind, target in targets.items():
+        if target.resolve() == path.resolve():
+            raise ValueError(f"--output {output}: the {kind} would be written over the picture, choose another name")
     coco_path = targets.pop("coco", output)
     mask_name = targets["masks"].name if "masks" in targets else ""
     return Job(1, path, path.name, mask_name, targets), coco_path

@@ -128,3 +128,42 @@ def test_a_missing_config_is_told(capsys):
     with pytest.raises(SystemExit):
         parse("--config", "nowhere.json")
     assert "--config nowhere.json: cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"epochs": 1.9}, "epochs must be a whole number, not 1.9"),
+        ({"batch_size": True}, "batch_size must be a whole number, not true"),
+        ({"lr": False}, "lr must be a number, not false"),
+        ({"checkpoint_dir": 0.5}, "checkpoint_dir must be text, not 0.5"),
+    ],
+)
+def test_values_of_another_kind_in_a_config_file_are_refused(tmp_path, capsys, content, message):
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        parse_training_arguments("upernet", [*PATHS, "--config", str(tmp_path / "c.json")])
+    assert message in capsys.readouterr().err
+
+
+def test_null_in_a_config_file_is_the_flags_own_default(tmp_path):
+    nulls = dict.fromkeys(("checkpoint_dir", "resume_checkpoint", "val_image_paths", "class_names", "lr"))
+    (tmp_path / "c.json").write_text(json.dumps(nulls))
+    args = parse_training_arguments("upernet", [*PATHS, "--config", str(tmp_path / "c.json")])
+    assert vars(args) | {"config": None} == vars(parse_training_arguments("upernet", PATHS))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--warmup-epochs", "inf"],
+        ["--lr", "nan"],
+        ["--max-megapixels", "inf"],
+        ["--seed", "-1"],
+        ["--scale-range", "1", "inf"],
+    ],
+)
+def test_numbers_must_be_finite_and_seeds_not_negative(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_training_arguments("upernet", [*PATHS, *words])
+    assert stop.value.code == 2 and words[0] in capsys.readouterr().err

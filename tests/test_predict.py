@@ -310,7 +310,7 @@ def test_mistakes_are_one_line(semantic, objects, tmp_path, capsys):
     for model, words, message in (
         (semantic, [*one, "--save", "coco"], "--save coco: this model gives class maps"),
         (semantic, ["-i", picture, "-o", tmp_path / "out.tif"], "should end in .png or .jpg"),
-        (semantic, ["-i", picture, "-o", picture], "is the picture itself"),
+        (semantic, ["-i", picture, "-o", picture], "would be written over the picture"),
         (semantic, ["-i", tmp_path / "gone.png", "-o", tmp_path / "out.png"], "gone.png: there is no such file"),
         (semantic, ["-d", tmp_path, "-od", tmp_path / "out"], "holds no picture; --recursive"),
         (semantic, ["-d", tmp_path / "gone", "-od", tmp_path / "out"], "cannot be read (No such file"),

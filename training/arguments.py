@@ -25,6 +25,7 @@ RANGES = {
     "backbone_lr_multiplier": (0, MANY),
     **dict.fromkeys(("drop_path", "dropout"), (0, 0.99)),
     "keep_last": (0, MANY),
+    "seed": (0, 2**63 - 1),
     "importance_ratio": (0, 1),
 }
 """Least and greatest value of a flag, where the head has it."""
@@ -182,7 +183,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Everything that can be told without looking at files."""
     for name, (low, high) in RANGES.items():
         value = getattr(args, name, low)
-        if not low <= value <= high:
+        if not (low <= value <= high and math.isfinite(value)):
             limit = f"must be at least {low}" if high == math.inf else f"must be from {low} to {high}"
             parser.error(f"{flag_of(name)} {value}: {limit}")
     least = HEADS[args.head].least_hidden_dim
@@ -193,7 +194,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.image_size < 32 or args.image_size % 32:
         nearest = max(32, round(args.image_size / 32) * 32)
         parser.error(f"--image-size {args.image_size}: must be a multiple of 32, {nearest} for example")
-    if not 0 < args.scale_range[0] <= args.scale_range[1]:
+    if not 0 < args.scale_range[0] <= args.scale_range[1] < math.inf:
         parser.error(f"--scale-range {args.scale_range[0]} {args.scale_range[1]}: expected 0 < LOW <= HIGH")
     check_start_and_schedule(parser, args)
     check_data_arguments(parser, args)

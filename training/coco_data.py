@@ -109,9 +109,9 @@ def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> LeftOut:
         print(f"warning: {finding.message} {finding.remedy}", file=sys.stderr)
     if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
         raise ValueError(error_message(report))
-    bad = report.bad_sample_ids
+    bad = {**report.bad_sample_ids, "test": check_test(args, sets)}
     if any(bad.values()):
-        print(f"warning: {report.left_out} left out", file=sys.stderr)
+        print(f"warning: {sum(map(len, bad.values()))} samples are left out", file=sys.stderr)
     most = report.train.most_objects
     if most > args.num_queries:
         print(
@@ -120,6 +120,16 @@ def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> LeftOut:
             file=sys.stderr,
         )
     return bad
+
+
+def check_test(args: argparse.Namespace, sets: dict[str, CocoSet]) -> list[str]:
+    """Pictures of the test split that cannot be used, for what is wrong there is better known before than after."""
+    if "test" not in sets:
+        return []
+    report = check_coco(sets["test"], None, round(args.max_megapixels * 1e6))
+    if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
+        raise ValueError(f"test split: {error_message(report)}")
+    return report.bad_sample_ids["train"]
 
 
 def without(sets: dict[str, CocoSet], left_out: LeftOut) -> dict[str, CocoSet]:

@@ -24,7 +24,7 @@ def apply_config_file(parser: argparse.ArgumentParser, head: str, argv: list[str
     if content.get("head", head) != head:
         parser.error(f"--config {path}: is a recipe for demo/train_{content['head']}_head.py")
     for key, value in content.items():
-        if key in NOTE_KEYS:
+        if key in NOTE_KEYS or value is None:  # null: the flag's own default
             continue
         name = key.replace("-", "_")
         if name not in actions:
@@ -64,6 +64,9 @@ def convert(parser: argparse.ArgumentParser, path: str, action: argparse.Action,
     words = value if isinstance(value, list) else [value]
     if isinstance(action.nargs, int) and len(words) != action.nargs:
         parser.error(f"--config {path}: {action.dest} takes {action.nargs} values, not {len(words)}")
+    if any(not fits(word, action.type) for word in words):
+        kind = {int: "a whole number", float: "a number"}.get(action.type, "text")
+        parser.error(f"--config {path}: {action.dest} must be {kind}, not {json.dumps(value)}")
     try:
         converted = [action.type(word) if action.type else str(word) for word in words]
     except (TypeError, ValueError, argparse.ArgumentTypeError):
@@ -71,3 +74,14 @@ def convert(parser: argparse.ArgumentParser, path: str, action: argparse.Action,
     if action.choices is not None and not set(converted) <= set(action.choices):
         parser.error(f"--config {path}: {action.dest} must be one of {', '.join(action.choices)}, not {value!r}")
     return converted if many else converted[0]
+
+
+def fits(word: object, kind: object) -> bool:
+    """Whether a value of the file is of the flag's kind: 1.9 and true are no whole numbers, though int() takes them."""
+    if isinstance(word, bool):
+        return False
+    if kind is int:
+        return isinstance(word, int) or (isinstance(word, str) and word.lstrip("-").isdecimal())
+    if kind is float:
+        return isinstance(word, int | float | str)
+    return isinstance(word, str | int)

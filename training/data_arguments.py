@@ -1,6 +1,7 @@
 """Flags that name data and say what its labels mean: of the training scripts and of the dataset check. No torch."""
 
 import argparse
+import math
 
 GLOBS = {"nargs": "+", "metavar": "GLOB"}
 TASKS = ("semantic", "instance", "panoptic")
@@ -50,8 +51,8 @@ def check_data_arguments(parser: argparse.ArgumentParser, args: argparse.Namespa
         parser.error(f"--num-classes {args.num_classes}: must be from 1 to 255")
     if not 0 <= args.ignore_index <= 65535:
         parser.error(f"--ignore-index {args.ignore_index}: must be from 0 to 65535")
-    if args.max_megapixels <= 0:
-        parser.error(f"--max-megapixels {args.max_megapixels:g}: must be more than 0")
+    if not 0 < args.max_megapixels < math.inf:
+        parser.error(f"--max-megapixels {args.max_megapixels:g}: must be more than 0, and finite")
     if not 0 < args.val_fraction < 1:
         parser.error(f"--val-fraction {args.val_fraction}: must be between 0 and 1")
     if bool(args.val_image_paths) != bool(args.val_mask_paths):

@@ -52,6 +52,13 @@ def eval_loader(
     return DataLoader(share, batch_size=1, **common(args, accelerator))
 
 
+def end_workers(loader: DataLoader | None) -> None:
+    """They ignore SIGTERM, with which Python ends what is left of them at its own end, and would be waited for."""
+    iterator = getattr(loader, "_iterator", None)
+    if hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
+
+
 def common(args: argparse.Namespace, accelerator: Accelerator) -> dict:
     return {
         "num_workers": args.num_workers,

@@ -61,16 +61,29 @@ class RunFiles:
 
     def of_kind(self, kind: str) -> list[Path]:
         """Checkpoints in the folder, the best left out; kind: "epoch" or "step". Oldest first, by their number."""
-        found = self.folder.glob(f"{self.prefix}checkpoint_{kind}_*.pth")
-        return sorted((p for p in found if number_of(p) is not None), key=number_of)
+        numbers = {path: self.number(path, kind) for path in self.folder.glob(f"{self.prefix}checkpoint_{kind}_*.pth")}
+        return sorted((path for path, number in numbers.items() if number is not None), key=numbers.get)
 
     def best_ones(self) -> list[Path]:
         """One, but for the moment in which a new one takes its place."""
-        return [p for p in self.best_folder.glob(f"{self.prefix}checkpoint_*.pth") if number_of(p) is not None]
+        found = self.best_folder.glob(f"{self.prefix}checkpoint_*.pth")
+        return [path for path in found if self.number(path, "epoch|step") is not None]
+
+    def number(self, path: Path, kind: str) -> int | None:
+        """Epoch or step in the name of a checkpoint; None for other names, such as those of a person's copies."""
+        found = re.fullmatch(rf"{self.prefix}checkpoint_(?:{kind})_(\d+)\.pth", path.name)
+        return int(found[1]) if found else None
 
     def checkpoints(self) -> list[Path]:
         """All of this head in the folder, the best among them. A run without one has nothing to lose."""
         return [*self.of_kind("epoch"), *self.of_kind("step"), *self.best_ones()]
+
+    def set_aside_folder(self) -> Path:
+        """A new one, for checkpoints of a line of training that was left."""
+        number = 1
+        while (self.folder / f"{self.prefix}set_aside_{number}").exists():
+            number += 1
+        return self.folder / f"{self.prefix}set_aside_{number}"
 
     def remove_leftovers(self) -> None:
         """Temporary files of processes that were killed while they wrote."""
@@ -79,12 +92,6 @@ class RunFiles:
                 process = re.search(r"\.(\d+)\.tmp$", path.name)
                 if process and not is_running(int(process[1])):
                     path.unlink(missing_ok=True)
-
-
-def number_of(path: Path) -> int | None:
-    """Epoch or step in the name of a checkpoint."""
-    number = re.search(r"_(\d+)\.pth$", path.name)
-    return int(number[1]) if number else None
 
 
 def is_running(process: int) -> bool:

@@ -154,3 +154,11 @@ def drop_later_lines(files: RunFiles, progress: Progress) -> None:
         if is_known:
             kept.append(text + "\n")
     write_atomically(files.metrics, lambda file: file.write("".join(kept).encode()))
+
+
+def is_tested(files: RunFiles, progress: Progress) -> bool:
+    """Whether the test split was evaluated at this step."""
+    if not files.metrics.exists():
+        return False
+    start = f'{{"epoch": {progress.epoch}, "step": {progress.step}, "split": "test"'
+    return any(line.startswith(start) for line in files.metrics.read_text(encoding="utf-8").splitlines())

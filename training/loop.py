@@ -67,8 +67,7 @@ def report(
     else:
         progress.bad_steps = 0
         run.log.step(epoch, progress.step, result.losses, lr, num_images)
-    for batch in micro_batches:
-        run.note_broken(epoch, progress.step, batch)
+    run.note_broken(epoch, progress.step, result.skipped)
     if progress.bad_steps >= MOST_BAD_STEPS:
         path = run.files.replay(progress.step)
         if run.accelerator.is_main_process:

@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 
 from data.dataset import EpochBatches
 from segmenter import Segmenter
-from structures import Batch
 from training.checkpoints import checkpoint_state, keep_newest, save_checkpoint
 from training.files import RunFiles
 from training.logs import RunLog
@@ -105,15 +104,16 @@ class Run:
             is_kept = is_kept or is_last or progress.epoch % self.settings.save_interval == 0
         return self.files.folder / self.files.name(progress) if is_kept else None
 
-    def note_broken(self, epoch: int, step: int, batch: Batch) -> None:
-        """Samples that could not be read this time; each is told once. Raises ValueError where they are too many."""
-        for text in batch.skipped:
+    def note_broken(self, epoch: int, step: int, skipped: list[str]) -> None:
+        """Samples of all processes that could not be read this time; each is told once. Raises ValueError where they
+        are too many."""
+        for text in skipped:
             sample_id = text.partition(": ")[0]
             if sample_id not in self.broken:
                 self.broken.add(sample_id)
                 self.log.broken_sample(epoch, step, text)
         if len(self.broken) > MOST_BROKEN_SAMPLES:
             raise ValueError(
-                f"{len(self.broken)} samples became unreadable while training (the last: {batch.skipped[-1]}): is the "
+                f"{len(self.broken)} samples became unreadable while training (the last: {skipped[-1]}): is the "
                 "disk or the network share still there? Then go on with --resume-checkpoint auto"
             )

@@ -33,9 +33,15 @@ def find_resumed(word: str, files: RunFiles) -> Resumed | None:
     if not word:
         return None
     if word != AUTO:
-        return Resumed(Path(word), read_checkpoint(word))
+        state = read_checkpoint(word)
+        if "optimizer" not in state:
+            raise ValueError(
+                f"--resume-checkpoint {word}: holds a step that was not finite, for a replay; resume the "
+                "checkpoint_… file of the last good step"
+            )
+        return Resumed(Path(word), state)
     found = files.checkpoints()
-    for path in newest_first(found):
+    for path in newest_first(files):
         try:
             return Resumed(path, read_checkpoint(path))
         except ValueError as error:
@@ -48,17 +54,54 @@ def find_resumed(word: str, files: RunFiles) -> Resumed | None:
     return None
 
 
-def newest_first(paths: list[Path]) -> list[Path]:
-    """By the steps that they say they have done, not by their dates, which copying changes. Says which are broken."""
-    ages = {}
-    for path in paths:
+def newest_first(files: RunFiles) -> list[Path]:
+    """By the steps that they say they have done, not by their dates, which copying changes. Says which are broken.
+
+    The best model counts where it is of the same line of training as the newest of the others: after an older
+    checkpoint was resumed it may be of the line that was left.
+    """
+    ages, lines = {}, {}
+    for path in files.checkpoints():
         try:
-            progress = open_checkpoint(path)["progress"]
+            state = open_checkpoint(path)
         except ValueError as error:
             print(f"warning: {error}", file=sys.stderr)
-        else:
-            ages[path] = (progress["step"], progress["epoch"], not progress["validation_due"])
-    return sorted(ages, key=ages.get, reverse=True)
+            continue
+        progress = state["progress"]
+        ages[path] = (progress["step"], progress["epoch"], not progress["validation_due"])
+        lines[path] = state.get("line")
+    newest = sorted(ages, key=ages.get, reverse=True)
+    best = files.best_ones()
+    others = [path for path in newest if path not in best]
+    return [path for path in newest if path in others or not others or lines[path] == lines[others[0]]]
+
+
+def leave_later_ones(files: RunFiles, resumed: Resumed) -> bool:
+    """Sets aside what the folder holds beyond the checkpoint that is resumed in it, and says so.
+
+    True where its line of training had come further, be it by the best model, which stays: a new line begins then.
+    """
+    if resumed.path.resolve() not in [path.resolve() for path in files.checkpoints()]:
+        return False
+    later = [path for path in files.checkpoints() if is_beyond(path, resumed)]
+    aside = [path for path in later if path.parent == files.folder]
+    if aside:
+        folder = files.set_aside_folder()
+        folder.mkdir()
+        for path in aside:
+            path.rename(folder / path.name)
+        print(f"note: {len(aside)} checkpoints beyond {resumed.path.name} are set aside in {folder}", file=sys.stderr)
+    return bool(later)
+
+
+def is_beyond(path: Path, resumed: Resumed) -> bool:
+    """Broken files are, too: nobody can tell."""
+    try:
+        state = open_checkpoint(path)
+    except ValueError:
+        return True
+    is_later = state["progress"]["step"] > resumed.state["progress"]["step"]
+    return is_later and state.get("line") == resumed.state.get("line")
 
 
 def check_identity(resumed: Resumed, about: dict[str, Any]) -> None:

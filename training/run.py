@@ -2,26 +2,34 @@
 
 import argparse
 import json
-import math
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from data.dataset import EpochBatches
 from segmenter import Segmenter
-from training.data_setup import eval_loader, prepare_data, train_loader
+from training.data_setup import end_workers, eval_loader, prepare_data, train_loader
 from training.files import RunFiles
-from training.logs import RunLog
+from training.logs import RunLog, is_tested
 from training.loop import train
 from training.memory import is_out_of_memory, out_of_memory_message
 from training.model_setup import build_segmenter, uses_bf16
-from training.parts import LoopSettings, Run
+from training.parts import Run
+from training.plan import is_finished, loop_settings
 from training.progress import Progress
-from training.resuming import AUTO, Resumed, adopt_best, changes, check_identity, find_resumed, restore
+from training.resuming import (
+    AUTO,
+    Resumed,
+    adopt_best,
+    changes,
+    check_identity,
+    find_resumed,
+    restore,
+)
+from training.run_folder import check_free, check_writable, line_of_training
 from training.schedule import build_optimizer
 from training.stop import stopping_gently
 from training.summary import outcome, run_record, summary
@@ -29,7 +37,12 @@ from training.task_data import TaskData
 from training.transfer.fit import transfer
 from training.transfer.start import head_to_begin_with
 from training.validation import test
-from training.writing import locked, temporary_name, write_json
+from training.writing import locked, write_json
+
+LOST_WORKER = (
+    "a process that reads pictures was ended from outside ({reason}): most often memory or /dev/shm ran out; pass "
+    "fewer --num-workers than {num} (0 reads in the main process), and go on with --resume-checkpoint auto"
+)
 
 
 def run_training(args: argparse.Namespace) -> None:
@@ -90,20 +103,23 @@ def run_with(
         data.sizes["train"], args.batch_size, args.seed, accelerator.process_index, accelerator.num_processes
     )
     settings = loop_settings(args, order, accelerator.num_processes, progress)
-    if is_finished(settings, progress):
+    is_test_due = bool(data.sizes.get("test")) and not is_tested(files, progress)
+    if is_finished(settings, progress) and not is_test_due:
         finished_already(args, resumed, files, progress)
         return
     if accelerator.is_main_process:
         changed = changes(resumed, about["arguments"]) if resumed else []
         print(summary(args, settings, segmenter, data, accelerator, progress, resumed, changed), flush=True)
-        if args.overwrite and not resumed:
-            for old in files.checkpoints():
-                old.unlink()
+        about["line"] = line_of_training(args, files, resumed)
         write_json(files.run_json, run_record(about, data))
     log = RunLog(files, settings.total_steps, progress, args.log_interval, accelerator.is_main_process)
     if resumed:
         log.restore(resumed.state["log"])
     with stopping_gently() as stop:
+        loaders = {
+            "train": train_loader(args, backbone, order, data, accelerator),
+            **{split: eval_loader(args, backbone, split, data, accelerator) for split in ("val", "test")},
+        }
         run = Run(
             accelerator,
             segmenter,
@@ -111,8 +127,8 @@ def run_with(
             optimizer,
             data,
             order,
-            train_loader(args, backbone, order, data, accelerator),
-            eval_loader(args, backbone, "val", data, accelerator),
+            loaders["train"],
+            loaders["val"],
             files,
             log,
             settings,
@@ -122,11 +138,16 @@ def run_with(
         )
         try:
             train(run, progress)
-            test_batches = eval_loader(args, backbone, "test", data, accelerator)
-            if test_batches is not None:
-                test(run, progress, test_batches)
+            if loaders["test"] is not None:
+                test(run, progress, loaders["test"])
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):
+                raise ValueError(LOST_WORKER.format(reason=str(error).splitlines()[0], num=args.num_workers)) from error
+            raise
         finally:
             log.close()
+            for loader in loaders.values():
+                end_workers(loader)
     if accelerator.is_main_process:
         print(outcome(files, progress, segmenter.backbone.weights), flush=True)
 
@@ -155,65 +176,6 @@ def run_identity(
         "arguments": vars(args),
     }
     return json.loads(json.dumps(about))
-
-
-def check_writable(files: RunFiles) -> None:
-    probe = temporary_name(files.run_json)
-    try:
-        files.folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"--checkpoint-dir {files.folder}: cannot be written to ({error.strerror})") from error
-
-
-def check_free(files: RunFiles, args: argparse.Namespace) -> None:
-    """The folder holds no other run of this head."""
-    held = [path.resolve() for path in files.checkpoints()]
-    is_its_own = args.resume_checkpoint == AUTO or Path(args.resume_checkpoint).resolve() in held
-    if held and not args.overwrite and not is_its_own:
-        raise ValueError(
-            f"--checkpoint-dir {files.folder} already holds a run of this head: choose another folder, go on with "
-            "--resume-checkpoint auto (or one of its files), or start anew over it with --overwrite"
-        )
-
-
-def loop_settings(
-    args: argparse.Namespace, order: EpochBatches, num_processes: int, progress: Progress
-) -> LoopSettings:
-    """A resumed run does the epochs (or steps) that it lacks, also where an epoch has another number of steps now."""
-    steps_per_epoch = math.ceil(len(order) / args.gradient_accumulation_steps)
-    epochs_begun = progress.epoch + int(progress.samples > 0)
-    batches_left = math.ceil((order.num_samples - progress.samples) / (args.batch_size * num_processes))
-    steps_begun = math.ceil(max(0, batches_left) / args.gradient_accumulation_steps) if progress.samples else 0
-    if args.max_steps > 0:
-        steps_left = max(0, args.max_steps - progress.step)
-        epochs = epochs_begun + math.ceil(max(0, steps_left - steps_begun) / steps_per_epoch)
-    else:
-        epochs = args.epochs
-        steps_left = max(0, steps_begun + (epochs - epochs_begun) * steps_per_epoch)
-    total_steps = progress.step + steps_left
-    return LoopSettings(
-        epochs=epochs,
-        total_steps=total_steps,
-        warmup_steps=min(round(args.warmup_epochs * steps_per_epoch), total_steps),
-        lr=args.lr,
-        lr_schedule=args.lr_schedule,
-        lr_milestones=tuple(args.lr_milestones),
-        max_grad_norm=args.max_grad_norm,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        seed=args.seed,
-        save_interval=1 if args.checkpointing_steps == "epoch" else args.save_interval,
-        checkpointing_steps=0 if args.checkpointing_steps in (None, "epoch") else args.checkpointing_steps,
-        keep_last=args.keep_last,
-        val_interval=args.val_interval,
-        window_px=args.image_size if args.eval_mode == "slide" else None,
-    )
-
-
-def is_finished(settings: LoopSettings, progress: Progress) -> bool:
-    """No step, no rest of an epoch, and no validation is left to do."""
-    return progress.epoch >= settings.epochs and not progress.samples and not progress.validation_due
 
 
 def finished_already(args: argparse.Namespace, resumed: Resumed, files: RunFiles, progress: Progress) -> None:

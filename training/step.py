@@ -18,13 +18,15 @@ from training.parts import Run
 class StepResult:
     """losses: means over the pictures of all processes, "loss" their sum. stop_signal: of any process, 0 = none.
 
-    bad: what was not finite, "" when the step was taken; the sample ids are of all processes.
+    bad: what was not finite, "" when the step was taken; sample_ids, and skipped, what could not be read, are of all
+    processes.
     """
 
     losses: dict[str, float]
     stop_signal: int
     bad: str
     sample_ids: list[str]
+    skipped: list[str]
 
 
 def train_step(run: Run, micro_batches: list[Batch], step: int) -> StepResult:
@@ -35,7 +37,7 @@ def train_step(run: Run, micro_batches: list[Batch], step: int) -> StepResult:
     """
     accelerator = run.accelerator
     processes, rank = accelerator.num_processes, accelerator.process_index
-    torch.manual_seed((run.settings.seed * 1_000_003 + step) * processes + rank)
+    torch.manual_seed(((run.settings.seed * 1_000_003 + step) * processes + rank) % 2**63)
     statistics = [(b, b.clone()) for part in (run.segmenter.adapter, run.segmenter.head) for b in part.buffers()]
     losses = backward(run, micro_batches, step)
     # Without a limit the norm is needed all the same: it is one number that is finite when all gradients are.
@@ -45,7 +47,11 @@ def train_step(run: Run, micro_batches: list[Batch], step: int) -> StepResult:
     bad = not_finite(numbers, float(norm))
     numbers = mean_anywhere(accelerator, numbers)
 
-    stop_signal, is_bad_anywhere = largest_anywhere(accelerator, [run.stop.signum, int(bool(bad))])
+    skipped = [text for batch in micro_batches for text in batch.skipped]
+    numbers_here = [run.stop.signum, int(bool(bad)), len(skipped)]
+    stop_signal, is_bad_anywhere, any_skipped = largest_anywhere(accelerator, numbers_here)
+    if any_skipped:
+        skipped = gather_object(skipped)
     sample_ids = [sample_id for batch in micro_batches for sample_id in batch.sample_ids]
     if is_bad_anywhere:
         for buffer, before in statistics:  # running means of batch norms would stay spoilt for ever
@@ -57,7 +63,7 @@ def train_step(run: Run, micro_batches: list[Batch], step: int) -> StepResult:
         run.optimizer.step()
         run.is_updating = False
     run.optimizer.zero_grad(set_to_none=True)
-    return StepResult(numbers, stop_signal, bad, sample_ids)
+    return StepResult(numbers, stop_signal, bad, sample_ids, skipped)
 
 
 def backward(run: Run, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
@@ -71,7 +77,7 @@ def backward(run: Run, micro_batches: list[Batch], step: int) -> dict[str, Tenso
         with nullcontext() if is_last else accelerator.no_sync(run.model):
             outputs = run.model(batch.images, batch.features)
             # The same in all processes: what the loss draws then depends on the picture, not on the process.
-            torch.manual_seed((run.settings.seed * 1_000_003 + step) * len(micro_batches) + i)
+            torch.manual_seed(((run.settings.seed * 1_000_003 + step) * len(micro_batches) + i) % 2**63)
             losses = run.segmenter.loss(outputs, batch.targets)
             share = len(batch.images) / num_images
             accelerator.backward(sum(losses.values()) * share)

@@ -96,7 +96,9 @@ def outcome(files: RunFiles, progress: Progress, weights: str) -> str:
             ("best validation", f"{values} ({best.stem}, by {progress.best_metric})"),
             ("best checkpoint", str(best) if best.exists() else "in the folder of the run that was resumed"),
         ]
-    rows.append(("last checkpoint", str(files.folder / files.name(progress))))
+    last = files.folder / files.name(progress)
+    if last.exists():
+        rows.append(("last checkpoint", str(last)))
     pictures = [path for path in (files.pictures / "best.png", files.pictures / "latest.png") if path.exists()]
     if pictures:
         rows.append(("pictures", f"{pictures[0]} (predictions beside the truth)"))

@@ -1,6 +1,7 @@
 """Validation within a run: measure over all processes, log, keep the model where it is the best so far."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from accelerate.utils import broadcast, gather_object
 from PIL import Image
@@ -39,17 +40,17 @@ def validate(run: Run, progress: Progress) -> None:
             write_atomically(run.files.pictures / name, lambda file: sheet.save(file, format="PNG"))
     run.log.evaluation("val", progress, result, sheet)
 
-    progress.validation_due = False
-    name = run.files.name(progress)
+    name, path = run.files.name(progress), run.kept_path(progress)
+    done = replace(progress, validation_due=False)
     if is_best:
-        progress.best, progress.best_checkpoint = result.values, name
-    path = run.kept_path(progress)
+        done = replace(done, best=result.values, best_checkpoint=name)
     if is_best and run.accelerator.is_main_process:
-        best_path = save_best(run.files, run.state(progress), name)
+        best_path = save_best(run.files, run.state(done), name)
         if path:
             link_atomically(best_path, path)
     elif path:
-        run.save(path, progress)  # as before the validation, but now it knows of it
+        run.save(path, done)  # as before the validation, but now it knows of it
+    vars(progress).update(vars(done))  # only now: had the write failed, there would be no such best model
 
 
 def test(run: Run, progress: Progress, batches: DataLoader) -> None:
@@ -57,6 +58,9 @@ def test(run: Run, progress: Progress, batches: DataLoader) -> None:
     best = run.files.best_folder / progress.best_checkpoint if progress.best_checkpoint else None
     if best and best.exists():
         run.segmenter.load_trainable_state(read_checkpoint(best)["model"])
+        run.log.say(f"testing {best}")
+    else:
+        run.log.say("testing the last model: this folder has no best one")
     result, sheet = measured(run, progress, "test", batches)
     if run.accelerator.is_main_process and sheet:
         write_atomically(run.files.pictures / "test.png", lambda file: sheet.save(file, format="PNG"))
@@ -68,23 +72,28 @@ def measured(run: Run, progress: Progress, split: str, batches: DataLoader) -> t
     for buffer in [*run.segmenter.adapter.buffers(), *run.segmenter.head.buffers()]:
         broadcast(buffer)  # batch norms saw different pictures in each process; the first one's are kept
     evaluator = run.data.evaluator(split, run.settings.window_px, NUM_PICTURES)
+    skipped: list[str] = []
     run.model.eval()
-    evaluate(run.segmenter, readable(run, progress, batches), evaluator, run.accelerator.device, run.settings.seed)
+    evaluate(run.segmenter, readable(run, batches, skipped), evaluator, run.accelerator.device, run.settings.seed)
     run.model.train()
     (stop_signal,) = largest_anywhere(run.accelerator, [run.stop.signum])
     if stop_signal:
         raise Interrupted(stop_signal)
+    run.note_broken(progress.epoch, progress.step, gather_object(skipped))
     result = evaluator.result(gather_object([evaluator.state()]))
     backbone = run.segmenter.backbone
     sheet = evaluator.sheet(backbone.mean, backbone.std) if run.accelerator.is_main_process else None
     return result, sheet
 
 
-def readable(run: Run, progress: Progress, batches: DataLoader) -> Iterator[Batch]:
-    """Until a signal; all processes meet afterwards, so that none waits for one that has stopped."""
+def readable(run: Run, batches: DataLoader, skipped: list[str]) -> Iterator[Batch]:
+    """Until a signal; all processes meet afterwards, so that none waits for one that has stopped.
+
+    What cannot be read is added to `skipped`.
+    """
     for batch in batches:
         if run.stop:
             return
-        run.note_broken(progress.epoch, progress.step, batch)
+        skipped += batch.skipped
         if batch.targets:
             yield batch
