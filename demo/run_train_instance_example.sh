@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains a Mask2Former head for instance segmentation on a frozen DINOv3, from nothing: environment, data, training.
 #
-# Costs   after installing: about 6 minutes and 2 GB of memory on two CPU cores.
+# Costs   after installing: 3 to 6 minutes and 2 GB of memory on two CPU cores.
 # Reaches validation AP50 over 0.5 on the drawn demo set, also with random backbone weights.
 #
 # Own data: a COCO export with train/ and valid/ (and test/), each with _annotations.coco.json and its pictures:
