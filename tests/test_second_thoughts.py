@@ -5,6 +5,8 @@ import re
 import signal
 import subprocess
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from training_helpers import ROOT, drawn, metrics, run_script, start_script, train_here
@@ -113,6 +115,15 @@ def test_the_test_split_is_checked_and_its_evaluation_made_up_for(tmp_path, caps
     assert "nothing is left to do" in capsys.readouterr().err
 
 
+def children_of(process: int) -> list[int]:
+    """From Linux's /proc, where the fourth word of a process's stat is its parent."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    return sorted(child for child, parent in parents.items() if parent == process)
+
+
 def test_a_lost_loader_worker_ends_the_run_with_a_message(tmp_path):
     """As the system's out-of-memory killer does it; the other worker does not keep the process from ending."""
     run = tmp_path / "run"
@@ -122,8 +133,7 @@ def test_a_lost_loader_worker_ends_the_run_with_a_message(tmp_path):
     while not ((run / "linear_metrics.jsonl").exists() and len(metrics(run, "linear_")) >= 3):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.05)
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
-    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    os.kill(children_of(process.pid)[-1], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2 and "Traceback" not in err, err
     assert "a process that reads pictures was ended from outside" in err and "--num-workers than 2" in err
