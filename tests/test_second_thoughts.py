@@ -128,6 +128,7 @@ def test_a_lost_loader_worker_ends_the_run_with_a_message(tmp_path):
     """As the system's out-of-memory killer does it; the other worker does not keep the process from ending."""
     run = tmp_path / "run"
     data = drawn(tmp_path / "data", train=6)
+    data = data[:4] + data[8:]  # no validation: while its workers are made, Python would print the news as ignored
     process = start_script("linear", run, *data, "--epochs", "5000", "--log-interval", "1", "--num-workers", "2")
     end = time.monotonic() + 120
     while not ((run / "linear_metrics.jsonl").exists() and len(metrics(run, "linear_")) >= 3):
@@ -138,6 +139,15 @@ def test_a_lost_loader_worker_ends_the_run_with_a_message(tmp_path):
     assert process.returncode == 2 and "Traceback" not in err, err
     assert "a process that reads pictures was ended from outside" in err and "--num-workers than 2" in err
     assert list(run.glob("linear_checkpoint_step_*.pth"))
+
+
+def test_an_error_of_the_program_in_a_worker_keeps_its_traceback(tmp_path, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr("data.dataset.TrainDataset.__getitem__", fail)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        train_here("linear", tmp_path / "run", *drawn(tmp_path / "data"), "--num-workers", "1")
 
 
 def test_what_another_process_could_not_read_is_told_too(tmp_path):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -141,7 +142,8 @@ def run_with(
             if loaders["test"] is not None:
                 test(run, progress, loaders["test"])
         except RuntimeError as error:
-            if "DataLoader worker" in str(error):
+            # Not "Caught ... in DataLoader worker process": that is an error of the program, and wants its traceback.
+            if re.search(r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)", str(error)):
                 raise ValueError(LOST_WORKER.format(reason=str(error).splitlines()[0], num=args.num_workers)) from error
             raise
         finally:
