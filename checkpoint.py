@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errors import UserError
+
 CHECKPOINT_FORMAT = 2
 """Raised when the content of a checkpoint changes in a way that older code cannot read."""
 
@@ -24,7 +26,7 @@ def sealed(state: dict[str, Any]) -> dict[str, Any]:
 def find_checkpoint(path: str | Path) -> Path:
     """The file itself; of a run's folder or its best_model the best one, and where none is the best the newest.
 
-    Raises ValueError where a folder has none, or those of several heads.
+    Raises UserError where a folder has none, or those of several heads.
     """
     path = Path(path).expanduser()
     if not path.is_dir():
@@ -32,10 +34,10 @@ def find_checkpoint(path: str | Path) -> Path:
     best, kept = (_checkpoints(path.glob(pattern)) for pattern in ("*best_model/*.pth", "*.pth"))
     found = best or kept
     if not found:
-        raise ValueError(f"{path}: holds no checkpoint, expected a file, or the folder of a run or its best_model")
+        raise UserError(f"{path}: holds no checkpoint, expected a file, or the folder of a run or its best_model")
     heads = {file.name.partition("checkpoint_")[0]: file for file in [*kept, *best]}
     if len(heads) > 1:
-        raise ValueError(f"{path}: holds runs of several heads, name one: {', '.join(map(str, heads.values()))}")
+        raise UserError(f"{path}: holds runs of several heads, name one: {', '.join(map(str, heads.values()))}")
     return found[0] if len(found) == 1 else max(found, key=lambda file: open_checkpoint(file)["progress"]["step"])
 
 
@@ -46,12 +48,12 @@ def _checkpoints(files: Iterable[Path]) -> list[Path]:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Everything in a checkpoint, on the CPU. Runs nothing that the file holds.
 
-    Raises ValueError where the file is missing, broken, none of ours, or not as it was written.
+    Raises UserError where the file is missing, broken, none of ours, or not as it was written.
     """
     state = _load(path, mmap=False)
     content = {key: value for key, value in state.items() if key != "checksum"}
     if state.get("checksum") != checksum(content):
-        raise ValueError(f"checkpoint {path}: its content is not what was written (wrong checksum), use another one")
+        raise UserError(f"checkpoint {path}: its content is not what was written (wrong checksum), use another one")
     return state
 
 
@@ -62,17 +64,17 @@ def open_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _load(path: str | Path, mmap: bool) -> dict[str, Any]:
     if not Path(path).is_file():
-        raise ValueError(f"checkpoint {path}: there is no such file")
+        raise UserError(f"checkpoint {path}: there is no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except UnpicklingError as error:
         reason = "holds more than tensors and plain values, or is broken; nothing in it was run"
-        raise ValueError(f"checkpoint {path}: {reason}: use one that this program wrote") from error
+        raise UserError(f"checkpoint {path}: {reason}: use one that this program wrote") from error
     except Exception as error:  # torch raises many kinds for a broken file
         reason = str(error).partition(". ")[0].splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path}: cannot be read, use an earlier one ({reason})") from error
+        raise UserError(f"checkpoint {path}: cannot be read, use an earlier one ({reason})") from error
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
-        raise ValueError(f"checkpoint {path}: is no checkpoint of this program (format {CHECKPOINT_FORMAT})")
+        raise UserError(f"checkpoint {path}: is no checkpoint of this program (format {CHECKPOINT_FORMAT})")
     return state
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from backbones.frozen import FrozenBackbone, build_backbone, build_trained_backbone
 from checkpoint import find_checkpoint, read_checkpoint
+from errors import UserError
 from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head, resolved
 from structures import Features, Target
 
@@ -58,7 +59,7 @@ class Segmenter(nn.Module):
         """What a loaded model finds in a picture, a file or RGB pixels (H, W, 3) uint8, at the picture's own size.
 
         As the run's task is: a SemanticResult, InstanceResult or PanopticResult of prediction/results.py.
-        threshold: least score of objects, None = the task's own. Raises ValueError where the file cannot be read.
+        threshold: least score of objects, None = the task's own. Raises UserError where the file cannot be read.
         """
         from prediction.predictor import Predictor  # only now: training does without, and it builds on this module
 
@@ -72,12 +73,12 @@ class Segmenter(nn.Module):
         return trained
 
     def load_trainable_state(self, state: dict[str, Tensor]) -> None:
-        """Strict: every tensor of trainable_state, and no other. Raises ValueError that names what differs."""
+        """Strict: every tensor of trainable_state, and no other. Raises UserError that names what differs."""
         wanted = self.trainable_state()
         missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
         changed = [n for n in wanted.keys() & state.keys() if wanted[n].shape != state[n].shape]
         if missing or unexpected or changed:
-            raise ValueError(
+            raise UserError(
                 "these weights do not fit what is trained here: "
                 f"{len(missing)} missing (first: {missing[:2]}), {len(unexpected)} unknown (first: {unexpected[:2]}), "
                 f"{len(changed)} of another shape (first: {sorted(changed)[:2]}). "
@@ -104,7 +105,7 @@ class Segmenter(nn.Module):
         else:
             backbone = build_backbone(about["name"], weights or about["weights"])
         if backbone.fingerprint != about["fingerprint"]:
-            raise ValueError(
+            raise UserError(
                 f"{checkpoint} was trained on other weights of {backbone.name} than {backbone.weights}: "
                 "pass the file that it was trained on."
             )

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from errors import UserError
+
 
 def attention_backend(name: str) -> AbstractContextManager:
     """A context in which attention runs on the backend `name` (see check_attention_backend)."""
@@ -18,17 +20,15 @@ def attention_backend(name: str) -> AbstractContextManager:
 
 
 def check_attention_backend(name: str, device: torch.device) -> None:
-    """Raises ValueError where the backend `name` cannot run on `device`."""
+    """Raises UserError where the backend `name` cannot run on `device`."""
     if name == "torch":
         return
     if device.type != "cuda":
-        raise ValueError(f"--attention xformers needs a CUDA device, this run is on {device}: leave the flag out")
+        raise UserError(f"--attention xformers needs a CUDA device, this run is on {device}: leave the flag out")
     try:
         import xformers.ops  # noqa: F401
     except ImportError as error:
-        raise ValueError(
-            f"--attention xformers: xformers cannot be imported ({error}): pip install xformers"
-        ) from error
+        raise UserError(f"--attention xformers: xformers cannot be imported ({error}): pip install xformers") from error
 
 
 class XformersAttention(TorchFunctionMode):

@@ -21,6 +21,7 @@ from backbones.names import BACKBONES, tapped_blocks
 from backbones.sources import find_weights
 from backbones.timm_models import ROPE_PERIODS, create, create_with, timm_name
 from backbones.weight_files import read_normalisation, read_state
+from errors import UserError
 from structures import PYRAMID_STRIDES, Features
 
 UNUSED_PARTS = ("head.", "fc_norm.", "attn_pool.")
@@ -60,7 +61,7 @@ class FrozenBackbone(nn.Module):
 
         A ViT's maps are (B, C, H/stride, W/stride) after the final norm, and so is its class token (B, C), that of the
         last block; a hierarchical model's maps come as its stages give them. Sizes that are no multiple of the largest
-        stride are resized to the nearest one. Raises ValueError if the model takes pictures of one size only.
+        stride are resized to the nearest one. Raises UserError if the model takes pictures of one size only.
         """
         with torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
             return self._features(self._resize_to_multiple(images))
@@ -74,7 +75,7 @@ class FrozenBackbone(nn.Module):
                 )
         except AssertionError as error:  # how timm refuses a picture size
             height, width = images.shape[-2:]
-            raise ValueError(f"--backbone {self.name} takes no pictures of {height} x {width}: {error}") from None
+            raise UserError(f"--backbone {self.name} takes no pictures of {height} x {width}: {error}") from None
         if not self._has_class_token:
             return Features(list(taps))
         return Features([patches for patches, _ in taps], class_token=taps[-1][1][:, 0])
@@ -142,7 +143,7 @@ def build_backbone(name: str, weights: str = "auto") -> FrozenBackbone:
     trained backbone; a hub name such as "facebook/dinov3-vits16-pretrain-lvd1689m"; or "random":
     the same numbers every time, without touching the caller's random state.
 
-    Raises ValueError for an unknown name, an unreadable file, or one that belongs to another model, and its subclass
+    Raises UserError for an unknown name, an unreadable file, or one that belongs to another model, and its subclass
     hub.WeightsUnavailable, within ten seconds, if the weights must come from the hub and cannot.
     """
     architecture = timm_name(name)
@@ -183,7 +184,7 @@ def _taps(model: nn.Module, name: str) -> list[int]:
         return tapped_blocks(len(strides))
     last_with = {stride: index for index, stride in enumerate(strides)}
     if not all(stride in last_with for stride in PYRAMID_STRIDES):
-        raise ValueError(
+        raise UserError(
             f"--backbone {name} gives maps of strides {strides}; needed are four blocks of one stride, or the strides "
             f"{', '.join(map(str, PYRAMID_STRIDES))}. Choose another model, for example {next(iter(BACKBONES))}."
         )

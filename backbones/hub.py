@@ -6,6 +6,7 @@ import urllib.request
 from pathlib import Path
 
 from backbones.weight_files import WEIGHT_FILES, is_complete
+from errors import UserError
 
 HEAD_TIMEOUT_S = 4.0
 """For each try to connect; a name server that hangs is not covered by it."""
@@ -13,7 +14,7 @@ ANSWER_TIMEOUT_S = 6.0
 """After this time the hub counts as unreachable, whatever hangs."""
 
 
-class WeightsUnavailable(ValueError):
+class WeightsUnavailable(UserError):
     """The hub gave no weights: no network, a gated repository, or a name that it does not have."""
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from backbones.names import BACKBONES
+from errors import UserError
 
 State = dict[str, Tensor]
 Rules = list[tuple[str, str]]
@@ -105,7 +106,7 @@ def guess_backbone(state: State) -> str | None:
 
 
 def check_fit(state: State, model: State, label: str, name: str) -> None:
-    """Raises ValueError unless the file `label` has exactly the keys and shapes of the model `name`."""
+    """Raises UserError unless the file `label` has exactly the keys and shapes of the model `name`."""
     other_shape = [
         f"{key} {tuple(state[key].shape)} instead of {tuple(model[key].shape)}"
         for key in model
@@ -126,7 +127,7 @@ def check_fit(state: State, model: State, label: str, name: str) -> None:
         advice = f"It looks like an incomplete or altered file of {name}: download it again, or pass another one."
     else:
         advice = f"This file looks like {looks_like}: pass --backbone {looks_like}, or a file of {name}."
-    raise ValueError(f"--weights {label} does not fit --backbone {name}: {details}. {advice}")
+    raise UserError(f"--weights {label} does not fit --backbone {name}: {details}. {advice}")
 
 
 def rename(state: State, rules: Rules) -> State:

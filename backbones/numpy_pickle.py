@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from errors import UserError
+
 _RECONSTRUCT = np.empty(0).__reduce__()[0]  # lies in another module in NumPy 1 than in NumPy 2
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
@@ -23,7 +25,7 @@ _ALLOWED = {
 }
 
 
-class Refused(ValueError):
+class Refused(UserError):
     """A pickle names something that is neither an array nor a plain container."""
 
 
@@ -39,18 +41,18 @@ class ArrayUnpickler(Unpickler):
 def read_array_pickle(path: Path, flag: str) -> Any:
     """What the file holds, with tensors in the place of arrays; runs nothing of it.
 
-    flag: the one that named the file, for messages. Raises ValueError for a file that holds more, or is damaged.
+    flag: the one that named the file, for messages. Raises UserError for a file that holds more, or is damaged.
     """
     try:
         with path.open("rb") as file:
             return _with_tensors(ArrayUnpickler(file, encoding="latin1").load())  # as Python 2 wrote some of them
     except Refused as error:
-        raise ValueError(
+        raise UserError(
             f"{flag} {path}: names {error}, which is neither a NumPy array nor a plain container; it was refused and "
             "nothing in it was run. Use a file of weights only, for example a .safetensors"
         ) from None
     except Exception as error:  # a damaged file can break the reader in any way
-        raise ValueError(f"{flag} {path}: is no readable pickle of arrays, download it again ({error})") from None
+        raise UserError(f"{flag} {path}: is no readable pickle of arrays, download it again ({error})") from None
 
 
 def _with_tensors(value: Any) -> Any:
@@ -61,5 +63,5 @@ def _with_tensors(value: Any) -> Any:
 
 def _tensor(array: np.ndarray) -> Tensor:
     if array.dtype.kind not in "fiub":
-        raise ValueError(f"an array of {array.dtype}")
+        raise UserError(f"an array of {array.dtype}")
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from backbones.hub import WeightsUnavailable, fetch
 from backbones.names import BACKBONES
+from errors import UserError
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _FILE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".pkl")
@@ -22,7 +23,7 @@ class Source(NamedTuple):
 def find_weights(weights: str, backbone: str, hub_repo: str | None) -> Source:
     """Finds the local file or folder, after downloading it if needed.
 
-    hub_repo: where "auto" looks. Raises ValueError for a path that does not exist, and hub.WeightsUnavailable.
+    hub_repo: where "auto" looks. Raises UserError for a path that does not exist, and hub.WeightsUnavailable.
     """
     if weights == "auto":
         if hub_repo is None:
@@ -34,7 +35,7 @@ def find_weights(weights: str, backbone: str, hub_repo: str | None) -> Source:
     repo = re.sub(r"^hf[-_]hub:", "", weights)
     if _HUB_NAME.fullmatch(repo) and not repo.startswith(".") and not repo.endswith(_FILE_ENDINGS):
         return _from_hub(repo, backbone)
-    raise ValueError(
+    raise UserError(
         f"--weights {weights}: there is no such file or folder. Expected: a local path, a hub name (owner/model), "
         "auto, or random."
     )

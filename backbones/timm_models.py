@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from backbones.keys import State, check_fit, without_extras
 from backbones.names import BACKBONES
 from backbones.swin import PADS_FIRST, pad_before_shifting
+from errors import UserError
 
 ROPE_PERIODS = "rope.periods"
 """A buffer that is in no state_dict, but in Meta's files."""
 
 
 def timm_name(name: str) -> str:
-    """timm's name of the model; ValueError with the nearest names if there is none."""
+    """timm's name of the model; UserError with the nearest names if there is none."""
     architecture = BACKBONES[name].timm if name in BACKBONES else name
     if timm.is_model(architecture):
         with suppress(RuntimeError):  # timm's answer to an unknown tag after the dot
@@ -25,7 +26,7 @@ def timm_name(name: str) -> str:
             return architecture
     known = [*BACKBONES, *timm.list_models(), *timm.list_models(pretrained=True)]
     nearest = get_close_matches(name, known, n=4, cutoff=0.5) or list(BACKBONES)
-    raise ValueError(
+    raise UserError(
         f"--backbone {name} is neither a DINOv3 name nor one of timm's. Did you mean one of {', '.join(nearest)}?"
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from backbones.names import SATELLITE, SATELLITE_MEAN, SATELLITE_STD
 from backbones.numpy_pickle import read_array_pickle
+from errors import UserError
 
 SHARD_INDEX = "model.safetensors.index.json"
 WEIGHT_FILES = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin")
@@ -31,7 +32,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """Every tensor of a weight file or a Hugging Face folder under its own name, on the CPU, in float32 (or integer).
 
     Wrapping dicts ("model", "state_dict", "teacher") and prefixes ("module.", "teacher.", "backbone.") are taken off.
-    Raises ValueError with one message if the path is missing, holds no weights, is truncated or altered (when its name
+    Raises UserError with one message if the path is missing, holds no weights, is truncated or altered (when its name
     ends in the start of its SHA-256, as Meta's do), or holds Python objects: those are refused, nothing of them runs.
     """
     state = _without_prefixes(read_tensors(path))
@@ -41,7 +42,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def read_tensors(path: Path, flag: str = "--weights") -> dict[str, Tensor]:
     """Every tensor of a file or folder under its full name, on the CPU, as it was stored; wrapping dicts are taken off.
 
-    flag: the one that named the path, for messages. Raises ValueError as read_state does.
+    flag: the one that named the path, for messages. Raises UserError as read_state does.
     """
     file = _weight_file(path, flag)
     if file.name == SHARD_INDEX:
@@ -51,7 +52,7 @@ def read_tensors(path: Path, flag: str = "--weights") -> dict[str, Tensor]:
         content = _read_file(file, flag)
     state = _unwrap(content)
     if not state:
-        raise ValueError(f"{flag} {path}: the file holds no named tensors, so it is no weight file.")
+        raise UserError(f"{flag} {path}: the file holds no named tensors, so it is no weight file.")
     return state
 
 
@@ -77,11 +78,11 @@ def _weight_file(path: Path, flag: str) -> Path:
     if path.is_file():
         return path
     if not path.is_dir():
-        raise ValueError(f"{flag} {path}: there is no such file or folder.")
+        raise UserError(f"{flag} {path}: there is no such file or folder.")
     for name in WEIGHT_FILES:
         if (path / name).is_file():
             return path / name
-    raise ValueError(f"{flag} {path}: the folder holds none of {', '.join(WEIGHT_FILES)}; name the file itself.")
+    raise UserError(f"{flag} {path}: the folder holds none of {', '.join(WEIGHT_FILES)}; name the file itself.")
 
 
 def _shards(index: Path, flag: str = "--weights") -> list[Path]:
@@ -89,7 +90,7 @@ def _shards(index: Path, flag: str = "--weights") -> list[Path]:
     names = sorted(set(_read_json(index).get("weight_map", {}).values()))
     strange = [name for name in names if name in ("", ".", "..") or Path(name).name != name or "\\" in name]
     if strange:
-        raise ValueError(f"{flag}: {index} names {strange[0]!r}, which is no file beside it; download it again.")
+        raise UserError(f"{flag}: {index} names {strange[0]!r}, which is no file beside it; download it again.")
     return [index.parent / name for name in names]
 
 
@@ -99,7 +100,7 @@ def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"--weights: {path} is not valid JSON ({error}); download it again.") from None
+        raise UserError(f"--weights: {path} is not valid JSON ({error}); download it again.") from None
     return content if isinstance(content, dict) else {}
 
 
@@ -114,7 +115,7 @@ def _read_file(file: Path, flag: str) -> object:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can break the readers in any way
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"{flag} {file} cannot be read as weights: it is missing, truncated, of another kind, or holds Python "
             f"objects, which are refused because loading them could run code. Download it again. ({reason})"
         ) from None
@@ -127,7 +128,7 @@ def _check_sha256(file: Path, flag: str) -> None:
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(stated[1]):
-        raise ValueError(
+        raise UserError(
             f"{flag} {file} is truncated or altered: its name says that its SHA-256 starts with {stated[1]}, but it "
             f"starts with {found[:8]}. Download it again (or rename it, if {stated[1]} is no checksum)."
         )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.text_files import read_text
+from errors import UserError
 
 FLAG = "--class-names"
 
@@ -11,7 +12,7 @@ FLAG = "--class-names"
 def read_class_names(words: Sequence[str] | None, num_classes: int) -> list[str]:
     """words: the names, or one text file with a name a line, or None for "class 0", "class 1", ...
 
-    Raises ValueError where their number is not num_classes or a name occurs twice.
+    Raises UserError where their number is not num_classes or a name occurs twice.
     """
     if words is None:
         return [f"class {k}" for k in range(num_classes)]
@@ -19,8 +20,8 @@ def read_class_names(words: Sequence[str] | None, num_classes: int) -> list[str]
     if len(names) == 1 and Path(names[0]).is_file():
         names = [line.strip() for line in read_text(names[0], FLAG).splitlines() if line.strip()]
     if len(names) != num_classes:
-        raise ValueError(f"{FLAG} gives {len(names)} names for {num_classes} classes: give one a class")
+        raise UserError(f"{FLAG} gives {len(names)} names for {num_classes} classes: give one a class")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"{FLAG} gives {', '.join(twice)} more than once: names must differ")
+        raise UserError(f"{FLAG} gives {', '.join(twice)} more than once: names must differ")
     return names

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler
 from data.pairs import Pair
 from data.read import PairReader
 from data.transforms import EvalTransform, TrainTransform
+from errors import UserError
 from structures import IGNORE_INDEX, Batch, Target
 
 Item = TypeVar("Item")
@@ -64,7 +65,7 @@ class TrainDataset(Dataset):
         """Picture (3, S, S) and semantic target (S, S).
 
         A file may break while a long training goes on: then the next sample that can be read takes its place, as that
-        sample looks in this epoch. Raises ValueError only where no sample can be read.
+        sample looks in this epoch. Raises UserError only where no sample can be read.
         """
         epoch, first = epoch_and_index
         pair, (image, classes), skipped = first_readable(
@@ -93,7 +94,7 @@ class EvalDataset(Dataset):
         pair = self.pairs[index]
         try:
             image, classes = self.reader(pair.image, pair.mask)
-        except ValueError as error:
+        except UserError as error:
             return Skipped(pair.sample_id, str(error))
         return Sample(self.transform(image), semantic_target(classes), pair.sample_id)
 
@@ -103,16 +104,16 @@ def first_readable(
 ) -> tuple[Item, Content, tuple[str, ...]]:
     """Reads items[first], or the next one that can be read, round to the beginning.
 
-    items have a `sample_id`; read raises ValueError where one cannot be read. Returns the item, what was read of it,
-    and "sample id: reason" of those before it. Raises ValueError where none can be read.
+    items have a `sample_id`; read raises UserError where one cannot be read. Returns the item, what was read of it,
+    and "sample id: reason" of those before it. Raises UserError where none can be read.
     """
     skipped: list[str] = []
     for index in chain(range(first, len(items)), range(first)):
         try:
             return items[index], read(items[index]), tuple(skipped)
-        except ValueError as error:
+        except UserError as error:
             skipped.append(str(Skipped(items[index].sample_id, str(error))))
-    raise ValueError(f"none of the {len(items)} training samples can be read; the first: {skipped[0]}")
+    raise UserError(f"none of the {len(items)} training samples can be read; the first: {skipped[0]}")
 
 
 def semantic_target(classes: Tensor) -> Target:

@@ -1,4 +1,4 @@
-"""Decodes picture and mask files into arrays, without torch; what is wrong with a file becomes a ValueError naming it.
+"""Decodes picture and mask files into arrays, without torch; what is wrong with a file becomes a UserError naming it.
 
 H W are the sizes after the file's EXIF orientation was applied, where it is.
 """
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from errors import UserError
 
 MAX_PIXELS = 180_000_000
 Image.MAX_IMAGE_PIXELS = None  # PIL's own limit warns or raises in a text that names no flag; ours is checked instead
@@ -25,7 +27,7 @@ GREY_STEPS = {"L;2": 85, "L;4": 17}
 """PIL stretches 2- and 4-bit grey to 0..255 in these steps; ids must be brought back."""
 
 
-class DecodeError(ValueError):
+class DecodeError(UserError):
     """A file that cannot be used; the text names it.
 
     kind: "missing", "damaged", "too large", "lossy" (a mask whose compression blurs ids) or "unsuitable" (a format

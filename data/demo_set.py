@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data.demo_drawing import KINDS, draw_picture
+from errors import UserError
 
 DEMO_CLASSES: tuple[str, ...] = ("background", *(kind.name for kind in KINDS))
 
@@ -24,7 +25,7 @@ def make_demo_set(folder: Path, train: int = 240, val: int = 60, size_px: int = 
     """Draws the set into `folder`, whole or not at all; a whole set with the same parameters is left alone.
 
     A picture depends on seed, split and number only, so a larger set begins with the pictures of a smaller one.
-    Raises ValueError where `folder` holds anything else, since nothing is ever drawn over.
+    Raises UserError where `folder` holds anything else, since nothing is ever drawn over.
     """
     parameters = {"drawing": DRAWING_VERSION, "train": train, "val": val, "size_px": size_px, "seed": seed}
     counts = {f"{kind}/{split}": parameters[split] for kind in ("images", "masks") for split in ("train", "val")}
@@ -43,11 +44,11 @@ def draw_once(
     """Has `draw` fill a new folder, which then takes the place of `folder`; a whole set is left alone.
 
     parameters: what the set is drawn with, among them train, val, size_px and seed; counts: pictures in each
-    sub-folder of a whole set. Raises ValueError for parameters out of range, or where `folder` holds anything else.
+    sub-folder of a whole set. Raises UserError for parameters out of range, or where `folder` holds anything else.
     """
     train, val, size_px, seed = (parameters[name] for name in ("train", "val", "size_px", "seed"))
     if train < 1 or val < 0 or size_px < 32 or seed < 0:
-        raise ValueError(
+        raise UserError(
             f"cannot draw {train} training and {val} validation pictures of {size_px} px with seed {seed}: "
             "it takes at least 1 training picture, 0 validation pictures, 32 px and a seed of 0"
         )
@@ -55,7 +56,7 @@ def draw_once(
     if _is_whole(folder, parameters, counts):
         return
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ValueError(f"{folder} holds something other than this demo set: remove it, or name another folder")
+        raise UserError(f"{folder} holds something other than this demo set: remove it, or name another folder")
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as workshop:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from errors import UserError
+
 PICTURE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm"}
 
 
@@ -13,20 +15,20 @@ def find_files(patterns: Sequence[str], flag: str) -> list[Path]:
     """The files that the patterns name, each once, in natural order ("2" before "10").
 
     A pattern is a glob (`**` goes through sub-folders), a folder (all pictures below it) or a file. A link to a file
-    that is gone counts as found: reading it will say so. Raises ValueError, naming the flag, where a pattern matches
+    that is gone counts as found: reading it will say so. Raises UserError, naming the flag, where a pattern matches
     nothing, and naming a folder that cannot be read.
     """
     found: set[Path] = set()
     for pattern in patterns:
         files = _expand(os.path.expanduser(pattern))
         if not files:
-            raise ValueError(
+            raise UserError(
                 f"{flag} '{pattern}' matches no file (looked from {Path.cwd()}): "
                 "check the path, and keep the quotes around a glob"
             )
         found.update(files)
     if not found:
-        raise ValueError(f"{flag} is empty: give a quoted glob such as 'images/*.png', a folder, or files")
+        raise UserError(f"{flag} is empty: give a quoted glob such as 'images/*.png', a folder, or files")
     return sorted(found, key=_natural_order)
 
 
@@ -49,7 +51,7 @@ def _below(folder: str, above: tuple[Path, ...] = ()) -> Iterator[str]:
     try:
         entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     except OSError as error:
-        raise ValueError(f"{folder} cannot be read ({error.strerror}): check the rights to it") from error
+        raise UserError(f"{folder} cannot be read ({error.strerror}): check the rights to it") from error
     for entry in entries:
         if entry.is_dir():
             yield from _below(entry.path, (*above, real))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.text_files import parse_json, read_text
+from errors import UserError
 
 FLAG = "--label-map"
 MAX_CLASSES = 255
@@ -29,20 +30,20 @@ def read_label_map(path: str | Path, source_names: Sequence[str] | None) -> Labe
 
     source_names: with a palette the names of its colours, by id; they may stand instead of ids, and no other id occurs.
 
-    Raises ValueError, naming the file, where it is of another form, or an id or a name occurs twice or is not known.
+    Raises UserError, naming the file, where it is of another form, or an id or a name occurs twice or is not known.
     """
     content = parse_json(read_text(path, FLAG), path, FLAG)
     where = f"{FLAG} {path}"
     if not isinstance(content, dict) or not isinstance(content.get("classes"), dict):
-        raise ValueError(f'{where}: expected "classes" with a name and ids a class, such as {EXAMPLE}')
+        raise UserError(f'{where}: expected "classes" with a name and ids a class, such as {EXAMPLE}')
     unknown = content.keys() - {"classes", "ignore"}
     if unknown:
-        raise ValueError(f'{where}: \'{min(unknown)}\' is not known: expected "classes" and "ignore"')
+        raise UserError(f'{where}: \'{min(unknown)}\' is not known: expected "classes" and "ignore"')
     names = list(content["classes"])
     if not 1 <= len(names) <= MAX_CLASSES:
-        raise ValueError(f'{where}: "classes" holds {len(names)} classes, expected 1 to {MAX_CLASSES}')
+        raise UserError(f'{where}: "classes" holds {len(names)} classes, expected 1 to {MAX_CLASSES}')
     if not all(name.strip() for name in names):
-        raise ValueError(f"{where}: a class has an empty name: give it one")
+        raise UserError(f"{where}: a class has an empty name: give it one")
 
     ids = tuple(_ids(value, f"{where}: '{name}'", source_names) for name, value in content["classes"].items())
     ignore = content.get("ignore", [])
@@ -50,7 +51,7 @@ def read_label_map(path: str | Path, source_names: Sequence[str] | None) -> Labe
     dropped = () if drop_rest else _ids(ignore, f'{where}: "ignore"', source_names)
     for name, of_class in zip(names, ids, strict=True):
         if not of_class:
-            raise ValueError(f"{where}: '{name}' has no ids: name at least one, or leave the class out")
+            raise UserError(f"{where}: '{name}' has no ids: name at least one, or leave the class out")
     _check_each_once([*zip(names, ids, strict=True), ("ignore", dropped)], where)
     return LabelMap(names, ids, dropped, drop_rest)
 
@@ -62,16 +63,16 @@ def _ids(value: Any, where: str, source_names: Sequence[str] | None) -> tuple[in
 
 def _id(item: Any, where: str, source_names: Sequence[str] | None) -> int:
     if isinstance(item, str) and source_names is None:
-        raise ValueError(f"{where}: '{item}' is a name: expected ids; names can stand only for colours of a --palette")
+        raise UserError(f"{where}: '{item}' is a name: expected ids; names can stand only for colours of a --palette")
     if isinstance(item, str):
         if item not in source_names:
             near = get_close_matches(item, source_names, n=1, cutoff=0)
-            raise ValueError(f"{where}: '{item}' is no name of the --palette: did you mean '{near[0]}'?")
+            raise UserError(f"{where}: '{item}' is no name of the --palette: did you mean '{near[0]}'?")
         return list(source_names).index(item)
     if type(item) is not int or not 0 <= item <= MAX_ID:  # True is an int for Python, but no id
-        raise ValueError(f"{where}: {item!r} is no id: expected whole numbers from 0 to {MAX_ID}")
+        raise UserError(f"{where}: {item!r} is no id: expected whole numbers from 0 to {MAX_ID}")
     if source_names is not None and item >= len(source_names):
-        raise ValueError(f"{where}: the --palette has no id {item}: its colours are 0 to {len(source_names) - 1}")
+        raise UserError(f"{where}: the --palette has no id {item}: its colours are 0 to {len(source_names) - 1}")
     return item
 
 
@@ -80,7 +81,7 @@ def _check_each_once(groups: list[tuple[str, tuple[int, ...]]], where: str) -> N
     for group, ids in groups:
         for stored in ids:
             if stored in group_of:
-                raise ValueError(
+                raise UserError(
                     f"{where}: the id {stored} is in '{group_of[stored]}' and in '{group}': every id may occur once"
                 )
             group_of[stored] = group

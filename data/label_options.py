@@ -6,6 +6,7 @@ from data.class_names import read_class_names
 from data.label_map import read_label_map
 from data.labels import LabelRule
 from data.palette import read_palette
+from errors import UserError
 
 DEFAULT_NUM_CLASSES = 150
 """Of --num-classes: where a palette or a label map decides the number, this one counts as not given."""
@@ -22,16 +23,16 @@ def label_options(
     """The rule, and one name a class.
 
     label_map, palette: files; either one decides the number of classes and their names, the label map before the
-    palette. Raises ValueError where flags contradict one another or a file is wrong.
+    palette. Raises UserError where flags contradict one another or a file is wrong.
     """
     colors = read_palette(palette) if palette else []
     codes = tuple(color for _, color in colors)
     color_names = [name for name, _ in colors]
     if label_map:
         if class_names is not None:
-            raise ValueError("--class-names and --label-map both name the classes: leave --class-names out")
+            raise UserError("--class-names and --label-map both name the classes: leave --class-names out")
         if reduce_zero_label:
-            raise ValueError('--reduce-zero-label and --label-map exclude each other: put 0 under "ignore" in the map')
+            raise UserError('--reduce-zero-label and --label-map exclude each other: put 0 under "ignore" in the map')
         found = read_label_map(label_map, color_names if palette else None)
         _check_number(num_classes, len(found.names), f"--label-map {label_map}", "classes")
         rule = LabelRule(
@@ -46,7 +47,7 @@ def label_options(
     if palette:
         names = color_names[int(reduce_zero_label) :]
         if not names:
-            raise ValueError(f"--palette {palette}: --reduce-zero-label leaves no colour: leave it out")
+            raise UserError(f"--palette {palette}: --reduce-zero-label leaves no colour: leave it out")
         _check_number(num_classes, len(names), f"--palette {palette}", "colours of classes")
         num_classes = len(names)
         if class_names is None:
@@ -57,4 +58,4 @@ def label_options(
 
 def _check_number(given: int, found: int, source: str, things: str) -> None:
     if given not in (DEFAULT_NUM_CLASSES, found):
-        raise ValueError(f"--num-classes {given}, but {source} has {found} {things}: leave --num-classes out")
+        raise UserError(f"--num-classes {given}, but {source} has {found} {things}: leave --num-classes out")

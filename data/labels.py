@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from errors import UserError
 from structures import IGNORE_INDEX
 
 VALUES_SHOWN = 8
@@ -43,12 +44,12 @@ class LabelRule:
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_classes <= IGNORE_INDEX:
-            raise ValueError(
+            raise UserError(
                 f"--num-classes {self.num_classes}: expected 1 to {IGNORE_INDEX}, "
                 f"since {IGNORE_INDEX} marks unlabelled pixels"
             )
         if not 0 <= self.ignore_index < NUM_IDS:
-            raise ValueError(f"--ignore-index {self.ignore_index}: expected 0 to {NUM_IDS - 1}")
+            raise UserError(f"--ignore-index {self.ignore_index}: expected 0 to {NUM_IDS - 1}")
         if self.label_map:
             assert len(self.label_map) == self.num_classes and not self.reduce_zero_label
         else:
@@ -77,18 +78,18 @@ class LabelRule:
     def apply(self, ids: np.ndarray, path: Path) -> np.ndarray:
         """Stored ids (H, W), of any integer type -> class ids (H, W) int64 with IGNORE_INDEX.
 
-        Raises ValueError, naming the file `path` and the ids, where an id is neither a class nor unlabelled.
+        Raises UserError, naming the file `path` and the ids, where an id is neither a class nor unlabelled.
         """
         classes = self.table.take(ids, mode="clip").astype(np.int64)
         strange = (classes == STRANGE) | (ids < 0) | (ids >= NUM_IDS)
         if strange.any():
-            raise ValueError(self._strange_message(ids[strange], path))
+            raise UserError(self._strange_message(ids[strange], path))
         return classes
 
     def ids_of_colors(self, colors: np.ndarray, path: Path) -> np.ndarray:
         """Colours (H, W) int32, 0xRRGGBB -> stored ids (H, W), the positions in the palette.
 
-        Raises ValueError, naming the file `path` and the colours, where a colour is not in the palette.
+        Raises UserError, naming the file `path` and the colours, where a colour is not in the palette.
         """
         assert self.palette
         by_color = np.argsort(self.palette)
@@ -100,7 +101,7 @@ class LabelRule:
             most = np.argsort(-counts, kind="stable")[:VALUES_SHOWN]
             shown = ", ".join(f"{hex_of(values[k])} ({counts[k]} pixels)" for k in most)
             more = f" and {len(values) - VALUES_SHOWN} more" if len(values) > VALUES_SHOWN else ""
-            raise ValueError(
+            raise UserError(
                 f"{path} holds colours that are not in the palette, {shown}{more}: add them to the file of --palette, "
                 "or, where they are blends at the edges of things, save masks without smoothing (anti-aliasing)"
             )

@@ -9,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from data.find_files import find_files
+from errors import UserError
 
 NAMES_SHOWN = 4
 
@@ -48,7 +49,7 @@ def match_files(
     `a_leftImg8bit` and `a_gtFine_labelIds` meet as `a`. Where a name occurs twice, the folders that tell files apart
     are compared too: `images/train/a.jpg` goes with `masks/train/a.png`.
 
-    Raises ValueError, naming the flag, where a pattern matches nothing, a file is on both sides, or two files of one
+    Raises UserError, naming the flag, where a pattern matches nothing, a file is on both sides, or two files of one
     side cannot be told apart.
     """
     image_of, mask_of, how = _match(image_patterns, mask_patterns, image_flag, mask_flag)
@@ -66,10 +67,10 @@ def pair_files(
     image_flag: str = "--image-paths",
     mask_flag: str = "--mask-paths",
 ) -> list[Pair]:
-    """The pairs of `match_files`; ValueError where a file has no partner."""
+    """The pairs of `match_files`; UserError where a file has no partner."""
     image_of, mask_of, how = _match(image_patterns, mask_patterns, image_flag, mask_flag)
     if image_of.keys() != mask_of.keys():
-        raise ValueError(_unpaired_message(image_of, mask_of, image_flag, mask_flag, how))
+        raise UserError(_unpaired_message(image_of, mask_of, image_flag, mask_flag, how))
     return [Pair("/".join(key), image, mask_of[key]) for key, image in image_of.items()]
 
 
@@ -81,7 +82,7 @@ def _match(
     masks = find_files(mask_patterns, mask_flag)
     both = sorted(set(images) & set(masks))
     if both:
-        raise ValueError(
+        raise UserError(
             f"{image_flag} and {mask_flag} both match {_some([str(p) for p in both])}: "
             f"narrow the patterns so that no file is picture and mask at once, e.g. '*_image.png' and '*_mask.png'"
         )
@@ -98,9 +99,9 @@ def split_pairs(pairs: Sequence[Pair], val_fraction: float, seed: int) -> tuple[
     val gets round(val_fraction * len(pairs)) pairs, yet either side gets at least one.
     """
     if not 0 < val_fraction < 1:
-        raise ValueError(f"--val-fraction {val_fraction}: expected a number between 0 and 1, e.g. 0.1")
+        raise UserError(f"--val-fraction {val_fraction}: expected a number between 0 and 1, e.g. 0.1")
     if len(pairs) < 2:
-        raise ValueError(f"--val-fraction {val_fraction} needs at least 2 pictures to split, there is {len(pairs)}")
+        raise UserError(f"--val-fraction {val_fraction} needs at least 2 pictures to split, there is {len(pairs)}")
     count = min(max(round(val_fraction * len(pairs)), 1), len(pairs) - 1)
 
     def lot(pair: Pair) -> bytes:
@@ -121,7 +122,7 @@ def _keys(files: list[Path], flag: str, with_folders: bool) -> dict[Key, Path]:
         parts = (*folder, file.stem)
         key = tuple(unicodedata.normalize("NFC", part) for part in parts)  # an "é" made on a Mac may be two characters
         if key in keys:
-            raise ValueError(f"{flag} gives both {keys[key]} and {file}: two files of one name cannot be told apart")
+            raise UserError(f"{flag} gives both {keys[key]} and {file}: two files of one name cannot be told apart")
         keys[key] = file
     return keys
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.text_files import parse_json, read_text
+from errors import UserError
 
 FLAG = "--palette"
 MAX_COLORS = 255
@@ -21,7 +22,7 @@ def read_palette(path: str | Path) -> list[tuple[str, int]]:
     "R G B name" or "#rrggbb name" a class, where the name may be left out, and other lines with # are comments.
     A class without a name is "class 0" and so on, by its position.
 
-    Raises ValueError, naming file and line, where that is not so, or where a colour or a name occurs twice.
+    Raises UserError, naming file and line, where that is not so, or where a colour or a name occurs twice.
     """
     text = read_text(path, FLAG)
     entries = _json_entries(text, path) if text.lstrip()[:1] in ("{", "[") else _line_entries(text, path)
@@ -30,15 +31,15 @@ def read_palette(path: str | Path) -> list[tuple[str, int]]:
     for place, name, color in entries:
         name = name or f"class {len(palette)}"
         if color in place_of:
-            raise ValueError(
+            raise UserError(
                 f"{FLAG} {path}, {place}: the colour #{color:06x} is also that of {place_of[color]}: "
                 "colours must differ; to merge classes, use --label-map"
             )
         if name in palette:
-            raise ValueError(f"{FLAG} {path}, {place}: the name '{name}' occurs more than once: names must differ")
+            raise UserError(f"{FLAG} {path}, {place}: the name '{name}' occurs more than once: names must differ")
         palette[name], place_of[color] = color, place
     if not 1 <= len(palette) <= MAX_COLORS:
-        raise ValueError(f"{FLAG} {path}: holds {len(palette)} colours, expected 1 to {MAX_COLORS}, one a class")
+        raise UserError(f"{FLAG} {path}: holds {len(palette)} colours, expected 1 to {MAX_COLORS}, one a class")
     return list(palette.items())
 
 
@@ -51,7 +52,7 @@ def _line_entries(text: str, path: str | Path) -> Iterator[tuple[str, str, int]]
         elif found := NUMBERS.fullmatch(line):
             yield place, found[4], _color([int(found[k]) for k in (1, 2, 3)], path, place)
         elif line and not line.startswith("#"):
-            raise ValueError(f"{FLAG} {path}, {place}: '{line}': expected R G B and a name, such as 64 128 64 Animal")
+            raise UserError(f"{FLAG} {path}, {place}: '{line}': expected R G B and a name, such as 64 128 64 Animal")
 
 
 def _json_entries(text: str, path: str | Path) -> Iterator[tuple[str, str, int]]:
@@ -70,7 +71,7 @@ def _color(value: Any, path: str | Path, place: str) -> int:
         return int(found[1], 16)
     is_rgb = isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value)
     if not is_rgb:
-        raise ValueError(
+        raise UserError(
             f'{FLAG} {path}, {place}: {value!r} is no colour: expected red, green, blue from 0 to 255, or "#rrggbb"'
         )
     return value[0] << 16 | value[1] << 8 | value[2]

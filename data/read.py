@@ -8,6 +8,7 @@ from torch import Tensor
 
 from data.decode import MAX_PIXELS, DecodedImage, RawMask, decode_image, decode_mask
 from data.labels import LabelRule
+from errors import UserError
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,14 @@ class PairReader:
     def __call__(self, image_path: Path, mask_path: Path) -> tuple[Tensor, Tensor]:
         """Returns the picture (3, H, W) uint8 RGB and its class ids (H, W) int64 with IGNORE_INDEX.
 
-        Raises ValueError, naming the file, where one cannot be read, sizes differ, or the mask holds what is no label.
+        Raises UserError, naming the file, where one cannot be read, sizes differ, or the mask holds what is no label.
         """
         image = decode_image(image_path, self.max_pixels)
         mask = decode_mask(mask_path, bool(self.labels.palette), self.max_pixels)
         if image.pixels.shape[1:] != mask.values.shape:
-            raise ValueError(_size_message(image, mask, image_path, mask_path))
+            raise UserError(_size_message(image, mask, image_path, mask_path))
         if mask.is_color and not self.labels.palette:
-            raise ValueError(
+            raise UserError(
                 f"{mask_path} holds colours, but a mask holds class ids: "
                 "say which colour is which class with --palette FILE"
             )

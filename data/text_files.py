@@ -1,9 +1,11 @@
-"""Reads the small text and JSON files that people write; what is wrong with one is a ValueError naming its flag."""
+"""Reads the small text and JSON files that people write; what is wrong with one is a UserError naming its flag."""
 
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from errors import UserError
 
 
 def read_text(path: str | Path, flag: str) -> str:
@@ -11,9 +13,9 @@ def read_text(path: str | Path, flag: str) -> str:
     try:
         return Path(path).expanduser().read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ValueError(f"{flag} {path}: cannot be read ({error.strerror}): check the path") from error
+        raise UserError(f"{flag} {path}: cannot be read ({error.strerror}): check the path") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{flag} {path}: expected a text file in UTF-8 ({error})") from error
+        raise UserError(f"{flag} {path}: expected a text file in UTF-8 ({error})") from error
 
 
 def parse_json(text: str, path: str | Path, flag: str) -> Any:
@@ -22,12 +24,12 @@ def parse_json(text: str, path: str | Path, flag: str) -> Any:
     def without_repeats(items: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = [key for key, times in Counter(key for key, _ in items).items() if times > 1]
         if twice:
-            raise ValueError(f"{flag} {path}: '{twice[0]}' occurs more than once: every name must occur once")
+            raise UserError(f"{flag} {path}: '{twice[0]}' occurs more than once: every name must occur once")
         return dict(items)
 
     try:
         return json.loads(text, object_pairs_hook=without_repeats)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{flag} {path}: is no JSON ({error})") from error
+        raise UserError(f"{flag} {path}: is no JSON ({error})") from error
     except RecursionError as error:
-        raise ValueError(f"{flag} {path}: is nested too deeply") from error
+        raise UserError(f"{flag} {path}: is nested too deeply") from error

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from errors import UserError
 from structures import IGNORE_INDEX
 
 STEP_PX = 32
@@ -40,9 +41,9 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.scale is not None and not self.crop:
-            raise ValueError("random scaling needs random cropping: turn both on, or scaling off as well")
+            raise UserError("random scaling needs random cropping: turn both on, or scaling off as well")
         if self.scale is not None and not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"the scale range {self.scale} should be two positive factors, the smaller first")
+            raise UserError(f"the scale range {self.scale} should be two positive factors, the smaller first")
 
 
 class TrainTransform:
@@ -193,4 +194,4 @@ def _random_state(seed: int) -> Iterator[None]:
 def _check_image_size(image_size: int) -> None:
     if image_size < STEP_PX or image_size % STEP_PX:
         nearest = max(STEP_PX, STEP_PX * round(image_size / STEP_PX))
-        raise ValueError(f"--image-size {image_size}: expected a multiple of {STEP_PX}, e.g. {nearest}")
+        raise UserError(f"--image-size {image_size}: expected a multiple of {STEP_PX}, e.g. {nearest}")

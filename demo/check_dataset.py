@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from errors import UserError, run_job, stopping_at_once
 from training.arguments import hyphenate
 from training.data_arguments import (
     add_coco_arguments,
@@ -18,7 +19,6 @@ from training.data_arguments import (
     check_coco_arguments,
     check_data_arguments,
 )
-from training.errors import report_mistakes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,8 +74,9 @@ def check_masks(args: argparse.Namespace) -> int:
         args.num_classes, args.class_names, args.ignore_index, args.reduce_zero_label, args.label_map, args.palette
     )
     max_pixels = round(args.max_megapixels * 1e6)
-    train, val = find_pairings(args)
-    report = check_pairs(train, val, labels, class_names, max_pixels)
+    with stopping_at_once():  # what was read until then is remembered
+        train, val = find_pairings(args)
+        report = check_pairs(train, val, labels, class_names, max_pixels)
     print(json.dumps(as_json(report), indent=2) if args.json else as_text(report))
     if args.preview:
         bad = set(report.bad_sample_ids["train"])
@@ -92,7 +93,8 @@ def check_objects(args: argparse.Namespace) -> int:
 
     sets, _ = find_sets(args)
     train, max_pixels = sets["train"], round(args.max_megapixels * 1e6)
-    report = check_coco(train, sets.get("val"), max_pixels)
+    with stopping_at_once():  # what was read until then is remembered
+        report = check_coco(train, sets.get("val"), max_pixels)
     print(json.dumps(as_json(report), indent=2) if args.json else as_text(report))
     if args.preview:
         bad = set(report.bad_sample_ids["train"])
@@ -113,7 +115,7 @@ def write_preview(path: Path, usable: "list[Sample]", draw: "Callable[[list[Samp
     try:
         sheet.save(path)
     except OSError as error:
-        raise ValueError(f"--preview {path}: cannot be written ({error.strerror}): name another file") from error
+        raise UserError(f"--preview {path}: cannot be written ({error.strerror}): name another file") from error
     print(f"preview: {path}", file=sys.stderr)
 
 
@@ -148,7 +150,7 @@ def coco_preview(images: "list[CocoImage]", class_names: list[str], max_pixels: 
 
 def main() -> int:
     args = parse_arguments(sys.argv[1:])
-    return report_mistakes(lambda: (check_masks if args.task == "semantic" else check_objects)(args))
+    return run_job(lambda: (check_masks if args.task == "semantic" else check_objects)(args))
 
 
 if __name__ == "__main__":

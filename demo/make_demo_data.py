@@ -4,8 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from errors import UserError, run_job, stopping_at_once
+
 REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -22,21 +25,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
-    args = build_parser().parse_args()
+def draw(args: argparse.Namespace) -> None:
     from data.coco.demo_set import COCO_DEMO_CLASSES, make_coco_demo_set  # only now: --help must not wait for numpy
     from data.demo_set import DEMO_CLASSES, make_demo_set
 
     make, classes = (make_coco_demo_set, COCO_DEMO_CLASSES) if args.coco else (make_demo_set, DEMO_CLASSES)
     output = args.output or REPOSITORY / "data" / ("demo_coco" if args.coco else "demo")
     try:
-        make(output, args.train, args.val, args.size, args.seed)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"make_demo_data.py: {error}\n")
-        sys.exit(2)
+        with stopping_at_once():  # what is half drawn is removed
+            make(output, args.train, args.val, args.size, args.seed)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be drawn there ({error.strerror}): name another folder") from error
     print(f"demo set: {output} ({args.train} training and {args.val} validation pictures of {args.size} px)")
     print(f"classes:  {', '.join(classes)}")
 
 
+def main() -> int:
+    args = build_parser().parse_args()
+    return run_job(lambda: draw(args))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from errors import UserError, run_job
 from training.arguments import hyphenate
-from training.errors import report_mistakes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,7 +93,7 @@ def predict(args: argparse.Namespace) -> int:
     from training.memory import is_out_of_memory
 
     if args.image_path is not None and not args.image_path.is_file():
-        raise ValueError(f"--image-path {args.image_path}: there is no such file")
+        raise UserError(f"--image-path {args.image_path}: there is no such file")
     predictor = build_predictor(args)
     model = predictor.segmenter
     kinds = kinds_of(args.save, model.task)
@@ -110,7 +110,7 @@ def predict(args: argparse.Namespace) -> int:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            raise ValueError(
+            raise UserError(
                 f"out of memory with {batch[0][0].path} and --batch {len(batch)}: pass a smaller --batch, or "
                 "--precision bf16 on a GPU, or run it where there is more memory"
             ) from error
@@ -125,7 +125,7 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def build_predictor(args: argparse.Namespace) -> "Predictor":
-    """Raises ValueError where the checkpoint, or the backbone's weights, cannot be had or do not belong together."""
+    """Raises UserError where the checkpoint, or the backbone's weights, cannot be had or do not belong together."""
     import torch
 
     from prediction.predictor import Predictor
@@ -146,7 +146,7 @@ def kinds_of(asked: list[str], task: str) -> list[str]:
     """With what belongs to it: numbers in a mask mean nothing without their list, a panoptic file needs its PNGs."""
     if task == "semantic":
         if "coco" in asked:
-            raise ValueError("--save coco: this model gives class maps; COCO files hold objects, leave it out")
+            raise UserError("--save coco: this model gives class maps; COCO files hold objects, leave it out")
         return asked
     wanted = set(asked) | ({"masks"} if task == "panoptic" and "coco" in asked else set())
     return [kind for kind in KINDS if kind in wanted or (kind == "json" and "masks" in wanted)]
@@ -163,7 +163,7 @@ def batches(
         for job in shown:
             try:
                 picture = predictor.read(job.path)
-            except ValueError as error:
+            except UserError as error:
                 failed.append(job)
                 shown.write(f"error: {error}", file=sys.stderr)
                 continue
@@ -177,7 +177,7 @@ def batches(
 
 def main() -> int:
     args = parse_arguments(sys.argv[1:])
-    return report_mistakes(lambda: predict(args))
+    return run_job(lambda: predict(args))
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from errors import run_job
 from training.arguments import parse_training_arguments
-from training.errors import report_mistakes
 
 
 def main() -> int:
@@ -17,7 +17,7 @@ def main() -> int:
 
         run_training(args)
 
-    return report_mistakes(job)
+    return run_job(job)
 
 
 if __name__ == "__main__":

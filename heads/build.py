@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from errors import UserError
 from heads.dinov3_adapter import DINOv3Adapter
 from heads.light_adapters import FeaturePyramidAdapter, IdentityAdapter, StageNormAdapter
 from heads.linear import LinearHead
@@ -49,16 +50,16 @@ def resolved(spec: HeadSpec, backbone: BackboneFacts) -> HeadSpec:
 
 
 def build_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
-    """Raises ValueError where adapter and backbone do not fit."""
+    """Raises UserError where adapter and backbone do not fit."""
     name = resolved(spec, backbone).adapter
     if name not in ADAPTERS:
-        raise ValueError(f"--adapter {name}: expected auto or one of {', '.join(ADAPTERS)}")
+        raise UserError(f"--adapter {name}: expected auto or one of {', '.join(ADAPTERS)}")
     return ADAPTERS[name](spec, backbone)
 
 
 def build_head(spec: HeadSpec, in_channels: list[int]) -> nn.Module:
     if spec.head not in HEADS:
-        raise ValueError(f"head {spec.head!r}: expected one of {', '.join(HEADS)}")
+        raise UserError(f"head {spec.head!r}: expected one of {', '.join(HEADS)}")
     return HEADS[spec.head](spec, in_channels)
 
 
@@ -74,7 +75,7 @@ def _pyramid_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
 
 def _needs_one_stride(backbone: BackboneFacts, name: str) -> None:
     if backbone.is_pyramid:
-        raise ValueError(
+        raise UserError(
             f"--adapter {name} is for plain ViTs; this backbone's maps already have strides {backbone.strides}. "
             "Use --adapter none."
         )
@@ -93,7 +94,7 @@ def _stage_norm_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
 
 def _needs_strides(backbone: BackboneFacts, name: str) -> None:
     if not backbone.is_pyramid:
-        raise ValueError(
+        raise UserError(
             f"--adapter {name} gives four maps of the same stride on a plain ViT, and this head needs strides 4 to 32. "
             "Use --adapter dinov3 or --adapter pyramid."
         )

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from errors import UserError
+
 
 def deformable_attention(value: Tensor, sizes_hw: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of value sampled bilinearly at locations (zero outside the map).
@@ -38,7 +40,7 @@ class DeformableAttention(nn.Module):
         super().__init__()
         value_dim = int(dim * value_ratio)
         if value_dim % num_heads:
-            raise ValueError(f"width {value_dim} cannot be divided among {num_heads} attention heads")
+            raise UserError(f"width {value_dim} cannot be divided among {num_heads} attention heads")
         self.num_levels, self.num_heads, self.num_points = num_levels, num_heads, num_points
         self.sampling_offsets = nn.Linear(dim, num_heads * num_levels * num_points * 2)
         self.attention_weights = nn.Linear(dim, num_heads * num_levels * num_points)

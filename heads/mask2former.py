@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from errors import UserError
 from heads import mask_results
 from heads.mask_decoder import MaskDecoder, MaskOutputs
 from heads.mask_loss import MaskLossSettings, mask_loss
@@ -35,7 +36,7 @@ def mask2former_size(name: str, hidden_dim: int) -> Mask2FormerSize:
         return Mask2FormerSize(16, 4096, 4096)
     if name == "paper":
         return Mask2FormerSize(8, 4 * hidden_dim, 8 * hidden_dim)
-    raise ValueError(f"--m2f-size {name}: expected paper or meta")
+    raise UserError(f"--m2f-size {name}: expected paper or meta")
 
 
 class Mask2FormerHead(nn.Module):
@@ -52,7 +53,7 @@ class Mask2FormerHead(nn.Module):
     ):
         super().__init__()
         if hidden_dim % size.num_heads:
-            raise ValueError(f"--hidden-dim {hidden_dim}: must be a multiple of {size.num_heads}, the attention heads")
+            raise UserError(f"--hidden-dim {hidden_dim}: must be a multiple of {size.num_heads}, the attention heads")
         self.loss_settings = loss_settings or MaskLossSettings()
         self.pixel_decoder = PixelDecoder(in_channels, hidden_dim, size.num_heads, size.encoder_feed_forward)
         self.predictor = MaskDecoder(num_classes, hidden_dim, size.num_heads, size.decoder_feed_forward, num_queries)

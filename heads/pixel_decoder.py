@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from errors import UserError
 from heads.deformable_attention import DeformableAttention
 from heads.position import reference_points, sine_position_embedding
 from structures import Pyramid
@@ -82,7 +83,7 @@ class PixelDecoder(nn.Module):
     def __init__(self, in_channels: list[int], dim: int, num_heads: int, feed_forward_dim: int):
         super().__init__()
         if dim % NORM_GROUPS:
-            raise ValueError(f"--hidden-dim {dim}: must be a multiple of {NORM_GROUPS}, the groups of its norms")
+            raise UserError(f"--hidden-dim {dim}: must be a multiple of {NORM_GROUPS}, the groups of its norms")
         coarse_to_fine = in_channels[:0:-1]
         self.input_convs = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, dim, 1), nn.GroupNorm(NORM_GROUPS, dim)) for c in coarse_to_fine

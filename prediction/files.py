@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from data.find_files import PICTURE_EXTENSIONS, find_files
+from errors import UserError
 from evaluation.object_pictures import overlay
 from prediction.results import InstanceResult, PanopticResult, Result
 from training.writing import WriteFailed, write_atomically, write_json
@@ -43,20 +44,20 @@ class Job:
 def jobs_of_folder(folder: Path, is_recursive: bool, output: Path, kinds: Sequence[str]) -> tuple[list[Job], Path]:
     """Results go to output/KIND/, in the sub-folders of their pictures, and the COCO file to the path returned.
 
-    Results that lie in the folder already are no pictures of it. Raises ValueError where there is none.
+    Results that lie in the folder already are no pictures of it. Raises UserError where there is none.
     """
     root, output = (Path(os.path.abspath(path)) for path in (folder, output))  # as find_files gives them
     try:
         entries = [root] if is_recursive else [p for p in root.iterdir() if p.suffix.lower() in PICTURE_EXTENSIONS]
     except OSError as error:
-        raise ValueError(f"--input-dir {folder}: cannot be read ({error.strerror})") from error
+        raise UserError(f"--input-dir {folder}: cannot be read ({error.strerror})") from error
     wanted = [str(path) for path in entries if path == root or not path.name.startswith(".")]
     found = find_files(wanted, "--input-dir") if wanted else []
     results = [output / kind for kind in ENDINGS]
     pictures = [path.relative_to(root) for path in found if not any(path.is_relative_to(r) for r in results)]
     if not pictures:
         hint = "" if is_recursive else "; --recursive looks into its sub-folders too"
-        raise ValueError(f"--input-dir {folder}: holds no picture{hint}")
+        raise UserError(f"--input-dir {folder}: holds no picture{hint}")
     jobs = []
     for image_id, (path, base) in enumerate(zip(pictures, unique_names(pictures), strict=True), 1):
         targets = {kind: output / kind / f"{base}{ENDINGS[kind]}" for kind in kinds if kind in ENDINGS}
@@ -74,24 +75,24 @@ def unique_names(pictures: Sequence[Path]) -> list[str]:
 def job_of_picture(path: Path, output: Path, kinds: Sequence[str]) -> tuple[Job, Path]:
     """The first of `kinds` ("overlays", "masks", "json", "coco") goes to `output`, the others beside it.
 
-    Returns the job, and where a COCO file would go. Raises ValueError where `output` does not fit what goes there.
+    Returns the job, and where a COCO file would go. Raises UserError where `output` does not fit what goes there.
     """
     main, *others = kinds
     endings = tuple(FORMATS) if main == "overlays" else (Path(SUFFIXES[main]).suffix,)
     if output.suffix.lower() not in endings:
-        raise ValueError(f"--output {output}: {main} go there, so its name should end in {' or '.join(endings)}")
+        raise UserError(f"--output {output}: {main} go there, so its name should end in {' or '.join(endings)}")
     beside = {kind: output.with_name(output.stem + SUFFIXES[kind]) for kind in others}
     targets = {main: output, **beside}
     for kind, target in targets.items():
         if target.resolve() == path.resolve():
-            raise ValueError(f"--output {output}: the {kind} would be written over the picture, choose another name")
+            raise UserError(f"--output {output}: the {kind} would be written over the picture, choose another name")
     coco_path = targets.pop("coco", output)
     mask_name = targets["masks"].name if "masks" in targets else ""
     return Job(1, path, path.name, mask_name, targets), coco_path
 
 
 def save_result(job: Job, picture: np.ndarray, result: Result) -> None:
-    """picture: (H, W, 3) uint8. Raises ValueError where a file cannot be written."""
+    """picture: (H, W, 3) uint8. Raises UserError where a file cannot be written."""
     height, width = result.size_hw
     for kind, path in job.targets.items():
         if kind == "overlays":
@@ -119,7 +120,7 @@ def naming_remedy(path: Path) -> Iterator[None]:
         yield
     except WriteFailed as error:
         reason = getattr(error.__cause__, "strerror", None) or error.__cause__
-        raise ValueError(f"{path} could not be written ({reason}): make room, or name another place") from error
+        raise UserError(f"{path} could not be written ({reason}): make room, or name another place") from error
 
 
 class CocoFile:
@@ -141,7 +142,7 @@ class CocoFile:
             self.objects += result.coco(job.image_id, job.name)
 
     def save(self, path: Path, task: str) -> None:
-        """Raises ValueError where it cannot be written."""
+        """Raises UserError where it cannot be written."""
         panoptic = {"images": self.images, "annotations": self.segments, "categories": self.categories}
         text = json.dumps(panoptic if task == "panoptic" else self.objects)  # on one line: it can be very long
         with naming_remedy(path):

@@ -14,6 +14,7 @@ from torch import Tensor
 from data.decode import decode_image
 from data.labels import LabelRule
 from data.transforms import EvalTransform
+from errors import UserError
 from evaluation.inference import predict_in_windows
 from prediction.results import FoundObject, FoundSegment, InstanceResult, PanopticResult, Result, SemanticResult
 from rows import best_classes, resize_rows
@@ -33,7 +34,7 @@ class Predictor:
     THRESHOLDS. eval_mode: "whole" or "slide", None = as the run validated. max_megapixels: larger files are refused,
     None = the run's limit. is_bf16: the network computes in bfloat16.
 
-    Raises ValueError where eval_mode does not fit the task.
+    Raises UserError where eval_mode does not fit the task.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Predictor:
         self.threshold = THRESHOLDS.get(segmenter.task, 0.0) if threshold is None else threshold
         mode = eval_mode or of_run["eval_mode"]
         if mode == "slide" and segmenter.task != "semantic":
-            raise ValueError(f"--eval-mode slide: this model finds objects ({segmenter.task}), in whole pictures only")
+            raise UserError(f"--eval-mode slide: this model finds objects ({segmenter.task}), in whole pictures only")
         self.window_px = of_run["image_size"] if mode == "slide" else None
         self.max_pixels = round((max_megapixels or of_run["max_megapixels"]) * 1e6)
         self.is_bf16 = is_bf16
@@ -57,16 +58,16 @@ class Predictor:
         self.transform = EvalTransform(of_run["image_size"], backbone.mean, backbone.std)
 
     def predict(self, picture: Picture) -> Result:
-        """Raises ValueError, naming it, where the picture cannot be read."""
+        """Raises UserError, naming it, where the picture cannot be read."""
         return self.predict_batch([self.read(picture)])[0]
 
     def read(self, picture: Picture) -> np.ndarray:
-        """RGB pixels (H, W, 3) uint8; a file's are turned upright as its EXIF orientation says. Raises ValueError."""
+        """RGB pixels (H, W, 3) uint8; a file's are turned upright as its EXIF orientation says. Raises UserError."""
         if isinstance(picture, str | Path):
             return decode_image(Path(picture), self.max_pixels).pixels.transpose(1, 2, 0)
         if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,)):
             shape = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
-            raise ValueError(f"a picture should be a file name or RGB pixels (H, W, 3) of uint8, not {shape}")
+            raise UserError(f"a picture should be a file name or RGB pixels (H, W, 3) of uint8, not {shape}")
         return picture
 
     @torch.no_grad()

@@ -14,8 +14,8 @@ import time
 import torch
 from accelerate.state import AcceleratorState
 
+from errors import run_job
 from training.arguments import parse_training_arguments
-from training.errors import report_mistakes
 from training.run import run_training
 
 
@@ -26,7 +26,7 @@ def life(words: list[str]) -> int:
         torch.set_num_threads(1)
         AcceleratorState._reset_state(reset_partial_state=True)
         args = parse_training_arguments("m2f", words)
-        os._exit(report_mistakes(lambda: run_training(args)))
+        os._exit(run_job(lambda: run_training(args)))
     return child
 
 

@@ -32,7 +32,7 @@ CLASSES = {"classes": {"one": [4, 1], "two": 0, "three": [2, 3]}}
 def run(*words: object) -> int:
     """In this process; returns the exit code."""
     args = script.parse_arguments([str(word) for word in words])
-    return script.report_mistakes(lambda: script.predict(args))
+    return script.run_job(lambda: script.predict(args))
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from checkpoint import checksum, read_checkpoint
 from data.demo_set import DEMO_CLASSES, make_demo_set
+from errors import run_job
 from training.arguments import parse_training_arguments
-from training.errors import report_mistakes
 from training.run import run_training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +46,7 @@ def words(head: str, checkpoint_dir: Path, *more: str) -> list[str]:
 def train_here(head: str, checkpoint_dir: Path, *more: str) -> int:
     """In this process; returns the exit code."""
     args = parse_training_arguments(head, words(head, checkpoint_dir, *more))
-    return report_mistakes(lambda: run_training(args))
+    return run_job(lambda: run_training(args))
 
 
 def run_script(head: str, checkpoint_dir: Path, *more: str, **options) -> subprocess.CompletedProcess:

@@ -14,6 +14,7 @@ from data.coco.coco_set import CocoImage, CocoSet
 from data.coco.dataset import CocoEvalDataset, CocoTrainDataset
 from data.coco.read import truth_objects, truth_segments
 from data.transforms import EvalTransform, TrainTransform
+from errors import UserError
 from evaluation.evaluate import Evaluator
 from evaluation.instance import InstanceEvaluator
 from evaluation.instance_metrics import InstanceTruth
@@ -78,7 +79,7 @@ class CocoData:
 
 
 def coco_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resumed | None) -> CocoData:
-    """Raises ValueError where the data cannot be trained on, with all offenders."""
+    """Raises UserError where the data cannot be trained on, with all offenders."""
     sets, is_held_out = find_sets(args)
     names = {split: [i.sample_id for i in sets[split].images] if split in sets else [] for split in ("train", "val")}
     record = data_record(names, is_held_out)
@@ -103,12 +104,12 @@ def coco_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resum
 
 
 def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> LeftOut:
-    """What cannot be used. Raises ValueError where training must not begin."""
+    """What cannot be used. Raises UserError where training must not begin."""
     report = check_coco(sets["train"], sets.get("val"), round(args.max_megapixels * 1e6))
     for finding in report.of("warning"):
         print(f"warning: {finding.message} {finding.remedy}", file=sys.stderr)
     if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
-        raise ValueError(error_message(report))
+        raise UserError(error_message(report))
     bad = {**report.bad_sample_ids, "test": check_test(args, sets)}
     if any(bad.values()):
         print(f"warning: {sum(map(len, bad.values()))} samples are left out", file=sys.stderr)
@@ -128,7 +129,7 @@ def check_test(args: argparse.Namespace, sets: dict[str, CocoSet]) -> list[str]:
         return []
     report = check_coco(sets["test"], None, round(args.max_megapixels * 1e6))
     if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
-        raise ValueError(f"test split: {error_message(report)}")
+        raise UserError(f"test split: {error_message(report)}")
     return report.bad_sample_ids["train"]
 
 

@@ -14,7 +14,7 @@ from data.pairs import split_pairs
 def find_sets(args: argparse.Namespace) -> tuple[dict[str, CocoSet], bool]:
     """The sets as of read_sets, and whether "val" was held out of the training data.
 
-    Raises ValueError, naming file and entry, where a file is not of the format.
+    Raises UserError, naming file and entry, where a file is not of the format.
     """
     sets = read_sets(args)
     is_held_out = args.validate and "val" not in sets

@@ -8,14 +8,14 @@ from torch.utils.data import DataLoader
 from backbones.frozen import FrozenBackbone
 from data.dataset import EpochBatches, collate
 from data.transforms import Augmentation, EvalTransform, TrainTransform
+from errors import UserError, ignore_signals
 from training.resuming import Resumed
 from training.semantic_data import semantic_data
-from training.stop import ignore_signals
 from training.task_data import TaskData
 
 
 def prepare_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resumed | None) -> TaskData:
-    """Raises ValueError where the data cannot be trained on."""
+    """Raises UserError where the data cannot be trained on."""
     if args.task == "semantic":
         data = semantic_data(args, accelerator, resumed)
     else:
@@ -23,7 +23,7 @@ def prepare_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Re
 
         data = coco_data(args, accelerator, resumed)
     if args.best_metric not in data.metrics:
-        raise ValueError(f"--best-metric {args.best_metric}: --task {data.task} has {', '.join(data.metrics)}")
+        raise UserError(f"--best-metric {args.best_metric}: --task {data.task} has {', '.join(data.metrics)}")
     return data
 
 

@@ -5,13 +5,13 @@ from dataclasses import asdict
 from itertools import islice
 
 from checkpoint import sealed
+from errors import Interrupted, UserError
 from structures import Batch
 from training.checkpoints import save_checkpoint
 from training.parts import Run
 from training.progress import Progress
 from training.schedule import lr_factor, set_lr
 from training.step import StepResult, replay_content, train_step
-from training.stop import Interrupted
 from training.validation import keep_and_validate, validate
 
 MOST_BAD_STEPS = 10
@@ -21,7 +21,8 @@ MOST_BAD_STEPS = 10
 def train(run: Run, progress: Progress) -> None:
     """Goes on from `progress`, which it keeps up to date, until all steps are done.
 
-    However it ends, what was trained is saved. Raises Interrupted on a signal, ValueError for what a person can mend.
+    However it ends, what was trained is saved. Raises Interrupted on a signal, UserError for what a person can
+    put right.
     """
     try:
         run.model.train()
@@ -59,7 +60,7 @@ def train_epoch(run: Run, progress: Progress) -> None:
 def report(
     run: Run, progress: Progress, result: StepResult, micro_batches: list[Batch], lr: float, num_images: int
 ) -> None:
-    """Logs the step. Ends the run with a ValueError where too many steps or samples are bad."""
+    """Logs the step. Ends the run with a UserError where too many steps or samples are bad."""
     epoch = progress.epoch + 1
     if result.bad:
         progress.bad_steps += 1
@@ -73,7 +74,7 @@ def report(
         if run.accelerator.is_main_process:
             state = {**run.about, "model": run.segmenter.trainable_state(), "progress": asdict(progress)}
             save_checkpoint(path, sealed({**state, "batch": replay_content(micro_batches)}))
-        raise ValueError(
+        raise UserError(
             f"{MOST_BAD_STEPS} steps in a row up to step {progress.step} were not finite and were left out (the last: "
             f"{result.bad}): try a lower --lr, a longer --warmup-epochs, a smaller --max-grad-norm or --precision fp32 "
             f"and go on from the last good checkpoint. Weights and batch of the last one are in {path}"

@@ -11,12 +11,12 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from data.dataset import EpochBatches
+from errors import Interrupted, StopRequest, UserError
 from segmenter import Segmenter
 from training.checkpoints import checkpoint_state, keep_newest, save_checkpoint
 from training.files import RunFiles
 from training.logs import RunLog
 from training.progress import Progress
-from training.stop import Interrupted, StopRequest
 from training.task_data import TaskData
 
 MOST_BROKEN_SAMPLES = 20
@@ -105,7 +105,7 @@ class Run:
         return self.files.folder / self.files.name(progress) if is_kept else None
 
     def note_broken(self, epoch: int, step: int, skipped: list[str]) -> None:
-        """Samples of all processes that could not be read this time; each is told once. Raises ValueError where they
+        """Samples of all processes that could not be read this time; each is told once. Raises UserError where they
         are too many."""
         for text in skipped:
             sample_id = text.partition(": ")[0]
@@ -113,7 +113,7 @@ class Run:
                 self.broken.add(sample_id)
                 self.log.broken_sample(epoch, step, text)
         if len(self.broken) > MOST_BROKEN_SAMPLES:
-            raise ValueError(
+            raise UserError(
                 f"{len(self.broken)} samples became unreadable while training (the last: {skipped[-1]}): is the "
                 "disk or the network share still there? Then go on with --resume-checkpoint auto"
             )

@@ -8,6 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from checkpoint import open_checkpoint, read_checkpoint
+from errors import UserError
 from segmenter import Segmenter
 from training.files import RunFiles
 from training.progress import Progress
@@ -27,7 +28,7 @@ class Resumed:
 def find_resumed(word: str, files: RunFiles) -> Resumed | None:
     """word: of --resume-checkpoint: a file, "auto" for the newest valid checkpoint in the folder, or "".
 
-    None where a run begins: also with "auto" in a folder without a checkpoint. Raises ValueError where the file, or
+    None where a run begins: also with "auto" in a folder without a checkpoint. Raises UserError where the file, or
     with "auto" every file, cannot be used.
     """
     if not word:
@@ -35,7 +36,7 @@ def find_resumed(word: str, files: RunFiles) -> Resumed | None:
     if word != AUTO:
         state = read_checkpoint(word)
         if "optimizer" not in state:
-            raise ValueError(
+            raise UserError(
                 f"--resume-checkpoint {word}: holds a step that was not finite, for a replay; resume the "
                 "checkpoint_… file of the last good step"
             )
@@ -44,10 +45,10 @@ def find_resumed(word: str, files: RunFiles) -> Resumed | None:
     for path in newest_first(files):
         try:
             return Resumed(path, read_checkpoint(path))
-        except ValueError as error:
+        except UserError as error:
             print(f"warning: {error}; going back to the one before", file=sys.stderr)
     if found:
-        raise ValueError(
+        raise UserError(
             f"--resume-checkpoint auto: none of the {len(found)} checkpoints in {files.folder} can be used; start anew "
             "with --overwrite, or in another --checkpoint-dir"
         )
@@ -64,7 +65,7 @@ def newest_first(files: RunFiles) -> list[Path]:
     for path in files.checkpoints():
         try:
             state = open_checkpoint(path)
-        except ValueError as error:
+        except UserError as error:
             print(f"warning: {error}", file=sys.stderr)
             continue
         progress = state["progress"]
@@ -98,19 +99,19 @@ def is_beyond(path: Path, resumed: Resumed) -> bool:
     """Broken files are, too: nobody can tell."""
     try:
         state = open_checkpoint(path)
-    except ValueError:
+    except UserError:
         return True
     is_later = state["progress"]["step"] > resumed.state["progress"]["step"]
     return is_later and state.get("line") == resumed.state.get("line")
 
 
 def check_identity(resumed: Resumed, about: dict[str, Any]) -> None:
-    """Raises ValueError, naming the difference, where the checkpoint is of another run."""
+    """Raises UserError, naming the difference, where the checkpoint is of another run."""
     then = identity(resumed.state)
     for what, value in identity(about).items():
         if then[what] != value:
             old, new = difference(then[what], value)
-            raise ValueError(
+            raise UserError(
                 f"--resume-checkpoint {resumed.path}: was made with another {what}: {old}, now {new}. "
                 "Resume with the options of run.json beside it, or start anew in another --checkpoint-dir."
             )
@@ -153,7 +154,7 @@ def adopt_best(files: RunFiles, progress: Progress, about: dict[str, Any]) -> No
         try:
             kept = Resumed(path, read_checkpoint(path))
             check_identity(kept, about)
-        except ValueError:
+        except UserError:
             continue
         then = Progress(**kept.state["progress"])
         if progress.best_metric in then.best and progress.improves(then.best):

@@ -11,6 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from data.dataset import EpochBatches
+from errors import UserError, stopping_at_once, stopping_gently
 from segmenter import Segmenter
 from training.data_setup import end_workers, eval_loader, prepare_data, train_loader
 from training.files import RunFiles
@@ -32,7 +33,6 @@ from training.resuming import (
 )
 from training.run_folder import check_free, check_writable, line_of_training
 from training.schedule import build_optimizer
-from training.stop import stopping_gently
 from training.summary import outcome, run_record, summary
 from training.task_data import TaskData
 from training.transfer.fit import transfer
@@ -47,10 +47,11 @@ LOST_WORKER = (
 
 
 def run_training(args: argparse.Namespace) -> None:
-    """Raises ValueError for everything that a person can put right, Interrupted on a signal."""
+    """Raises UserError for everything that a person can put right, Interrupted on a signal."""
     files = RunFiles.of(args.checkpoint_dir, args.head)
     accelerator = Accelerator(mixed_precision="bf16" if uses_bf16(args.precision) else "no")
     with ExitStack() as held:
+        held.enter_context(stopping_at_once())
         if accelerator.is_main_process:  # the others may come here when it has begun to write
             check_writable(files)
             held.enter_context(locked(files.lock))
@@ -70,7 +71,7 @@ def run_training(args: argparse.Namespace) -> None:
             run_with(args, accelerator, files, segmenter, data, resumed, init_head)
         except Exception as error:
             if is_out_of_memory(error):
-                raise ValueError(out_of_memory_message(args, segmenter)) from error
+                raise UserError(out_of_memory_message(args, segmenter)) from error
             raise
         accelerator.end_training()
 
@@ -144,7 +145,7 @@ def run_with(
         except RuntimeError as error:
             # Not "Caught ... in DataLoader worker process": that is an error of the program, and wants its traceback.
             if re.search(r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)", str(error)):
-                raise ValueError(LOST_WORKER.format(reason=str(error).splitlines()[0], num=args.num_workers)) from error
+                raise UserError(LOST_WORKER.format(reason=str(error).splitlines()[0], num=args.num_workers)) from error
             raise
         finally:
             log.close()
@@ -181,8 +182,8 @@ def run_identity(
 
 
 def finished_already(args: argparse.Namespace, resumed: Resumed, files: RunFiles, progress: Progress) -> None:
-    """Raises ValueError where a file was named; with "auto" it is well: a launcher may be started until all is done."""
+    """Raises UserError where a file was named; with "auto" it is well: a launcher may be started until all is done."""
     done = f"{resumed.path} has done {progress.epoch} epochs, {progress.step} steps: nothing is left to do"
     if args.resume_checkpoint != AUTO:
-        raise ValueError(f"--resume-checkpoint {done}; raise --epochs or --max-steps to go on")
+        raise UserError(f"--resume-checkpoint {done}; raise --epochs or --max-steps to go on")
     print(done, file=sys.stderr)

@@ -4,6 +4,7 @@ import argparse
 import secrets
 from pathlib import Path
 
+from errors import UserError
 from training.files import RunFiles
 from training.resuming import AUTO, Resumed, leave_later_ones
 from training.writing import temporary_name
@@ -16,7 +17,7 @@ def check_writable(files: RunFiles) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"--checkpoint-dir {files.folder}: cannot be written to ({error.strerror})") from error
+        raise UserError(f"--checkpoint-dir {files.folder}: cannot be written to ({error.strerror})") from error
 
 
 def check_free(files: RunFiles, args: argparse.Namespace) -> None:
@@ -24,7 +25,7 @@ def check_free(files: RunFiles, args: argparse.Namespace) -> None:
     held = [path.resolve() for path in files.checkpoints()]
     is_its_own = args.resume_checkpoint == AUTO or Path(args.resume_checkpoint).resolve() in held
     if held and not args.overwrite and not is_its_own:
-        raise ValueError(
+        raise UserError(
             f"--checkpoint-dir {files.folder} already holds a run of this head: choose another folder, go on with "
             "--resume-checkpoint auto (or one of its files), or start anew over it with --overwrite"
         )

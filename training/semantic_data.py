@@ -15,6 +15,7 @@ from data.label_options import label_options
 from data.pairs import Pair, Pairing
 from data.read import PairReader
 from data.transforms import EvalTransform, TrainTransform
+from errors import UserError
 from evaluation.evaluate import Evaluator
 from evaluation.semantic import SemanticEvaluator
 from training.pairings import find_pairings
@@ -57,7 +58,7 @@ class SemanticData:
 
 
 def semantic_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resumed | None) -> SemanticData:
-    """Raises ValueError where the data cannot be trained on, with all offenders.
+    """Raises UserError where the data cannot be trained on, with all offenders.
 
     A resumed run leaves out what it left out at first: another list would give another order.
     """
@@ -84,12 +85,12 @@ def semantic_data(args: argparse.Namespace, accelerator: Accelerator, resumed: R
 def check(
     args: argparse.Namespace, train: Pairing, val: Pairing | None, reader: PairReader, class_names: list[str]
 ) -> LeftOut:
-    """What cannot be used. Raises ValueError where training must not begin."""
+    """What cannot be used. Raises UserError where training must not begin."""
     report = check_pairs(train, val, reader.labels, class_names, reader.max_pixels)
     for finding in report.of("warning"):
         print(f"warning: {finding.message} {finding.remedy}", file=sys.stderr)
     if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
-        raise ValueError(error_message(report))
+        raise UserError(error_message(report))
     bad = report.bad_sample_ids
     for split, pairing in (("train", train), ("val", val)):
         lone = 0 if pairing is None else len(pairing.lone_images) + len(pairing.lone_masks)

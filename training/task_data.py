@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 from torch.utils.data import Dataset
 
 from data.transforms import EvalTransform, TrainTransform
+from errors import UserError
 from evaluation.evaluate import Evaluator
 from training.resuming import Resumed
 
@@ -55,14 +56,14 @@ def digest_of(names: Sequence[str]) -> dict[str, Any]:
 
 
 def compare(resumed: Resumed, record: dict[str, Any]) -> None:
-    """Says when the pictures are others now. Raises ValueError where trained ones could end up in validation."""
+    """Says when the pictures are others now. Raises UserError where trained ones could end up in validation."""
     then = resumed.state["data"]
     changed = [split for split in ("train", "val") if then[split] != record[split]]
     if not changed:
         return
     numbers = ", ".join(f"{split} {then[split]['pictures']} -> {record[split]['pictures']}" for split in changed)
     if then["is_held_out"] or record["is_held_out"]:
-        raise ValueError(
+        raise UserError(
             f"--resume-checkpoint {resumed.path}: the pictures are others than then ({numbers}), and a part of them is "
             "held out for validation: some of those would have been trained on. Give the pictures of then, or start "
             "anew in another --checkpoint-dir"
@@ -71,14 +72,14 @@ def compare(resumed: Resumed, record: dict[str, Any]) -> None:
 
 
 def agreed(accelerator: Accelerator, check: Callable[[], LeftOut]) -> LeftOut:
-    """Runs the check in the first process; result and ValueError are the same in all of them."""
+    """Runs the check in the first process; result and UserError are the same in all of them."""
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
         try:
             outcome = [None, check()]
-        except ValueError as error:
+        except UserError as error:
             outcome = [str(error), None]
     error, left_out = broadcast_object_list(outcome)
     if error:
-        raise ValueError(error)
+        raise UserError(error)
     return left_out

@@ -8,13 +8,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from checkpoint import read_checkpoint
+from errors import Interrupted
 from evaluation.evaluate import Result, evaluate
 from structures import Batch
 from training.checkpoints import save_best
 from training.parts import Run
 from training.progress import Progress
 from training.step import largest_anywhere
-from training.stop import Interrupted
 from training.writing import link_atomically, write_atomically
 
 NUM_PICTURES = 4

@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from errors import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows: two runs in one folder go unnoticed there
@@ -19,7 +21,7 @@ HOPELESS = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsEr
 """Errors that waiting does not mend."""
 
 
-class WriteFailed(ValueError):
+class WriteFailed(UserError):
     """A file could not be written; what was there before is as it was."""
 
 
@@ -113,14 +115,14 @@ def flush_folder(folder: Path) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Holds the folder of `path` for this process; the system lets go when the process ends, however it ends.
 
-    Raises ValueError where another process holds it. File systems without locks hold nothing.
+    Raises UserError where another process holds it. File systems without locks hold nothing.
     """
     with open(path, "ab") as file:
         try:
             if fcntl is not None:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process, not of the loader's workers
         except (BlockingIOError, PermissionError) as error:
-            raise ValueError(
+            raise UserError(
                 f"--checkpoint-dir {path.parent}: another process is training there; wait for it, stop it, or choose "
                 "another folder"
             ) from error

@@ -6,18 +6,19 @@ from data.coco.coco_set import CocoImage, CocoObject, CocoSet, Mistake
 from data.coco.json_file import Entry, entries, load_object, whole_numbers
 from data.coco.segmentation import SegmentationError, checked_segmentation
 from data.coco.tables import area_of, box_of, read_categories, read_images
+from errors import UserError
 
 
 def read_coco(json_path: Path, image_folder: Path) -> CocoSet:
     """All pictures, also those without objects; all categories are classes until `common_classes` has chosen.
 
     Mistakes of single annotations are kept with their picture, and the picture files are not looked at: that is the
-    check's work. Raises ValueError, naming file and entry, where the file is not of the format.
+    check's work. Raises UserError, naming file and entry, where the file is not of the format.
     """
     content = load_object(json_path)
     table = entries(content, "annotations", str(json_path))
     if table and "segments_info" in table[0]:
-        raise ValueError(f"{json_path}: is a panoptic file, expected one of instances: give it with its segment PNGs")
+        raise UserError(f"{json_path}: is a panoptic file, expected one of instances: give it with its segment PNGs")
     categories = read_categories(content, json_path, is_panoptic=False)
     images = read_images(content, image_folder, json_path)
     columns = [whole_numbers(table, "annotations", key, json_path) for key in ("id", "image_id", "category_id")]

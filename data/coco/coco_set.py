@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from errors import UserError
+
 Rle = dict[str, Any]
 """A mask as pycocotools' compressed run-length code: {"size": [H, W], "counts": bytes}."""
 
@@ -80,7 +82,7 @@ class CocoSet:
 def common_classes(sets: Iterable[CocoSet]) -> list[CocoSet]:
     """The same sets with one list of classes: the categories that any of them uses, by ascending id.
 
-    The first set, the training set, decides. Raises ValueError where another one uses a category that this one lacks
+    The first set, the training set, decides. Raises UserError where another one uses a category that this one lacks
     or names otherwise, where two categories in use have one name, or where no annotation names any.
     """
     first, *others = sets = list(sets)
@@ -92,20 +94,20 @@ def common_classes(sets: Iterable[CocoSet]) -> list[CocoSet]:
             known = first.class_names[position[category_id]] if category_id in position else None
             if known != name:
                 there = "has no category of that id" if known is None else f"calls it '{known}'"
-                raise ValueError(
+                raise UserError(
                     f"{other.json_path}: category {category_id} is '{name}', but {first.json_path} {there}: "
                     "export all splits with the same categories"
                 )
             used.add(category_id)
     if not used:
-        raise ValueError(f"{first.json_path}: has no annotation, so there is nothing to learn: export it with objects")
+        raise UserError(f"{first.json_path}: has no annotation, so there is nothing to learn: export it with objects")
     category_ids = sorted(used)
     kept = [position[category_id] for category_id in category_ids]
     names = [first.class_names[label] for label in kept]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         ids = [str(k) for k, name in zip(category_ids, names, strict=True) if name == twice[0]]
-        raise ValueError(
+        raise UserError(
             f"{first.json_path}: the categories {' and '.join(ids)} are both named '{twice[0]}': "
             "rename one, or merge them in the file"
         )

@@ -14,6 +14,7 @@ from data.coco.read import ReadImage, read_image
 from data.dataset import Sample, Skipped, first_readable, seed_of
 from data.decode import MAX_PIXELS
 from data.transforms import EvalTransform, TrainTransform, resize_masks
+from errors import UserError
 from structures import Target
 
 
@@ -35,7 +36,7 @@ class CocoTrainDataset(Dataset):
         """Picture (3, S, S), masks (N, S, S) and labels (N,); N may be 0.
 
         Crowds are left out, and objects of which the view shows nothing. Where a picture cannot be read, the next one
-        takes its place, as in TrainDataset. Raises ValueError only where none can be read.
+        takes its place, as in TrainDataset. Raises UserError only where none can be read.
         """
         epoch, first = epoch_and_index
         image, content, skipped = first_readable(self.images, first, lambda image: read_image(image, self.max_pixels))
@@ -62,7 +63,7 @@ class CocoEvalDataset(Dataset):
         image = self.images[index]
         try:
             content = read_image(image, self.max_pixels)
-        except ValueError as error:
+        except UserError as error:
             return Skipped(image.sample_id, str(error))
         pixels = self.transform(content.pixels)
         size_hw = (pixels.shape[1], pixels.shape[2])

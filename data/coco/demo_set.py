@@ -26,7 +26,7 @@ SUPER_CATEGORY = "shapes"
 def make_coco_demo_set(folder: Path, train: int = 240, val: int = 60, size_px: int = 128, seed: int = 0) -> None:
     """Draws the set into `folder`, whole or not at all; a whole set with the same parameters is left alone.
 
-    Raises ValueError where `folder` holds anything else, since nothing is ever drawn over.
+    Raises UserError where `folder` holds anything else, since nothing is ever drawn over.
     """
     parameters = {"drawing": DRAWING_VERSION, "form": "coco", "train": train, "val": val}
     parameters |= {"size_px": size_px, "seed": seed}

@@ -9,6 +9,7 @@ from data.coco.coco_set import CocoImage, CocoObject, CocoSet, Mistake
 from data.coco.json_file import Entry, entries, load_object, unique, whole_numbers
 from data.coco.tables import Categories, area_of, box_of, inner_path, read_categories, read_images
 from data.decode import decode_mask
+from errors import UserError
 
 MOST_IDS = 2**24
 """A segment's id is R + 256 G + 65536 B of its colour; 0 is void."""
@@ -17,13 +18,13 @@ MOST_IDS = 2**24
 def read_panoptic(json_path: Path, image_folder: Path, segment_folder: Path) -> CocoSet:
     """Pictures with segments, whose annotation_id is the segment's id in the PNG at segments_path.
 
-    Raises ValueError, naming file and entry, where the file is not of the format, or a picture has no annotation:
+    Raises UserError, naming file and entry, where the file is not of the format, or a picture has no annotation:
     it would be a picture of nothing but void.
     """
     content = load_object(json_path)
     table = entries(content, "annotations", str(json_path))
     if table and "segments_info" not in table[0]:
-        raise ValueError(f"{json_path}: has no 'segments_info' in its annotations: is it a file of instances?")
+        raise UserError(f"{json_path}: has no 'segments_info' in its annotations: is it a file of instances?")
     categories = read_categories(content, json_path, is_panoptic=True)
     images = read_images(content, image_folder, json_path)
     image_ids = whole_numbers(table, "annotations", "image_id", json_path)
@@ -31,7 +32,7 @@ def read_panoptic(json_path: Path, image_folder: Path, segment_folder: Path) -> 
     annotated = set(image_ids)
     missing = [image.sample_id for image_id, image in images.items() if image_id not in annotated]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{json_path}: {len(missing)} of {len(images)} pictures have no annotation, the first {missing[0]}: "
             "leave them out of 'images'"
         )
@@ -82,12 +83,12 @@ def color_of(segment_id: int) -> int:
 
 
 def segment_colors(image: CocoImage, max_pixels: int) -> np.ndarray:
-    """(H, W) int32, the colour 0xRRGGBB of each pixel. Raises ValueError where the PNG cannot be used."""
+    """(H, W) int32, the colour 0xRRGGBB of each pixel. Raises UserError where the PNG cannot be used."""
     assert image.segments_path is not None
     colors = decode_mask(image.segments_path, as_colors=True, max_pixels=max_pixels).values
     if colors.shape != image.size_hw:
         height, width = image.size_hw
-        raise ValueError(
+        raise UserError(
             f"{image.segments_path} is {colors.shape[1]} x {colors.shape[0]} pixels, expected {width} x {height} as in "
             "the annotations: export them again"
         )

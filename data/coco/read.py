@@ -14,6 +14,7 @@ from torch import Tensor
 from data.coco.coco_set import CocoImage, Rle
 from data.coco.panoptic import color_of, segment_colors
 from data.decode import MAX_PIXELS, decode_image
+from errors import UserError
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,16 @@ def read_image(image: CocoImage, max_pixels: int = MAX_PIXELS) -> ReadImage:
     COCO's annotations are made on the pixels as stored: where the size in the file is that of the stored picture, an
     EXIF orientation is not applied; where it is that of the turned picture only, it is.
 
-    Raises ValueError, naming the file, where it cannot be read, has another size, or an annotation cannot be used.
+    Raises UserError, naming the file, where it cannot be read, has another size, or an annotation cannot be used.
     """
     if image.fatal_mistakes:
-        raise ValueError(f"{image.path}: {image.fatal_mistakes[0].detail}")
+        raise UserError(f"{image.path}: {image.fatal_mistakes[0].detail}")
     decoded = decode_image(image.path, max_pixels, upright=False)
     if decoded.pixels.shape[1:] != image.size_hw and decoded.pixels.shape[:0:-1] == image.size_hw:
         decoded = decode_image(image.path, max_pixels)
     height, width = decoded.pixels.shape[1:]
     if (height, width) != image.size_hw:
-        raise ValueError(
+        raise UserError(
             f"{image.path} is {width} x {height} pixels, but {image.size_hw[1]} x {image.size_hw[0]} in the "
             "annotations: export pictures and annotations together"
         )
@@ -70,7 +71,7 @@ def truth_objects(image: CocoImage) -> list[tuple[int, Rle, bool, float]]:
 def truth_segments(image: CocoImage, max_pixels: int = MAX_PIXELS) -> tuple[Tensor, list[tuple[int, int, bool]]]:
     """For evaluation: the segment number of each pixel (H, W) int32, 0 = void, and (number, label, is_crowd) of each.
 
-    Raises ValueError where the PNG cannot be used.
+    Raises UserError where the PNG cannot be used.
     """
     colors = segment_colors(image, max_pixels)
     numbers = np.zeros(colors.shape, np.int32)

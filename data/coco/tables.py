@@ -8,6 +8,7 @@ from typing import Any
 
 from data.coco.coco_set import CocoImage
 from data.coco.json_file import Entry, entries, flag, text, unique, whole_numbers
+from errors import UserError
 
 MOST_PIXELS = 2**31 - 1
 """pycocotools counts pixels of a picture in 32 bits."""
@@ -39,10 +40,10 @@ def read_categories(content: Entry, path: Path, is_panoptic: bool) -> Categories
 
 
 def read_images(content: Entry, image_folder: Path, path: Path) -> dict[int, CocoImage]:
-    """The pictures by their ids, without objects; the files are not looked at. Raises ValueError as json_file does."""
+    """The pictures by their ids, without objects; the files are not looked at. Raises UserError as json_file does."""
     table = entries(content, "images", str(path))
     if not table:
-        raise ValueError(f"{path}: 'images' is empty: export the file with its pictures")
+        raise UserError(f"{path}: 'images' is empty: export the file with its pictures")
     ids = whole_numbers(table, "images", "id", path)
     unique(ids, "images", "id", path)
     names = [inner_path(entry, f"{path}: images[{number}]") for number, entry in enumerate(table)]
@@ -50,7 +51,7 @@ def read_images(content: Entry, image_folder: Path, path: Path) -> dict[int, Coc
     heights, widths = (whole_numbers(table, "images", key, path) for key in ("height", "width"))
     for number, (height, width) in enumerate(zip(heights, widths, strict=True)):
         if height < 1 or width < 1 or height * width > MOST_PIXELS:
-            raise ValueError(f"{path}: images[{number}] is {width} x {height} pixels, expected 1 x 1 to 2 gigapixels")
+            raise UserError(f"{path}: images[{number}] is {width} x {height} pixels, expected 1 x 1 to 2 gigapixels")
     return {
         image_id: CocoImage(name, image_folder / name, (height, width), image_id)
         for image_id, name, height, width in zip(ids, names, heights, widths, strict=True)
@@ -63,7 +64,7 @@ def inner_path(entry: Entry, place: str) -> str:
     windows = PureWindowsPath(name)
     leads_out = windows.drive or windows.root or ".." in windows.parts  # that takes / and \ for separators
     if leads_out or not _is_file_name(name):
-        raise ValueError(f"{place}: 'file_name' is {name!r}, expected a path inside the folder of the pictures")
+        raise UserError(f"{place}: 'file_name' is {name!r}, expected a path inside the folder of the pictures")
     return name
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from errors import UserError
 from segmenter import Segmenter
 from training.transfer.released import ReleasedHead
 
@@ -49,7 +50,7 @@ def transfer(
     released: ReleasedHead, segmenter: Segmenter, class_names: list[str], keep_matching: bool
 ) -> TransferReport:
     """Loads what fits into adapter and head. keep_matching: rows of classes that bear the same name too, where not all
-    classes are the same. Raises ValueError where the sizes differ, or nothing fits."""
+    classes are the same. Raises UserError where the sizes differ, or nothing fits."""
     own = {name: t for name, t in segmenter.state_dict().items() if not name.startswith("backbone.")}
     report = TransferReport(released.path, released.kind, notes=backbone_notes(released, segmenter))
     rows = [f"{CLASSIFIERS[released.head]}.{kind}" for kind in ("weight", "bias")]
@@ -73,12 +74,12 @@ def transfer(
     report.missing = [name for name in own if name not in new]
     report.unused = sorted([*released.unused, *(released.state.keys() - own.keys())])
     if not report.loaded:
-        raise ValueError(f"--init-head {released.path}: nothing in it fits; it was made with {released.flags}")
+        raise UserError(f"--init-head {released.path}: nothing in it fits; it was made with {released.flags}")
     return report
 
 
 def check_sizes(released: ReleasedHead, own: dict[str, Tensor], except_rows_of: list[str]) -> None:
-    """Raises ValueError with the flags to pass; the number of classes alone may differ."""
+    """Raises UserError with the flags to pass; the number of classes alone may differ."""
     other = []
     for name in own.keys() & released.state.keys():
         skipped = 1 if name in except_rows_of else 0
@@ -86,7 +87,7 @@ def check_sizes(released: ReleasedHead, own: dict[str, Tensor], except_rows_of: 
             other.append(f"{name} {tuple(released.state[name].shape)} instead of {tuple(own[name].shape)}")
     if other:
         backbone = f" and --backbone {released.backbone}" if released.backbone else ""
-        raise ValueError(
+        raise UserError(
             f"--init-head {released.path}: {len(other)} tensors have other sizes here (first: {min(other)}). Pass the "
             f"sizes that it was made with: {released.flags}{backbone}"
         )
@@ -95,7 +96,7 @@ def check_sizes(released: ReleasedHead, own: dict[str, Tensor], except_rows_of: 
 def matching(released: ReleasedHead, class_names: list[str]) -> list[tuple[int, int]]:
     """(our class, theirs) wherever both bear the same name; case and spaces around it do not count."""
     if released.class_names is None:
-        raise ValueError(
+        raise UserError(
             f"--keep-matching-classes: {released.path} does not name its classes; leave the flag out, or for "
             "transformers put its config.json beside it"
         )
@@ -125,12 +126,12 @@ def class_note(
 
 
 def backbone_notes(released: ReleasedHead, segmenter: Segmenter) -> list[str]:
-    """Raises ValueError where the backbone that comes along wants pictures normalised in another way."""
+    """Raises UserError where the backbone that comes along wants pictures normalised in another way."""
     backbone = segmenter.backbone
     if backbone.weights == released.path and released.normalisation:
         mean, std = (tuple(values) for values in released.normalisation)
         if (mean, std) != (backbone.mean, backbone.std):
-            raise ValueError(
+            raise UserError(
                 f"--init-head {released.path}: its backbone takes pictures normalised with mean {mean} and std {std}; "
                 "put a preprocessor_config.json with image_mean and image_std beside it"
             )

@@ -7,7 +7,7 @@ from training.transfer.released import ReleasedHead
 
 
 def from_own_checkpoint(path: Path) -> ReleasedHead:
-    """Raises ValueError where the file is broken, or none of ours."""
+    """Raises UserError where the file is broken, or none of ours."""
     content = read_checkpoint(path)
     spec, about = content["spec"], content["backbone"]
     options = {"hidden_dim": spec["hidden_dim"], **spec["options"]}

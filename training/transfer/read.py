@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from backbones.weight_files import read_tensors
+from errors import UserError
 from training.transfer import detectron2_release, meta_release, transformers_release
 from training.transfer.own_checkpoint import from_own_checkpoint
 from training.transfer.released import ReleasedHead
@@ -18,7 +19,7 @@ SOURCES = {
 def read_released(word: str) -> ReleasedHead:
     """word: of --init-head: a file, or a Hugging Face folder.
 
-    Raises ValueError where there is none, where it cannot be read, holds more than tensors and plain values (nothing of
+    Raises UserError where there is none, where it cannot be read, holds more than tensors and plain values (nothing of
     it is run), or is of no known kind.
     """
     path = Path(word).expanduser()
@@ -28,7 +29,7 @@ def read_released(word: str) -> ReleasedHead:
     for prefix, read in SOURCES.items():
         if any(prefix in name for name in content):
             return read(str(path), content)
-    raise ValueError(
+    raise UserError(
         f"--init-head {path}: holds no head that is known here (its first tensor is {next(iter(content))}). Expected: "
         "a checkpoint of this program, or a Mask2Former of Meta's DINOv3, transformers or detectron2. Weights of a "
         "backbone go with --weights."

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from errors import UserError
 from heads.mask2former import Mask2FormerSize, mask2former_size
 from heads.pixel_decoder import NUM_LEVELS
 
@@ -40,7 +41,7 @@ class ReleasedHead:
 
 
 def mask2former_flags(path: str, state: dict[str, Tensor]) -> str:
-    """The flags for a Mask2Former of these sizes. Raises ValueError where essential tensors are missing."""
+    """The flags for a Mask2Former of these sizes. Raises UserError where essential tensors are missing."""
     try:
         width = state[f"{PREDICTOR}class_embed.weight"].shape[1]
         num_queries = len(state[f"{PREDICTOR}query_feat.weight"])
@@ -50,7 +51,7 @@ def mask2former_flags(path: str, state: dict[str, Tensor]) -> str:
             decoder_feed_forward=len(state[f"{PREDICTOR}transformer_ffn_layers.0.linear1.bias"]),
         )
     except KeyError as error:
-        raise ValueError(
+        raise UserError(
             f"--init-head {path}: looks like a Mask2Former, but {error} is missing; expected is the one with the "
             "deformable pixel decoder, whole"
         ) from None

@@ -2,6 +2,7 @@
 
 import argparse
 
+from errors import UserError
 from training.resuming import Resumed
 from training.transfer.read import read_released
 from training.transfer.released import ReleasedHead
@@ -12,7 +13,7 @@ LEFT_OPEN = "auto"
 def head_to_begin_with(args: argparse.Namespace, resumed: Resumed | None) -> ReleasedHead | None:
     """Reads --init-head, and settles by it what --adapter and --weights leave open ("auto").
 
-    A run that is resumed has read it before: what was settled then stays, and nothing is read again. Raises ValueError
+    A run that is resumed has read it before: what was settled then stays, and nothing is read again. Raises UserError
     where the head belongs to another script or to another --backbone.
     """
     if resumed and resumed.state.get("init_head"):  # older checkpoints have no such entry
@@ -23,7 +24,7 @@ def head_to_begin_with(args: argparse.Namespace, resumed: Resumed | None) -> Rel
         return None
     released = read_released(args.init_head)
     if released.head != args.head:
-        raise ValueError(
+        raise UserError(
             f"--init-head {released.path}: is a head of the kind {released.head}, this script trains {args.head}; use "
             f"demo/train_{released.head}_head.py"
         )
@@ -38,7 +39,7 @@ def head_to_begin_with(args: argparse.Namespace, resumed: Resumed | None) -> Rel
 def check_backbone(released: ReleasedHead, name: str) -> None:
     """timm's names are compared without the tag of their weights."""
     if released.backbone is not None and released.backbone.partition(".")[0] != name.partition(".")[0]:
-        raise ValueError(
+        raise UserError(
             f"--init-head {released.path}: was trained on the backbone {released.backbone}, and brings its weights "
             f"along: pass --backbone {released.backbone}, or name other weights for --backbone {name} with --weights"
         )

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from backbones.keys import rename
 from backbones.mask2former_keys import TRANSFORMERS_ENCODER, mask2former_backbone, mask2former_backbone_name
+from errors import UserError
 from training.transfer.released import ReleasedHead, mask2former_flags
 
 PREFIX = "model.pixel_level_module."
@@ -81,7 +82,7 @@ def read_class_names(path: Path, num_classes: int) -> list[str] | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"--init-head {path}: {config} gives no names (id2label) for the {num_classes} classes of the weights "
             f"({error}): download both again"
         ) from None
