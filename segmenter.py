@@ -14,7 +14,7 @@ from backbones.frozen import FrozenBackbone, build_backbone, build_trained_backb
 from checkpoint import find_checkpoint, read_checkpoint
 from errors import UserError
 from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head, resolved
-from structures import Features, Target
+from structures import Features, LossScope, Target
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,8 +47,9 @@ class Segmenter(nn.Module):
         pyramid = self.adapter(images, features)
         return self.head(pyramid)
 
-    def loss(self, outputs: Any, targets: list[Target]) -> dict[str, Tensor]:
-        return self.head.loss(outputs, targets)
+    def loss(self, outputs: Any, targets: list[Target], scope: LossScope | None = None) -> dict[str, Tensor]:
+        """scope: of the step that the targets are a part of, None where they are all that count."""
+        return self.head.loss(outputs, targets, scope)
 
     @torch.no_grad()
     def scores(self, images: Tensor, size_hw: tuple[int, int]) -> Tensor:

@@ -102,6 +102,20 @@ class Batch:
         return Batch(self.images.pin_memory(), targets, self.sample_ids, features, self.skipped)
 
 
+@dataclass(frozen=True)
+class LossScope:
+    """What the loss of a micro-batch must know of the whole step, so that however the images of a step are cut into
+    micro-batches and shared among processes, the step is that of one batch.
+
+    normalizers: what the sums of each loss are divided by: the head's normalizers(targets), averaged over all
+        micro-batches of the step in all processes.
+    seeds: one per image; all that is random about an image in the loss is drawn from its seed.
+    """
+
+    normalizers: dict[str, Tensor]
+    seeds: list[int]
+
+
 @dataclass
 class Instance:
     """One object found in a picture: its class, score in [0, 1], and mask (H, W) bool."""

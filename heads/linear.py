@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.norm import BatchNorm2d
-from heads.pixel_loss import pixel_loss
+from heads.pixel_loss import pixel_loss, pixel_normalizers
 from rows import resize_rows
-from structures import Pyramid, Target
+from structures import LossScope, Pyramid, Target
 
 
 class LinearHead(nn.Module):
@@ -43,8 +43,11 @@ class LinearHead(nn.Module):
             x = torch.cat([F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in pyramid], dim=1)
         return self.classifier(self.dropout(self.reduce(self.norm(x))))
 
-    def loss(self, outputs: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        return pixel_loss(outputs, targets, self.dice_weight)
+    def normalizers(self, targets: list[Target]) -> dict[str, Tensor]:
+        return pixel_normalizers(targets)
+
+    def loss(self, outputs: Tensor, targets: list[Target], scope: LossScope | None = None) -> dict[str, Tensor]:
+        return pixel_loss(outputs, targets, self.dice_weight, scope)
 
     def semantic(self, outputs: Tensor, size_hw: tuple[int, int], rows: slice | None = None) -> Tensor:
         """Class probabilities (B, K, H, W), float32, or only some rows of them."""

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from errors import UserError
 from heads import mask_results
 from heads.mask_decoder import MaskDecoder, MaskOutputs
-from heads.mask_loss import MaskLossSettings, mask_loss
+from heads.mask_loss import MaskLossSettings, mask_loss, mask_normalizers
 from heads.mask_targets import to_mask_target
 from heads.pixel_decoder import PixelDecoder
 from rows import resize_rows
-from structures import Instance, Pyramid, Segment, Target
+from structures import Instance, LossScope, Pyramid, Segment, Target
 
 # Upsampled masks of this many values at a time (256 MiB of float32): a big picture with 100 queries needs gigabytes.
 CHUNK_ELEMENTS = 2**26
@@ -62,11 +62,15 @@ class Mask2FormerHead(nn.Module):
         mask_features, multi_scale = self.pixel_decoder(pyramid)
         return self.predictor(mask_features, multi_scale)
 
-    def loss(self, outputs: MaskOutputs, targets: list[Target]) -> dict[str, Tensor]:
+    def normalizers(self, targets: list[Target]) -> dict[str, Tensor]:
+        masks = [to_mask_target(t) for t in targets]
+        return mask_normalizers(masks, self.predictor.query_feat.num_embeddings, self.loss_settings.no_object_weight)
+
+    def loss(self, outputs: MaskOutputs, targets: list[Target], scope: LossScope | None = None) -> dict[str, Tensor]:
         """{"class", "mask", "dice"}; in float32 also under autocast: matching and losses in half precision diverge."""
         device_type = outputs.mask_logits[0].device.type
         with torch.autocast(device_type, enabled=False):
-            return mask_loss(outputs, [to_mask_target(t) for t in targets], self.loss_settings)
+            return mask_loss(outputs, [to_mask_target(t) for t in targets], self.loss_settings, scope)
 
     def semantic(self, outputs: MaskOutputs, size_hw: tuple[int, int], rows: slice | None = None) -> Tensor:
         """Scores (B, K, H, W), float32, or only some rows of them: not logits, but the sum over queries of class
@@ -92,11 +96,12 @@ class Mask2FormerHead(nn.Module):
         outputs: MaskOutputs,
         image: int,
         size_hw: tuple[int, int],
-        top_k: int = 100,
+        top_k: int | None = None,
         threshold: float = 0.0,
         thing_classes: list[bool] | None = None,
     ) -> Iterator[Instance]:
-        """Objects of picture number `image` of the batch, best first, one mask (H, W) at a time."""
+        """Objects of image number `image` of the batch, best first, one mask (H, W) at a time; at most top_k, None = as
+        many as there are queries."""
         classes, masks = outputs.class_logits[-1][image], outputs.mask_logits[-1][image]
         return mask_results.instances(classes, masks, size_hw, top_k, threshold, thing_classes)
 

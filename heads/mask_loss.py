@@ -13,7 +13,7 @@ from heads.mask_decoder import MaskOutputs
 from heads.mask_targets import MaskTarget
 from heads.matching import match
 from heads.points import sample_points, sample_truth, uncertain_points
-from heads.processes import mean_over_processes, picture_generators
+from structures import LossScope
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,51 @@ class MaskLossSettings:
     importance_ratio: float = 0.75
 
 
-def mask_loss(outputs: MaskOutputs, targets: list[MaskTarget], settings: MaskLossSettings) -> dict[str, Tensor]:
-    """{"class", "mask", "dice"}: weighted scalars, each summed over the layers."""
+def mask_normalizers(targets: list[MaskTarget], num_queries: int, no_object_weight: float) -> dict[str, Tensor]:
+    """{"classes": summed weight of the queries' classes, "objects": number of objects}, scalars.
+
+    Known before anything is matched: as many queries are matched as there are objects, or all.
+    """
+    weight = 0.0
+    for target in targets:
+        if target.is_labelled:
+            matched = min(len(target.labels), num_queries)
+            weight += matched + (num_queries - matched) * no_object_weight
+    objects = sum(len(target.labels) for target in targets)
+    return {"classes": torch.tensor(weight), "objects": torch.tensor(float(objects))}
+
+
+def mask_loss(
+    outputs: MaskOutputs, targets: list[MaskTarget], settings: MaskLossSettings, scope: LossScope | None = None
+) -> dict[str, Tensor]:
+    """Compute {"class", "mask", "dice"}: weighted scalars, each summed over the layers.
+
+    scope: None where these targets are all that count; then the images' seeds come from the caller's random state.
+    """
     s = settings
-    generators = picture_generators(len(targets), outputs.mask_logits[0].device)
+    if scope is None:
+        num_queries = outputs.class_logits[0].shape[1]
+        first = int(torch.randint(2**48, ()))
+        scope = LossScope(
+            mask_normalizers(targets, num_queries, s.no_object_weight), [first + i for i in range(len(targets))]
+        )
+    device = outputs.mask_logits[0].device
+    generators = [torch.Generator(device).manual_seed(seed) for seed in scope.seeds]
     queries = match(outputs, targets, s.num_points, s.class_weight, s.mask_weight, s.dice_weight, generators)
     mask, dice = point_losses(outputs, targets, queries, s, generators)
+    num_objects = scope.normalizers["objects"].clamp(min=1)
+    class_weights = scope.normalizers["classes"].clamp(min=1e-6)
     return {
-        "class": s.class_weight * class_loss(outputs, targets, queries, s.no_object_weight),
-        "mask": s.mask_weight * mask,
-        "dice": s.dice_weight * dice,
+        "class": s.class_weight * class_loss(outputs, targets, queries, s.no_object_weight) / class_weights,
+        "mask": s.mask_weight * mask / num_objects,
+        "dice": s.dice_weight * dice / num_objects,
     }
 
 
 def class_loss(outputs: MaskOutputs, targets: list[MaskTarget], queries: Tensor, no_object_weight: float) -> Tensor:
-    """Cross-entropy of all queries, summed over the layers; those without an object should say "no object".
+    """Sum the weighted cross-entropy of all queries and layers; those without an object should say "no object".
 
-    A picture in which nothing is labelled is left out: its queries may well be right about what they see.
+    An image in which nothing is labelled is skipped: its queries may well be right about what they see.
     """
     logits = torch.stack(outputs.class_logits).float()  # (L, B, Q, K + 1)
     num_layers, num_images, num_queries, num_classes = logits.shape
@@ -60,9 +88,7 @@ def class_loss(outputs: MaskOutputs, targets: list[MaskTarget], queries: Tensor,
     weights[no_object] = no_object_weight
     loss = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), weights, reduction="none").view(wanted.shape)
     is_labelled = torch.tensor([t.is_labelled for t in targets], device=logits.device)[:, None]
-    counted = weights[wanted] * is_labelled
-    per_layer = (loss * is_labelled).sum((1, 2)) / mean_over_processes(counted.sum((1, 2))).clamp(min=1e-6)
-    return per_layer.sum()
+    return (loss * is_labelled).sum()
 
 
 def point_losses(
@@ -72,10 +98,8 @@ def point_losses(
     settings: MaskLossSettings,
     generators: list[torch.Generator],
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and dice (V-Net, Milletari et al. 2016, with 1 added above and below) on points.
-
-    Each is a mean over the objects, summed over the layers.
-    """
+    """Sum cross-entropy and dice (V-Net, Milletari et al. 2016, with 1 added above and below) on points, over the
+    objects and the layers."""
     image = image_of_objects(targets)
     is_matched = (queries >= 0).flatten().float()  # (L * T,)
     # Gathered a layer at a time: stacking all L x B x Q masks would hold them twice.
@@ -103,8 +127,7 @@ def point_losses(
     overlap = (probability * truth).sum(-1)
     area = probability.sum(-1) + (truth * point_weight).sum(-1)
     dice = 1 - (2 * overlap + 1) / (area + 1)
-    num_objects = mean_over_processes(torch.tensor(queries.shape[1], device=queries.device)).clamp(min=1)
-    return (cross_entropy * is_matched).sum() / num_objects, (dice * is_matched).sum() / num_objects
+    return (cross_entropy * is_matched).sum(), (dice * is_matched).sum()
 
 
 def truth_of_pairs(targets: list[MaskTarget], points: Tensor) -> tuple[Tensor, Tensor]:

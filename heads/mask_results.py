@@ -18,21 +18,21 @@ def instances(
     class_logits: Tensor,
     mask_logits: Tensor,
     size_hw: tuple[int, int],
-    top_k: int = 100,
+    top_k: int | None = None,
     threshold: float = 0.0,
     thing_classes: list[bool] | None = None,
 ) -> Iterator[Instance]:
     """Objects of one picture, best first; an object is a pair of a query and a class, so a query can give several.
 
     class_logits: (Q, K + 1), the last class is "no object"; mask_logits: (Q, h, w). Of all pairs the top_k most
-    probable are looked at, then those of stuff classes are left out (thing_classes: one a class, None = all are
-    things), then empty masks and scores below `threshold`. Score = class probability x mean mask probability over the
+    probable (None = Q) are looked at; those of stuff classes (thing_classes: one per class, None = all are things),
+    empty masks and scores below `threshold` are dropped. Score = class probability x mean mask probability over the
     mask's own pixels. Only one mask of size_hw is held at a time, the one that was handed out last: each is resized
     twice, for its score and for the caller, because all scores are needed to know the best.
     """
     probability = class_logits.float().softmax(-1)[:, :-1]
     num_classes = probability.shape[1]
-    values, pairs = probability.flatten().topk(min(top_k, probability.numel()))
+    values, pairs = probability.flatten().topk(min(top_k or len(probability), probability.numel()))
     mean_of_query: dict[int, float] = {}
     found = []
     for class_probability, pair in zip(values.tolist(), pairs.tolist(), strict=True):

@@ -5,9 +5,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.norm import BatchNorm2d
-from heads.pixel_loss import pixel_loss
+from heads.pixel_loss import pixel_loss, pixel_normalizers
 from rows import resize_rows
-from structures import Pyramid, Target
+from structures import LossScope, Pyramid, Target
 
 POOL_SIZES = (1, 2, 3, 6)
 
@@ -57,8 +57,11 @@ class UPerNetHead(nn.Module):
         levels = [finest] + [resize_to(level, finest) for level in (*smoothed[1:], top_down[-1])]
         return self.classifier(self.fuse(torch.cat(levels, dim=1)))
 
-    def loss(self, outputs: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        return pixel_loss(outputs, targets, self.dice_weight)
+    def normalizers(self, targets: list[Target]) -> dict[str, Tensor]:
+        return pixel_normalizers(targets)
+
+    def loss(self, outputs: Tensor, targets: list[Target], scope: LossScope | None = None) -> dict[str, Tensor]:
+        return pixel_loss(outputs, targets, self.dice_weight, scope)
 
     def semantic(self, outputs: Tensor, size_hw: tuple[int, int], rows: slice | None = None) -> Tensor:
         """Class probabilities (B, K, H, W), float32, or only some rows of them."""

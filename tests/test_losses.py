@@ -16,7 +16,6 @@ from heads.mask_targets import MaskTarget, to_mask_target
 from heads.matching import assign, match, matching_costs
 from heads.pixel_loss import pixel_loss
 from heads.points import sample_truth
-from heads.processes import picture_generators
 from structures import IGNORE_INDEX, Target
 
 CPU = torch.device("cpu")
@@ -69,12 +68,12 @@ def test_what_stands_under_ignored_pixels_does_not_change_the_matching():
     outputs = random_outputs(1)
     target = [to_mask_target(Target(semantic=semantic))]
     torch.manual_seed(0)
-    before = match(outputs, target, 512, 2.0, 5.0, 5.0, picture_generators(1, CPU))
+    before = match(outputs, target, 512, 2.0, 5.0, 5.0, [torch.Generator().manual_seed(0)])
     with torch.no_grad():
         for masks in outputs.mask_logits:
             masks[..., 9:] = 100.0
     torch.manual_seed(0)
-    assert torch.equal(match(outputs, target, 512, 2.0, 5.0, 5.0, picture_generators(1, CPU)), before)
+    assert torch.equal(match(outputs, target, 512, 2.0, 5.0, 5.0, [torch.Generator().manual_seed(0)]), before)
 
 
 def test_truth_between_labelled_and_ignored_pixels_is_that_of_the_labelled_ones():
@@ -124,7 +123,7 @@ def test_more_objects_than_queries():
     objects = QUERIES + 5
     generator = torch.Generator().manual_seed(3)
     target = MaskTarget(torch.rand(objects, 64, 64, generator=generator) > 0.5, torch.zeros(objects, dtype=torch.int64))
-    queries = match(outputs, [target], 128, 2.0, 5.0, 5.0, picture_generators(1, CPU))
+    queries = match(outputs, [target], 128, 2.0, 5.0, 5.0, [torch.Generator().manual_seed(0)])
     for row in queries.tolist():
         assert sorted(q for q in row if q >= 0) == list(range(QUERIES)) and row.count(-1) == 5
     losses = mask_loss(outputs, [target], SETTINGS)
@@ -144,7 +143,8 @@ def test_a_perfect_prediction_costs_almost_nothing_and_is_found():
         classes[0, query] = -20
         classes[0, query, label] = 20
     outputs = MaskOutputs([classes], [masks])
-    assert match(outputs, [target], 512, 2.0, 5.0, 5.0, picture_generators(1, CPU))[0].tolist() == order.tolist()
+    queries = match(outputs, [target], 512, 2.0, 5.0, 5.0, [torch.Generator().manual_seed(0)])
+    assert queries[0].tolist() == order.tolist()
     assert loss_of(outputs, [semantic])["class"].item() < 1e-6
 
 
@@ -181,7 +181,7 @@ def test_one_copy_to_the_host_for_all_layers_and_pictures(monkeypatch):
     monkeypatch.setattr(Tensor, "cpu", lambda self: copies.append(self.shape) or original(self))
     outputs = random_outputs(3, layers=5)
     targets = [to_mask_target(Target(semantic=blocks(i))) for i in range(3)]
-    match(outputs, targets, 64, 2.0, 5.0, 5.0, picture_generators(3, CPU))
+    match(outputs, targets, 64, 2.0, 5.0, 5.0, [torch.Generator().manual_seed(i) for i in range(3)])
     assert len(copies) == 1
 
 

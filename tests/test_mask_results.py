@@ -81,9 +81,11 @@ def test_what_is_left_out_of_the_instances():
         ]
 
     every = [(2, 0.9, 1), (0, 0.5625, 2), (1, 0.1875, 2)]
-    assert seen()[:3] == every and {(label, score) for label, score, _ in seen()[3:]} == {(0, 0.0), (1, 0.0), (2, 0.0)}
-    assert seen(threshold=0.1) == every
-    assert seen(threshold=0.5625) == every[:2] and seen(threshold=0.6) == every[:1]
+    found = seen(top_k=100)
+    assert found[:3] == every and {(label, score) for label, score, _ in found[3:]} == {(0, 0.0), (1, 0.0), (2, 0.0)}
+    assert seen() == every[:2]  # as many pairs as queries, one of them with an empty mask
+    assert seen(top_k=100, threshold=0.1) == every
+    assert seen(threshold=0.5625) == every[:2] and seen(top_k=100, threshold=0.6) == every[:1]
     assert seen(top_k=3) == every[:2]  # the most probable of the three pairs has an empty mask
     assert seen(top_k=4, thing_classes=[True, True, False]) == every[1:]
     assert seen(top_k=2, thing_classes=[True, True, False]) == []  # stuff takes up places, as in the official code

@@ -17,7 +17,6 @@ from heads.mask_decoder import MaskOutputs
 from heads.mask_loss import MaskLossSettings, mask_loss
 from heads.mask_targets import MaskTarget
 from heads.matching import match
-from heads.processes import picture_generators
 
 CLASSES, DIM, QUERIES = 6, 64, 12
 CHANNELS = [24, 32, 40, 48]
@@ -120,7 +119,7 @@ def test_matching_equals_transformers(same_points, predictions, truth):
         truth,
         256,
         **WEIGHTS,
-        generators=picture_generators(2, torch.device("cpu")),
+        generators=[torch.Generator().manual_seed(i) for i in range(2)],
     )
     matcher = Mask2FormerHungarianMatcher(cost_class=2.0, cost_mask=5.0, cost_dice=5.0, num_points=256)
     masks, labels = [t.masks.float() for t in truth], [t.labels for t in truth]

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from structures import Batch, Target
+from structures import Batch, LossScope, Target
 from training.parts import Run
 
 
@@ -69,21 +69,36 @@ def train_step(run: Run, micro_batches: list[Batch], step: int) -> StepResult:
 def backward(run: Run, micro_batches: list[Batch], step: int) -> dict[str, Tensor]:
     """Adds up gradients, and returns the losses without them."""
     accelerator = run.accelerator
-    num_images = sum(len(b.images) for b in micro_batches)
+    share = 1 / len(micro_batches)
     sums: dict[str, Tensor] = {}
-    for i, batch in enumerate(micro_batches):
+    for i, (batch, scope) in enumerate(zip(micro_batches, loss_scopes(run, micro_batches, step), strict=True)):
         batch = batch.to(accelerator.device, non_blocking=True)
         is_last = i == len(micro_batches) - 1
         with nullcontext() if is_last else accelerator.no_sync(run.model):
             outputs = run.model(batch.images, batch.features)
-            # The same in all processes: what the loss draws then depends on the picture, not on the process.
-            torch.manual_seed(((run.settings.seed * 1_000_003 + step) * len(micro_batches) + i) % 2**63)
-            losses = run.segmenter.loss(outputs, batch.targets)
-            share = len(batch.images) / num_images
+            losses = run.segmenter.loss(outputs, batch.targets, scope)
             accelerator.backward(sum(losses.values()) * share)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.detach() * share
     return sums
+
+
+def loss_scopes(run: Run, micro_batches: list[Batch], step: int) -> list[LossScope]:
+    """One per micro-batch: the normalizers of the whole step, in all processes, and a seed per image by its position in
+    the step: EpochBatches deals images out in turn, so image j of process r is number j * processes + r."""
+    processes, rank = run.accelerator.num_processes, run.accelerator.process_index
+    each = [run.segmenter.head.normalizers(batch.targets) for batch in micro_batches]
+    means = {name: sum(normalizers[name] for normalizers in each).item() / len(each) for name in each[0]}
+    normalizers = {k: torch.tensor(v) for k, v in mean_anywhere(run.accelerator, means).items()}
+
+    generator = torch.Generator().manual_seed((run.settings.seed * 1_000_003 + step) % 2**63)
+    first = int(torch.randint(2**48, (), generator=generator))
+    scopes, position = [], 0
+    for batch in micro_batches:
+        places = range(position, position + len(batch.targets))
+        scopes.append(LossScope(normalizers, [first + place * processes + rank for place in places]))
+        position += len(batch.targets)
+    return scopes
 
 
 def not_finite(losses: dict[str, float], grad_norm: float) -> str:
