@@ -1,8 +1,12 @@
 """The format of a checkpoint file: a dictionary of tensors and plain values, with a checksum over all of it; and which
-one of a folder is meant."""
+one of a folder is meant.
+
+A file comes from outside: it may be cut off, altered, or made to harm. What is read of it is bounded by its size.
+"""
 
 import hashlib
 import re
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,6 +19,24 @@ from errors import UserError
 
 CHECKPOINT_FORMAT = 2
 """Raised when the content of a checkpoint changes in a way that older code cannot read."""
+
+MAX_DEPTH = 32
+"""Of lists and dictionaries in one another; ours have 6."""
+
+FIELDS = {
+    "spec": dict,
+    "class_names": list,
+    "labels": dict,
+    "seed": int,
+    "backbone": dict,
+    "data": dict,
+    "arguments": dict,
+    "model": dict,
+    "progress": dict,
+}
+"""What every checkpoint holds, since the first version of the format."""
+
+PROGRESS = {"step": int, "epoch": int, "samples": int, "validation_due": bool}
 
 
 def sealed(state: dict[str, Any]) -> dict[str, Any]:
@@ -63,19 +85,66 @@ def open_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _load(path: str | Path, mmap: bool) -> dict[str, Any]:
-    if not Path(path).is_file():
+    path = Path(path).expanduser()
+    if not path.is_file():
         raise UserError(f"checkpoint {path}: there is no such file")
     try:
+        _check_archive(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        _check_content(state, path.stat().st_size)
     except UnpicklingError as error:
         reason = "holds more than tensors and plain values, or is broken; nothing in it was run"
         raise UserError(f"checkpoint {path}: {reason}: use one that this program wrote") from error
     except Exception as error:  # torch raises many kinds for a broken file
         reason = str(error).partition(". ")[0].splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"checkpoint {path}: cannot be read, use an earlier one ({reason})") from error
-    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+        raise UserError(f"checkpoint {path}: cannot be read, use an earlier one ({reason[:300]})") from error
+    if state.get("format") != CHECKPOINT_FORMAT:
         raise UserError(f"checkpoint {path}: is no checkpoint of this program (format {CHECKPOINT_FORMAT})")
+    wrong = [name for name, kind in FIELDS.items() if not isinstance(state.get(name), kind)]
+    if not wrong:
+        wrong = [f"progress.{k}" for k, kind in PROGRESS.items() if not isinstance(state["progress"].get(k), kind)]
+    if wrong:
+        raise UserError(f"checkpoint {path}: {wrong[0]} is missing or of another kind: use an earlier one")
     return state
+
+
+def _check_archive(path: Path) -> None:
+    """Raises ValueError where the file is no archive as torch writes them, or would unpack to more than it holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, UnicodeDecodeError, NotImplementedError) as error:
+        with path.open("rb") as file:
+            kind = "the end of the file is missing" if file.read(4) == b"PK\x03\x04" else "it is no file of torch.save"
+        raise ValueError(kind) from error
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is compressed, which torch.save never does")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("it names more bytes than it has")
+
+
+def _check_content(content: Any, file_bytes: int) -> None:
+    """Raises ValueError unless it is a dictionary of plain, dense tensors and plain values that fit into the file.
+
+    Values that are shared or hold themselves count each time they are met, so that no file makes us walk for ever.
+    """
+    if not isinstance(content, dict):
+        raise ValueError("it holds no dictionary")
+    left, waiting = file_bytes, [(content, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        left -= value.numel() * value.element_size() if isinstance(value, Tensor) else 1
+        if left < 0 or depth > MAX_DEPTH:
+            raise ValueError("its values are nested or repeated without end")
+        if isinstance(value, dict):
+            waiting += [(item, depth + 1) for pair in value.items() for item in pair]
+        elif isinstance(value, list | tuple):
+            waiting += [(item, depth + 1) for item in value]
+        elif isinstance(value, Tensor):
+            if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+                raise ValueError(f"it holds a tensor of another kind ({value.layout}, {value.device})")
+        elif not isinstance(value, str | int | float | bool | None):
+            raise ValueError(f"it holds a {type(value).__name__}")
 
 
 def checksum(value: Any) -> str:

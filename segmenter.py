@@ -1,7 +1,7 @@
 """The model on one page: frozen backbone -> adapter -> head.
 
 What is trained, and what a checkpoint holds, is the adapter and the head; the backbone is only named and fingerprinted,
-unless it was unfrozen: then it is trained and in the checkpoint too.
+unless it was unfrozen: then it is trained and in the checkpoint too, and in those of heads that begin with it.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from backbones.frozen import FrozenBackbone, build_backbone, build_trained_backbone
+from backbones.frozen import FrozenBackbone, build_backbone, build_kept_backbone
 from checkpoint import find_checkpoint, read_checkpoint
 from errors import UserError
 from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head, resolved
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 BACKBONE = "backbone.model."
 """What the names of the backbone's tensors begin with."""
+
+
+def backbone_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a trainable_state() that are the backbone's, as build_kept_backbone takes them; often none."""
+    return {name.removeprefix(BACKBONE): t for name, t in state.items() if name.startswith(BACKBONE)}
 
 
 class Segmenter(nn.Module):
@@ -67,9 +72,9 @@ class Segmenter(nn.Module):
         return Predictor(self, threshold).predict(picture)
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """Tensors of adapter and head, with buffers; the backbone's only where it is trained."""
+        """Tensors of adapter and head, with buffers; the backbone's only where it is kept (see FrozenBackbone)."""
         trained = {name: t for name, t in self.state_dict().items() if not name.startswith("backbone.")}
-        if self.backbone.is_trained:
+        if self.backbone.is_kept:
             trained |= {BACKBONE + name: t for name, t in self.backbone.whole_state().items()}
         return trained
 
@@ -99,10 +104,9 @@ class Segmenter(nn.Module):
         checkpoint = find_checkpoint(checkpoint)
         state = read_checkpoint(checkpoint)
         about, trained = state["backbone"], state["model"]
-        if about.get("is_trained"):  # older checkpoints do not say it
-            whole = {name.removeprefix(BACKBONE): t for name, t in trained.items() if name.startswith(BACKBONE)}
-            trained = {name: t for name, t in trained.items() if not name.startswith(BACKBONE)}
-            backbone = build_trained_backbone(whole, about, str(checkpoint))
+        whole = backbone_tensors(trained)
+        if whole:
+            backbone = build_kept_backbone(whole, about, str(checkpoint))
         else:
             backbone = build_backbone(about["name"], weights or about["weights"])
         if backbone.fingerprint != about["fingerprint"]:

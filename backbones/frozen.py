@@ -5,12 +5,15 @@ unfreeze() lets it learn, where a run asks for that.
 B batch, C channels, H W picture size in pixels, h w size of a feature map.
 """
 
+import inspect
 from contextlib import nullcontext
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models.hiera import Hiera
+from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
 
 from backbones.attention import attention_backend
@@ -20,9 +23,12 @@ from backbones.mask2former_keys import mask2former_backbone
 from backbones.names import BACKBONES, tapped_blocks
 from backbones.sources import find_weights
 from backbones.timm_models import ROPE_PERIODS, create, create_with, timm_name
-from backbones.weight_files import read_normalisation, read_state
+from backbones.weight_files import OWN_PREFIX, backbone_state, read_normalisation, read_tensors
 from errors import UserError
 from structures import PYRAMID_STRIDES, Features
+
+UNNORMED = (Hiera, VisionTransformerSAM)
+"""Models of timm whose final norm does not fit their maps: it is refused, or changes the channels."""
 
 UNUSED_PARTS = ("head.", "fc_norm.", "attn_pool.")
 """Between the last map and the classifier: no map depends on them, so they cannot learn."""
@@ -36,9 +42,8 @@ class FrozenBackbone(nn.Module):
     mean, std: of RGB in 0..1, what pictures must be normalised with.
     attention: backend of the ViT's attention, one of names.ATTENTION_BACKENDS; may be set.
     is_trained: whether it was unfrozen. The fingerprint remains that of the weights that it began with.
-
-    While frozen it belongs in no checkpoint: who saves a parent module leaves these tensors out and keeps name and
-    fingerprint.
+    is_kept: whether it belongs in a checkpoint: when it is trained, or when its weights came from a checkpoint of ours,
+    which its run may replace by a better one. Otherwise name and fingerprint are enough.
     """
 
     def __init__(self, model: nn.Module, name: str, weights: str, mean: tuple[float, ...], std: tuple[float, ...]):
@@ -51,10 +56,14 @@ class FrozenBackbone(nn.Module):
         self.taps = _taps(model, name)
         self.channels: list[int] = [model.feature_info[tap]["num_chs"] for tap in self.taps]
         self.strides: list[int] = [model.feature_info[tap]["reduction"] for tap in self.taps]
-        self._has_class_token = getattr(model, "cls_token", None) is not None
+        takes = inspect.signature(model.forward_intermediates).parameters
+        has_class_token = getattr(model, "cls_token", None) is not None
+        self._gives_prefix_tokens = has_class_token and "return_prefix_tokens" in takes
+        self._is_normed = not isinstance(model, UNNORMED)
         self._autocast_dtype: torch.dtype | None = None
         self.attention = "torch"
         self.is_trained = False
+        self.is_kept = False
 
     def forward(self, images: Tensor) -> Features:
         """images: (B, 3, H, W), normalised with mean and std.
@@ -67,18 +76,48 @@ class FrozenBackbone(nn.Module):
             return self._features(self._resize_to_multiple(images))
 
     def _features(self, images: Tensor) -> Features:
-        options = {"return_prefix_tokens": True} if self._has_class_token else {}
+        options = {"return_prefix_tokens": True} if self._gives_prefix_tokens else {}
         try:
             with self._autocast(images.device), attention_backend(self.attention):
                 taps = self.model.forward_intermediates(
-                    images, indices=self.taps, norm=True, intermediates_only=True, **options
+                    images, indices=self.taps, norm=self._is_normed, intermediates_only=True, **options
                 )
-        except AssertionError as error:  # how timm refuses a picture size
+        except (AssertionError, RuntimeError) as error:  # how timm refuses an image size, or fails to add positions
+            if isinstance(error, RuntimeError) and "must match the size of tensor" not in str(error):
+                raise
             height, width = images.shape[-2:]
-            raise UserError(f"--backbone {self.name} takes no pictures of {height} x {width}: {error}") from None
-        if not self._has_class_token:
+            raise UserError(f"--backbone {self.name} takes no images of {height} x {width}: {error}") from None
+        if not self._gives_prefix_tokens:
             return Features(list(taps))
         return Features([patches for patches, _ in taps], class_token=taps[-1][1][:, 0])
+
+    def try_out(self, size_hw: tuple[int, int]) -> None:
+        """Runs one image of this size through a model of timm, and a gradient back where it learns.
+
+        Parameters that no map depends on stop learning: several processes would wait for their gradients. Models known
+        by name are known to work. Raises UserError where this one fails.
+        """
+        if self.name in BACKBONES:
+            return
+        height, width = size_hw
+        image = torch.zeros(1, 3, height, width, device=next(self.parameters()).device)
+        try:
+            with torch.enable_grad():
+                features = self(image)
+                if self.is_trained:
+                    sum(m.sum() for m in features.maps).backward()
+        except UserError:
+            raise
+        except Exception as error:  # each model of timm fails in its own way
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"--backbone {self.name} takes no images of {height} x {width} ({reason[:200]})") from error
+        found = [m.shape[1] for m in features.maps]
+        if found != self.channels:
+            raise UserError(f"--backbone {self.name} gives maps of {found} channels, and names {self.channels}")
+        if self.is_trained:
+            for parameter in self.parameters():
+                parameter.requires_grad_(parameter.grad is not None)
+                parameter.grad = None
 
     def cast_weights(self, dtype: torch.dtype) -> "FrozenBackbone":
         """Keeps the weights of Linear and Conv layers in `dtype` (bfloat16), which halves the memory of a large ViT.
@@ -99,13 +138,13 @@ class FrozenBackbone(nn.Module):
         Batch norms keep their statistics, which small batches would spoil; their weights and biases learn.
         """
         assert self._autocast_dtype is None, "weights in bfloat16 are too coarse to learn"
-        self.is_trained = True
+        self.is_trained = self.is_kept = True
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not name.startswith(UNUSED_PARTS))
         return self
 
     def whole_state(self) -> State:
-        """The model's tensors, as build_trained_backbone takes them."""
+        """The model's tensors, as build_kept_backbone takes them."""
         periods = {ROPE_PERIODS: self.model.rope.periods} if _has_rope_periods(self.model) else {}
         return {**self.model.state_dict(), **periods}
 
@@ -152,14 +191,17 @@ def build_backbone(name: str, weights: str = "auto") -> FrozenBackbone:
         return FrozenBackbone(create(architecture), name, "random", config.mean, config.std)
     source = find_weights(weights, name, config.hf_hub_id)
     mean, std = read_normalisation(source.path, source.title) or (config.mean, config.std)
-    state = read_state(source.path)
+    tensors = read_tensors(source.path)
+    state = backbone_state(tensors)
     of_mask2former, _ = mask2former_backbone(state)
     model = create_with(architecture, of_mask2former or to_timm_keys(state), source.label, name)
-    return FrozenBackbone(model, name, source.label, mean, std)
+    backbone = FrozenBackbone(model, name, source.label, mean, std)
+    backbone.is_kept = any(name.startswith(OWN_PREFIX) for name in tensors)
+    return backbone
 
 
-def build_trained_backbone(state: State, about: dict[str, Any], label: str) -> FrozenBackbone:
-    """A backbone that a run has trained, frozen again.
+def build_kept_backbone(state: State, about: dict[str, Any], label: str) -> FrozenBackbone:
+    """A backbone that a checkpoint holds, frozen again if it was trained.
 
     state: its whole_state(). about: its name, weights, mean and std, and the fingerprint of the weights that the run
     began with, which it goes by. label: the file, for messages.
@@ -168,6 +210,7 @@ def build_trained_backbone(state: State, about: dict[str, Any], label: str) -> F
     model = create_with(timm_name(name), dict(state), label, name)
     backbone = FrozenBackbone(model, name, about["weights"], about["mean"], about["std"])
     backbone.fingerprint = about["fingerprint"]
+    backbone.is_kept = True
     return backbone
 
 

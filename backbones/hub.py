@@ -1,9 +1,14 @@
-"""Weights from the Hugging Face hub: the local cache first, then the network, and a quick answer without one."""
+"""Weights from the Hugging Face hub or a link: the local cache first, then the network, or a quick answer."""
 
+import re
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
+
+import torch
+from filelock import FileLock
 
 from backbones.weight_files import WEIGHT_FILES, is_complete
 from errors import UserError
@@ -33,6 +38,36 @@ def fetch(repo: str) -> Path:
         if folder is not None:
             return folder
     raise WeightsUnavailable(f"No weights from the hub: {repo} is not in the local cache, and {reason}.")
+
+
+def is_url(word: str) -> bool:
+    return word.startswith(("https://", "http://"))
+
+
+def download(url: str) -> Path:
+    """The local copy of the file that a link names, in the folder of torch.hub; downloaded once, with a progress bar.
+
+    Where the file's name ends in the start of its SHA-256, as Meta's do, the content is checked. The link may be a
+    secret (Meta's carry a signature): it is never written anywhere. Raises WeightsUnavailable.
+    """
+    name = Path(urllib.parse.unquote(urllib.parse.urlsplit(url).path)).name
+    if not name:
+        raise WeightsUnavailable("--weights: the link names no file; copy it whole, and keep the quotes around it.")
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stated = re.search(r"-([0-9a-f]{8})$", path.stem)
+    with FileLock(f"{path}.lock"):  # other processes of this run want it too
+        if not path.is_file():
+            try:
+                torch.hub.download_url_to_file(url, str(path), hash_prefix=stated[1] if stated else None)
+            except urllib.error.HTTPError as error:
+                expired = ": Meta's links expire, ask for a new one" if error.code in (401, 403, 410) else ""
+                raise WeightsUnavailable(
+                    f"--weights {name}: the server says {error.code} {error.reason}{expired}."
+                ) from None
+            except (OSError, RuntimeError) as error:  # RuntimeError: the sum is another one
+                raise WeightsUnavailable(f"--weights {name} could not be downloaded ({error}).") from None
+    return path
 
 
 def _cached_folder(repo: str) -> Path | None:
@@ -79,9 +114,12 @@ def _download(repo: str) -> tuple[Path | None, str]:
     try:
         folder = Path(snapshot_download(repo, allow_patterns=wanted))
     except GatedRepoError:
-        return None, f"it is gated: accept its licence at https://huggingface.co/{repo} and set HF_TOKEN"
+        return (
+            None,
+            f"it is gated: accept its licence at https://huggingface.co/{repo}, then `hf auth login` or set HF_TOKEN",
+        )
     except RepositoryNotFoundError:
-        return None, "the hub has no such repository (for a private one set HF_TOKEN)"
+        return None, "the hub has no such repository (for a private one `hf auth login`, or set HF_TOKEN)"
     except Exception as error:  # what the hub's client raises differs between its versions
         return None, f"downloading it failed ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
     if any(is_complete(folder / name) for name in WEIGHT_FILES):

@@ -1,10 +1,10 @@
-"""Where weights come from: what `--weights auto|PATH|HUB-NAME` means."""
+"""Where weights come from: what `--weights auto|PATH|URL|HUB-NAME` means."""
 
 import re
 from pathlib import Path
 from typing import NamedTuple
 
-from backbones.hub import WeightsUnavailable, fetch
+from backbones.hub import WeightsUnavailable, download, fetch, is_url
 from backbones.names import BACKBONES
 from errors import UserError
 
@@ -29,15 +29,15 @@ def find_weights(weights: str, backbone: str, hub_repo: str | None) -> Source:
         if hub_repo is None:
             raise WeightsUnavailable(f"The hub has no weights for --backbone {backbone}. {_ways_out(backbone)}")
         return _from_hub(hub_repo, backbone)
-    path = Path(weights).expanduser()
+    path = download(weights) if is_url(weights) else Path(weights).expanduser()
     if path.exists():
-        return Source(path, weights, path.absolute().name)
+        return Source(path, str(path), path.absolute().name)
     repo = re.sub(r"^hf[-_]hub:", "", weights)
     if _HUB_NAME.fullmatch(repo) and not repo.startswith(".") and not repo.endswith(_FILE_ENDINGS):
         return _from_hub(repo, backbone)
     raise UserError(
-        f"--weights {weights}: there is no such file or folder. Expected: a local path, a hub name (owner/model), "
-        "auto, or random."
+        f"--weights {weights}: there is no such file or folder. Expected: a local path, a link (https://...), a "
+        "hub name (owner/model), auto, or random."
     )
 
 
@@ -51,7 +51,8 @@ def _from_hub(repo: str, backbone: str) -> Source:
 def _ways_out(backbone: str) -> str:
     gated = f" such as {BACKBONES[backbone].gated_hub}" if backbone in BACKBONES else ""
     return (
-        "Ways out: a local file or folder (--weights PATH: Meta's .pth, a Hugging Face folder, a .safetensors); an "
-        f"access token in HF_TOKEN for gated hub names{gated}; or --weights random, to try things out without "
+        "Ways out: a local file or folder (--weights PATH: Meta's .pth, a Hugging Face folder, a .safetensors); the "
+        f"link that Meta sends by e-mail (--weights 'https://...'); `hf auth login`, or a token in HF_TOKEN, for gated "
+        f"hub names{gated}; or --weights random, to try things out without "
         "trained weights."
     )

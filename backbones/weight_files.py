@@ -17,8 +17,9 @@ WEIGHT_FILES = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin")
 """What a Hugging Face folder holds its weights in, best first."""
 
 _WRAPPERS = ("model", "state_dict", "teacher")
-_PREFIXES = ("module.", "teacher.", "backbone.model.", "backbone.")
-"""The third one is that of our own checkpoints with a trained backbone."""
+OWN_PREFIX = "backbone.model."
+"""Of a backbone in a checkpoint of ours."""
+_PREFIXES = ("module.", "teacher.", OWN_PREFIX, "backbone.")
 
 
 def is_complete(path: Path) -> bool:
@@ -35,7 +36,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises UserError with one message if the path is missing, holds no weights, is truncated or altered (when its name
     ends in the start of its SHA-256, as Meta's do), or holds Python objects: those are refused, nothing of them runs.
     """
-    state = _without_prefixes(read_tensors(path))
+    return backbone_state(read_tensors(path))
+
+
+def backbone_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What read_tensors gave, as read_state gives it."""
+    state = _without_prefixes(tensors)
     return {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
 
 
@@ -115,10 +121,18 @@ def _read_file(file: Path, flag: str) -> object:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can break the readers in any way
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if file.suffix != ".safetensors" and not _is_pickled(file):
+            reason = "it is no file of torch.save"
         raise UserError(
             f"{flag} {file} cannot be read as weights: it is missing, truncated, of another kind, or holds Python "
             f"objects, which are refused because loading them could run code. Download it again. ({reason})"
         ) from None
+
+
+def _is_pickled(file: Path) -> bool:
+    """Whether it begins as the archives and pickles of torch.save do."""
+    with file.open("rb") as stream:
+        return stream.read(2) in (b"PK", b"\x80\x02")
 
 
 def _check_sha256(file: Path, flag: str) -> None:

@@ -130,7 +130,7 @@ def build_predictor(args: argparse.Namespace) -> "Predictor":
 
     from prediction.predictor import Predictor
     from segmenter import Segmenter
-    from training.model_setup import uses_bf16
+    from training.processes import uses_bf16
 
     segmenter = Segmenter.load(args.model_path, args.weights)
     is_bf16 = uses_bf16(args.precision)

@@ -1,6 +1,6 @@
 """Evaluation of semantic segmentation: every picture at the size of its own mask."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -55,7 +55,7 @@ class SemanticEvaluator:
         outputs = model(batch.images, batch.features)
         loss = loss_of(model, outputs, small)
         scores = lambda rows: model.head.semantic(outputs, truth_hw, rows)  # noqa: E731
-        return loss, best_classes(scores, truth_hw, len(self.class_names))
+        return self._chosen(scores, truth_hw, loss)
 
     def _in_windows(self, model: Model, batch: Batch, truths: list[Tensor]) -> tuple[Tensor, Tensor]:
         image_hw, truth_hw = tuple(batch.images.shape[-2:]), tuple(truths[0].shape)
@@ -69,8 +69,21 @@ class SemanticEvaluator:
             return model.head.semantic(outputs, tuple(window.shape[-2:]))
 
         scores = predict_in_windows(predict, image_hw, self.window_px)
-        classes = best_classes(lambda rows: resize_rows(scores, truth_hw, rows), truth_hw, len(self.class_names))
-        return torch.stack(losses).mean(), classes
+        return self._chosen(lambda rows: resize_rows(scores, truth_hw, rows), truth_hw, torch.stack(losses).mean())
+
+    def _chosen(
+        self, scores_of_rows: Callable[[slice], Tensor], size_hw: tuple[int, int], loss: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss, nan where a score is not finite (its argmax would be a class like any other), and the classes."""
+        is_finite = []
+
+        def checked(rows: slice) -> Tensor:
+            scores = scores_of_rows(rows)
+            is_finite.append(scores.isfinite().all())
+            return scores
+
+        classes = best_classes(checked, size_hw, len(self.class_names))
+        return torch.where(torch.stack(is_finite).all(), loss, torch.nan), classes
 
     def state(self) -> SemanticState:
         return SemanticState(self.confusion, self.loss, self.num_images)

@@ -1,11 +1,13 @@
 """The command line: the guide's names and defaults, spellings, checks, and values from a file."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from training.arguments import parse_training_arguments
 
+ROOT = Path(__file__).resolve().parents[1]
 PATHS = ["--image-paths", "a", "--mask-paths", "b"]
 
 
@@ -167,3 +169,36 @@ def test_numbers_must_be_finite_and_seeds_not_negative(words, capsys):
     with pytest.raises(SystemExit) as stop:
         parse_training_arguments("upernet", [*PATHS, *words])
     assert stop.value.code == 2 and words[0] in capsys.readouterr().err
+
+
+class TestRecipesAndTheCommandLine:
+    """What stands on the command line wins, also where it says the same in another way."""
+
+    def parsed(self, tmp_path, recipe: dict, *flags: str):
+        path = tmp_path / "recipe.json"
+        path.write_text(json.dumps(recipe))
+        required = ["--image-paths", "x", "--mask-paths", "y"]
+        return parse_training_arguments("m2f", [*required, "--config", str(path), *flags])
+
+    def test_epochs_beat_a_recipes_max_steps(self, tmp_path):
+        assert self.parsed(tmp_path, {"max_steps": 500}).max_steps == 500
+        args = self.parsed(tmp_path, {"max_steps": 500}, "--epochs", "3")
+        assert (args.max_steps, args.epochs) == (-1, 3)
+        assert self.parsed(tmp_path, {"max_steps": 500}, "--epochs=3", "--max_steps", "7").max_steps == 7
+
+    def test_every_switch_can_be_turned_off_again(self, tmp_path):
+        args = self.parsed(tmp_path, {})
+        switches = [name for name, value in vars(args).items() if value is False]
+        assert {"validate", "reduce_zero_label", "no_flip", "overwrite", "unfreeze_backbone"} <= set(switches)
+        for name in switches:
+            flag = name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"
+            recipe = {name: True, "init_head": "x"}
+            assert getattr(self.parsed(tmp_path, recipe), name) is True
+            assert getattr(self.parsed(tmp_path, recipe, f"--{flag.replace('_', '-')}"), name) is False
+            flags = ["--init-head", "x", f"--{flag}", f"--{name}"]
+            assert getattr(self.parsed(tmp_path, {}, *flags), name) is True  # the last one counts
+
+    def test_recipes_that_choose_a_best_validation_validate(self):
+        for path in sorted((ROOT / "configs").glob("*.json")):
+            recipe = json.loads(path.read_text())
+            assert "best_metric" not in recipe or recipe.get("validate"), path.name

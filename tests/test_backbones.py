@@ -7,12 +7,15 @@ from backbones_helpers import GOLDEN, META_KEYS, fill_module, meta_state
 from golden_rule import standard_normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from training_helpers import drawn, train_here
 
 from backbones.fingerprint import fingerprint
 from backbones.frozen import FrozenBackbone, build_backbone
 from backbones.keys import check_fit, guess_backbone, to_timm_keys, without_extras
 from backbones.names import BACKBONES, tapped_blocks
 from backbones.timm_models import create, timm_name
+from errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -166,5 +169,55 @@ def test_unusable_names(name, words):
 
 def test_model_of_one_picture_size():
     backbone = build_backbone("hiera_tiny_224", "random")
-    with pytest.raises(ValueError, match="hiera_tiny_224 takes no pictures of 96 x 128"):
+    with pytest.raises(ValueError, match="hiera_tiny_224 takes no images of 96 x 128"):
         backbone(torch.zeros(1, 3, 96, 128))
+
+
+class TestTryingOut:
+    """Before the first step: what a model of timm cannot take is told, with what works."""
+
+    @pytest.mark.parametrize("name", ["cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "samvit_base_patch16"])
+    def test_models_whose_maps_come_without_prefix_tokens_or_norm(self, name):
+        backbone = build_backbone(name, "random")
+        backbone.try_out((224, 224))
+        maps = backbone(torch.zeros(1, 3, 224, 224)).maps
+        assert [m.shape[1] for m in maps] == backbone.channels and {m.shape[-1] for m in maps} == {14}
+
+    def test_a_model_with_stages_that_takes_no_norm(self):
+        backbone = build_backbone("hiera_tiny_224", "random")
+        backbone.try_out((224, 224))
+        assert backbone.strides == [4, 8, 16, 32]
+        with pytest.raises(UserError, match="64 x 96"):
+            backbone.try_out((64, 96))
+
+    def test_a_model_too_deep_for_small_images(self):
+        with pytest.raises(UserError, match="64 x 64"):
+            build_backbone("inception_v3", "random").try_out((64, 64))
+
+    @pytest.mark.parametrize("name", ["efficientnet_b0", "hrnet_w18_small", "mobilenetv3_small_100"])
+    def test_unfrozen_only_what_gets_a_gradient_learns(self, name):
+        backbone = build_backbone(name, "random").unfreeze()
+        backbone.try_out((64, 64))
+        sum(m.square().sum() for m in backbone(torch.randn(1, 3, 64, 96)).maps).backward()
+        learning = [p for p in backbone.parameters() if p.requires_grad]
+        assert learning and all(p.grad is not None for p in learning)
+
+    @pytest.mark.parametrize(
+        ("sizes", "code", "words"),
+        [
+            (["--image-size", "64"], 2, "--image-size 224"),
+            (["--image-size", "224"], 0, ""),
+            (["--image-size", "224", "wide"], 2, "validation keeps the aspect"),
+        ],
+    )
+    def test_a_model_of_one_size_before_the_first_step(self, tmp_path, sizes, code, words, capsys):
+        """Square images can be validated on; others are refused before a step, not after an epoch."""
+        data = drawn(tmp_path / "data")
+        data = data[: data.index("--image-size")]
+        if "wide" in sizes:
+            for kind in ("images", "masks"):
+                path = tmp_path / "data" / kind / "val" / "0001.png"
+                Image.open(path).crop((0, 0, 64, 40)).save(path)
+        options = [*sizes[:2], "--backbone", "cait_xxs24_224", "--max-steps", "1"]
+        assert train_here("linear", tmp_path / "run", *data, *options) == code
+        assert words in capsys.readouterr().err and (code == 0 or not list(tmp_path.rglob("*.pth")))

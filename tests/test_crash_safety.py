@@ -231,7 +231,7 @@ def test_a_checkpoint_after_every_epoch(tmp_path):
 def test_whatever_is_altered_or_cut_is_noticed(tmp_path):
     """Any byte of the tensors, and any length."""
     assert train_here("linear", tmp_path / "run", *drawn(tmp_path / "data"), "--max-steps", "1") == 0
-    path: Path = tmp_path / "run" / "linear_checkpoint_epoch_1.pth"
+    path: Path = tmp_path / "run" / "linear_checkpoint_step_1.pth"
     content = path.read_bytes()
     weights = read_checkpoint(path)["model"]["head.classifier.weight"].numpy().tobytes()
     at = content.index(weights)

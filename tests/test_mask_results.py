@@ -13,9 +13,11 @@ from torch.nn import functional as F
 from transformers import Mask2FormerImageProcessor
 
 import rows
+from evaluation.instance import InstanceEvaluator
 from heads.mask2former import Mask2FormerHead, mask2former_size
 from heads.mask_decoder import MaskOutputs
 from heads.mask_results import instances, panoptic
+from structures import Batch, Target
 
 CLASSES, QUERIES = 5, 12
 THEIR_SIZE = (384, 384)  # transformers resizes all masks to it first
@@ -215,3 +217,31 @@ def test_one_mask_is_alive_at_a_time():
         masks.append(weakref.ref(found.mask))
         assert len({id(mask()) for mask in masks} - {id(None)}) == 1
     assert len(masks) > 50
+
+
+def test_an_image_can_have_as_many_objects_as_there_are_queries():
+    """Through evaluation and prediction, which ask for no number."""
+    queries = 130
+    head = Mask2FormerHead([32] * 4, 2, 32, mask2former_size("paper", 32), queries).eval()
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.zeros(1, queries, 3)
+    classes[..., 0] = 5
+    outputs = MaskOutputs([classes], [torch.randn(1, queries, 8, 8, generator=generator)])
+    assert len(list(head.instances(outputs, 0, (16, 16)))) == queries
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = head
+
+        def forward(self, images, features=None):
+            return outputs
+
+        def loss(self, outputs, targets, scope=None):
+            return {"loss": torch.zeros(())}
+
+    evaluator = InstanceEvaluator(["a", "b"], lambda sample_id: ((16, 16), []))
+    batch = Batch(torch.zeros(1, 3, 32, 32), [Target(masks=torch.zeros(0, 32, 32).bool())], ["x"])
+    with torch.no_grad():
+        evaluator.add(Model(), batch)
+    assert len(evaluator.state()[0].objects) == queries

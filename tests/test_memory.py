@@ -18,7 +18,7 @@ from training.model_setup import build_segmenter
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
 def test_out_of_memory_is_told_with_what_helps(tmp_path, monkeypatch, capsys, error):
-    def fail(self, outputs, targets):
+    def fail(self, outputs, targets, scope=None):
         raise error
 
     monkeypatch.setattr(Segmenter, "loss", fail)

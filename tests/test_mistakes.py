@@ -1,5 +1,6 @@
 """A person's mistake gives one message that names the culprit, and exit code 2; no traceback."""
 
+import pytest
 from training_helpers import drawn, run_script, train_here
 
 
@@ -22,14 +23,14 @@ class TestMistakes:
         assert train_here("linear", tmp_path / "run", *data, "--max-steps", "1") == 0  # another head may join
         elsewhere = tmp_path / "elsewhere"
         assert train_here("upernet", elsewhere, *data, "--max-steps", "1") == 0
-        foreign = str(elsewhere / "upernet_checkpoint_epoch_1.pth")
+        foreign = str(elsewhere / "upernet_checkpoint_step_1.pth")
         more = ["--max-steps", "9", "--resume-checkpoint", foreign]
         assert "already holds a run" in self.fails(capsys, tmp_path, *data, *more)
         assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "4") == 2
         old = tmp_path / "run" / "upernet_checkpoint_epoch_9.pth"
         old.write_bytes(b"of the old run")
         assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "1", "--overwrite") == 0
-        assert not old.exists() and (tmp_path / "run" / "linear_checkpoint_epoch_1.pth").exists()
+        assert not old.exists() and (tmp_path / "run" / "linear_checkpoint_step_1.pth").exists()
 
     def test_a_first_start_that_failed_does_not_block_the_second(self, tmp_path, capsys):
         data = drawn(tmp_path / "data")
@@ -41,6 +42,17 @@ class TestMistakes:
         data = drawn(tmp_path / "data")
         (tmp_path / "run").write_text("a file")
         assert "cannot be written to" in self.fails(capsys, tmp_path, *data)
+
+    @pytest.mark.parametrize("name", [".upernet_lock", "upernet_metrics.jsonl", "upernet_run.json"])
+    def test_a_folder_in_the_place_of_a_file(self, tmp_path, capsys, name):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        assert name in self.fails(capsys, tmp_path, *drawn(tmp_path / "data"))
+
+    @pytest.mark.parametrize("name", ["upernet_tensorboard", "upernet_best_model", "upernet_pictures"])
+    def test_a_file_in_the_place_of_a_folder(self, tmp_path, capsys, name):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / name).write_text("a file")
+        assert name in self.fails(capsys, tmp_path, *drawn(tmp_path / "data"))
 
     def test_broken_checkpoint(self, tmp_path, capsys):
         data = drawn(tmp_path / "data")

@@ -18,8 +18,8 @@ def spoil(monkeypatch, bad_calls, how):
     calls = iter(range(1000))
     loss = Segmenter.loss
 
-    def spoilt(self, outputs, targets):
-        losses = loss(self, outputs, targets)
+    def spoilt(self, outputs, targets, scope=None):
+        losses = loss(self, outputs, targets, scope)
         if torch.is_grad_enabled() and next(calls) in bad_calls:
             losses = how(losses)
         return losses
@@ -94,3 +94,32 @@ def test_a_rate_that_explodes_ends_with_a_message(tmp_path):
     done = run_script("m2f", tmp_path / "run", *drawn(tmp_path / "data"), *options)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "10 steps in a row" in done.stderr and "try a lower --lr" in done.stderr
+
+
+@pytest.mark.parametrize("spoilt", ["loss", "scores"])
+def test_a_validation_with_nan_replaces_no_best_model(tmp_path, monkeypatch, spoilt, capsys):
+    """The class of the highest score of scores that are nan is class 0, which can beat a true result."""
+    from heads.linear import LinearHead
+
+    data = drawn(tmp_path / "data")
+    options = [*data, "--epochs", "3", "--best-metric", "miou", "--save-interval", "1"]
+    name = {"loss": "loss", "scores": "semantic"}[spoilt]
+    real, calls = getattr(LinearHead, name), []
+
+    def from_the_third_on(self, *args):
+        result = real(self, *args)
+        if torch.is_grad_enabled():
+            return result
+        calls.append(1)
+        if len(calls) <= 2:  # two images: the first validation
+            return result
+        if spoilt == "loss":
+            return {k: v * torch.nan for k, v in result.items()}
+        return torch.full_like(result, torch.nan)
+
+    monkeypatch.setattr(LinearHead, name, from_the_third_on)
+    assert train_here("linear", tmp_path / "run", *options) == 0
+    best = [path.name for path in (tmp_path / "run" / "linear_best_model").iterdir()]
+    assert best == ["linear_checkpoint_epoch_1.pth"]
+    assert "not kept as the best" in capsys.readouterr().err
+    assert [line["loss"] is None for line in metrics(tmp_path / "run", "linear_", "val")] == [False, True, True]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_resuming_another_run_is_refused(tmp_path, capsys, changed, message):
     data = drawn(tmp_path / "data")
     assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "1") == 0
     capsys.readouterr()
-    checkpoint = str(tmp_path / "run" / "upernet_checkpoint_epoch_1.pth")
+    checkpoint = str(tmp_path / "run" / "upernet_checkpoint_step_1.pth")
     more = ["--max-steps", "2", "--resume-checkpoint", checkpoint, *changed]
     assert train_here("upernet", tmp_path / "other", *data, *more) == 2
     assert message in capsys.readouterr().err
@@ -85,7 +86,7 @@ def test_resuming_with_another_meaning_of_the_masks_is_refused(tmp_path, capsys)
 def test_resuming_on_other_weights_of_the_backbone_is_refused(tmp_path, capsys):
     data = drawn(tmp_path / "data")
     assert train_here("linear", tmp_path / "run", *data, "--max-steps", "1") == 0
-    path = tmp_path / "run" / "linear_checkpoint_epoch_1.pth"
+    path = tmp_path / "run" / "linear_checkpoint_step_1.pth"
     state = read_checkpoint(path)
     del state["format"], state["checksum"]
     state["backbone"]["fingerprint"] = "0" * 16
@@ -110,14 +111,51 @@ def test_more_steps_on_resuming_are_all_done(tmp_path, capsys):
     data = drawn(tmp_path / "data", train=5)
     run = tmp_path / "run"
     assert train_here("upernet", run, *data, "--max-steps", "4") == 0  # three steps an epoch
-    last = str(run / "upernet_checkpoint_epoch_2.pth")
+    last = str(run / "upernet_checkpoint_step_4.pth")
     options = [*data, "--resume-checkpoint", last, "--batch-size", "1", "--log-interval", "1"]
-    assert train_here("upernet", run, *options, "--max-steps", "12") == 0
+    assert train_here("upernet", run, *options, "--max-steps", "12") == 0  # three images of epoch 2 are left, then five
     steps = [line["step"] for line in metrics(run, "upernet_", "train")]
     assert steps[-1] == 12 and steps[-8:] == list(range(5, 13))
-    assert "upernet_checkpoint_epoch_4.pth" in capsys.readouterr().out
+    assert "upernet_checkpoint_epoch_3.pth" in capsys.readouterr().out
+    assert read_checkpoint(run / "upernet_checkpoint_epoch_3.pth")["progress"]["epoch"] == 3
     assert train_here("upernet", run, *options, "--max-steps", "4") == 2
     assert "nothing is left to do" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("every", [[], ["--checkpointing-steps", "2"]])
+def test_a_run_that_ends_within_an_epoch_and_gets_more_steps_equals_an_unbroken_one(tmp_path, every):
+    """The rest of the cut epoch is trained, not dropped; the end is kept and validated once, by its step."""
+    data = drawn(tmp_path / "data", train=5)  # three steps an epoch
+    options = [*data, "--log-interval", "1", "--lr-schedule", "step", "--warmup-epochs", "0", *every]
+    assert train_here("linear", tmp_path / "whole", *options, "--max-steps", "6") == 0
+    assert train_here("linear", tmp_path / "cut", *options, "--max-steps", "4", "--lr-milestones", "0.99") == 0
+    ends = [(line["epoch"], line["step"]) for line in metrics(tmp_path / "cut", "linear_", "val")]
+    assert ends.count((1, 4)) == 1 and ends[-1] == (1, 4)
+    assert (tmp_path / "cut" / "linear_checkpoint_step_4.pth").exists()
+    assert not list((tmp_path / "cut").glob("linear_checkpoint_epoch_2.pth"))
+    assert train_here("linear", tmp_path / "cut", *options, "--max-steps", "6", "--resume-checkpoint", "auto") == 0
+    whole, cut = (metrics(tmp_path / name, "linear_", "train") for name in ("whole", "cut"))
+    assert [line["epoch"] for line in cut] == [line["epoch"] for line in whole] == [1, 1, 1, 2, 2, 2]
+    assert [line["cross_entropy"] for line in cut[:3]] == [line["cross_entropy"] for line in whole[:3]]
+    assert read_checkpoint(tmp_path / "cut" / "linear_checkpoint_epoch_2.pth")["progress"]["samples"] == 0
+
+
+def test_a_signal_in_the_last_step_leaves_the_last_validation_to_the_resumed_run(tmp_path, monkeypatch):
+    data = drawn(tmp_path / "data", train=5)
+    options = [*data, "--max-steps", "4", "--log-interval", "1", "--resume-checkpoint", "auto"]
+    import training.loop
+
+    real = training.loop.train_step
+
+    def stopped(run, micro_batches, step):
+        return replace(real(run, micro_batches, step), stop_signal=15 if step == 3 else 0)
+
+    monkeypatch.setattr(training.loop, "train_step", stopped)
+    assert train_here("linear", tmp_path / "run", *options) == 143
+    monkeypatch.undo()
+    assert [line["step"] for line in metrics(tmp_path / "run", "linear_", "val")] == [3]
+    assert train_here("linear", tmp_path / "run", *options) == 0
+    assert [line["step"] for line in metrics(tmp_path / "run", "linear_", "val")] == [3, 4]
 
 
 def test_auto_takes_the_newest_valid_checkpoint(tmp_path, capsys):
@@ -143,6 +181,24 @@ def test_auto_takes_the_newest_valid_checkpoint(tmp_path, capsys):
     assert f"{names[2]}: its content is not what was written" in captured.err
     assert "linear_checkpoint_epoch_2.pth: 2 epochs, 4 steps done" in captured.out
     assert_same_state(run / "linear_checkpoint_epoch_3.pth", unbroken / "linear_checkpoint_epoch_3.pth")
+
+
+def test_a_folder_stands_for_its_newest_valid_checkpoint(tmp_path, capsys):
+    """Its own folder, or another one, whose files stay as they are."""
+    data = [*drawn(tmp_path / "data"), "--checkpointing-steps", "1"]
+    run, other = tmp_path / "run", tmp_path / "other"
+    assert train_here("linear", run, *data, "--max-steps", "3") == 0
+    (run / "linear_checkpoint_step_3.pth").write_bytes(b"broken")
+    for path in (run / "linear_best_model").iterdir():
+        path.unlink()
+    before = {path.name: path.read_bytes() for path in run.glob("*.pth")}
+    capsys.readouterr()
+    assert train_here("linear", other, *data, "--max-steps", "4", "--resume-checkpoint", str(run)) == 0
+    assert "linear_checkpoint_epoch_1.pth: 1 epochs, 2 steps done" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in run.glob("*.pth")} == before
+    assert train_here("linear", run, *data, "--max-steps", "4", "--resume-checkpoint", str(run)) == 0
+    assert train_here("linear", tmp_path / "new", *data, "--resume-checkpoint", str(tmp_path / "data")) == 2
+    assert str(tmp_path / "data") in capsys.readouterr().err
 
 
 def test_auto_ends_well_when_all_is_done_and_fails_when_nothing_can_be_used(tmp_path, capsys):

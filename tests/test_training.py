@@ -111,10 +111,10 @@ def test_bfloat16(tmp_path, head, monkeypatch, capsys):
     dtypes = set()
     loss = Segmenter.loss
 
-    def spy(self, outputs, targets):
+    def spy(self, outputs, targets, scope=None):
         dtypes.add((outputs.mask_logits[-1] if head == "m2f" else outputs).dtype)
         dtypes.add(next(m.weight.dtype for m in self.backbone.modules() if type(m) is torch.nn.Linear))
-        return loss(self, outputs, targets)
+        return loss(self, outputs, targets, scope)
 
     monkeypatch.setattr(Segmenter, "loss", spy)
     assert train_here(head, tmp_path / "run", *drawn(tmp_path / "data"), "--precision", "bf16", "--max-steps", "2") == 0
@@ -157,7 +157,7 @@ def test_workers_change_nothing(tmp_path):
     data = drawn(tmp_path / "data")
     for workers in ("0", "2"):
         assert train_here("upernet", tmp_path / workers, *data, "--max-steps", "3", "--num-workers", workers) == 0
-    weights = [torch.load(tmp_path / w / "upernet_checkpoint_epoch_2.pth", weights_only=True)["model"] for w in "02"]
+    weights = [torch.load(tmp_path / w / "upernet_checkpoint_step_3.pth", weights_only=True)["model"] for w in "02"]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 

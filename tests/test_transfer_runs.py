@@ -55,7 +55,7 @@ def test_a_released_swin_comes_with_adapter_and_backbone(tmp_path, data, swin, c
         "missing": 0,
         "unused": 1,
     }
-    segmenter, file = Segmenter.load(tmp_path / "checkpoint_epoch_1.pth"), load_file(swin / "model.safetensors")
+    segmenter, file = Segmenter.load(tmp_path / "checkpoint_step_1.pth"), load_file(swin / "model.safetensors")
     norm = file["model.pixel_level_module.encoder.hidden_states_norms.stage2.weight"]
     assert torch.equal(segmenter.adapter.norms[1].weight, norm)
     assert torch.equal(
@@ -79,16 +79,16 @@ def test_other_weights_of_the_backbone_are_taken_when_named(tmp_path, data, swin
     named = [*SWIN, "--weights", "random", "--init-head", str(swin)]
     assert begin(tmp_path, data, *named) == 0
     assert "but --weights names another one" in capsys.readouterr().out
-    about = read_checkpoint(tmp_path / "checkpoint_epoch_1.pth")["backbone"]
+    about = read_checkpoint(tmp_path / "checkpoint_step_1.pth")["backbone"]
     assert about["weights"] == "random" and about["fingerprint"] == build_backbone(SWIN[1], "random").fingerprint
 
 
 def test_our_own_checkpoint_is_taken_over_whole(tmp_path, data, own):
     assert begin(tmp_path, data, "--init-head", str(own), "--lr", "0") == 0
-    before, after = (read_checkpoint(p)["model"] for p in (own, tmp_path / "checkpoint_epoch_1.pth"))
+    before, after = (read_checkpoint(p)["model"] for p in (own, tmp_path / "checkpoint_step_1.pth"))
     weights = [name for name in before if "running" not in name and "num_batches" not in name]
     assert all(torch.equal(before[name], after[name]) for name in weights)
-    progress = read_checkpoint(tmp_path / "checkpoint_epoch_1.pth")["progress"]
+    progress = read_checkpoint(tmp_path / "checkpoint_step_1.pth")["progress"]
     assert progress["step"] == 1  # it begins, and does not go on
 
 
@@ -97,7 +97,7 @@ def test_with_other_class_names_only_the_classifier_is_new(tmp_path, data, own, 
     options = [*names, "--init-head", str(own), "--keep-matching-classes", "--lr", "0"]
     assert begin(tmp_path, data, *options) == 0
     assert "kept by name: 1 of 5 (class 3)" in capsys.readouterr().out
-    before, after = (read_checkpoint(p)["model"] for p in (own, tmp_path / "checkpoint_epoch_1.pth"))
+    before, after = (read_checkpoint(p)["model"] for p in (own, tmp_path / "checkpoint_step_1.pth"))
     rows = "head.predictor.class_embed.weight"
     assert torch.equal(before[rows][[3, 5]], after[rows][[0, 5]]) and not torch.equal(before[rows], after[rows])
 

@@ -8,7 +8,7 @@ from torch import nn
 from training_helpers import assert_same_state, drawn, metrics, train_here
 from transformers_reference import whole_mask2former
 
-from backbones.frozen import build_backbone, build_trained_backbone
+from backbones.frozen import build_backbone, build_kept_backbone
 from backbones.weight_files import read_state
 from checkpoint import read_checkpoint
 from heads.build import HeadSpec
@@ -118,7 +118,7 @@ def test_periods_rounded_by_meta_survive():
     segmenter = unfrozen("dinov3_vits16")
     segmenter.backbone.model.rope.periods.mul_(1.01)
     about = {"name": "dinov3_vits16", "weights": "w", "fingerprint": "f", "mean": [0, 0, 0], "std": [1, 1, 1]}
-    again = build_trained_backbone(segmenter.backbone.whole_state(), about, "file")
+    again = build_kept_backbone(segmenter.backbone.whole_state(), about, "file")
     images = torch.randn(1, 3, 32, 64)
     for ours, expected in zip(again(images).maps, segmenter.backbone.eval()(images).maps, strict=True):
         assert torch.equal(ours, expected)
@@ -158,7 +158,7 @@ def test_a_trained_backbone_serves_as_weights_and_comes_along_with_its_head(run,
     args = ["--init-head", str(path), "--weights", "auto", "--max-steps", "1", "--lr", "0"]
     assert train_here("linear", tmp_path / "run", *data, *args) == 0
     assert "loaded " in capsys.readouterr().out
-    segmenter = Segmenter.load(tmp_path / "run" / "linear_checkpoint_epoch_1.pth")
+    segmenter = Segmenter.load(tmp_path / "run" / "linear_checkpoint_step_1.pth")
     assert all(torch.equal(segmenter.state_dict()[k], t) for k, t in expected.items())
 
 
@@ -166,9 +166,9 @@ def test_bfloat16_keeps_weights_that_learn_in_float32(tmp_path, monkeypatch):
     dtypes = set()
     loss = Segmenter.loss
 
-    def spy(self, outputs, targets):
+    def spy(self, outputs, targets, scope=None):
         dtypes.update(p.dtype for p in self.backbone.parameters())
-        return loss(self, outputs, targets)
+        return loss(self, outputs, targets, scope)
 
     monkeypatch.setattr(Segmenter, "loss", spy)
     options = ["--precision", "bf16", "--max-steps", "2", "--unfreeze-backbone"]
@@ -211,9 +211,36 @@ def test_a_trained_swin_of_mask2former_is_computed_as_it_was(tmp_path):
     options = ["--backbone", "swin_tiny_patch4_window7_224", "--weights", str(tmp_path / "swin"), "--max-steps", "1"]
     data = drawn(tmp_path / "data")
     assert train_here("linear", tmp_path / "run", *data, *options, "--unfreeze-backbone", "--lr", "0") == 0
-    path = tmp_path / "run" / "linear_checkpoint_epoch_1.pth"
+    path = tmp_path / "run" / "linear_checkpoint_step_1.pth"
     images = torch.randn(1, 3, 96, 128)
     start = build_backbone(options[1], options[3])
     for again in (Segmenter.load(path).backbone, build_backbone(options[1], str(path))):
         assert again.fingerprint == start.fingerprint
         assert torch.equal(again(images).maps[-1], start(images).maps[-1])
+
+
+def test_a_head_on_a_trained_backbone_keeps_it_when_that_run_replaces_its_best_file(run, tmp_path):
+    """The new run's checkpoints hold the frozen backbone that they begin with: they load, resume and pass it on."""
+    folder, data = run
+    best = tmp_path / "best" / "linear_checkpoint_epoch_1.pth"
+    best.parent.mkdir()
+    best.write_bytes((folder / "linear_checkpoint_epoch_1.pth").read_bytes())
+    expected = {k: t for k, t in read_checkpoint(best)["model"].items() if k.startswith("backbone.")}
+    start = ["--init-head", str(best), "--weights", "auto", "--checkpointing-steps", "1"]
+    assert train_here("linear", tmp_path / "new", *data, *start, "--max-steps", "2") == 0
+    best.unlink()  # a better one was found
+    first, last = (tmp_path / "new" / f"linear_checkpoint_{name}.pth" for name in ("step_1", "epoch_1"))
+    for path in (first, last):
+        state = read_checkpoint(path)
+        assert all(torch.equal(state["model"][k], t) for k, t in expected.items())
+        assert not state["backbone"]["is_trained"]
+        segmenter = Segmenter.load(path)
+        assert all(torch.equal(segmenter.state_dict()[k], t) for k, t in expected.items() if "periods" not in k)
+    options = ["--max-steps", "2", "--resume-checkpoint", str(first)]
+    assert train_here("linear", tmp_path / "again", *data, *options, "--weights", "random") == 2  # others than before
+    assert train_here("linear", tmp_path / "again", *data, *options, "--weights", "auto") == 0
+    assert_same_state(last, tmp_path / "again" / "linear_checkpoint_epoch_1.pth")
+    onwards = ["--init-head", str(last), "--weights", "auto", "--max-steps", "1"]
+    assert train_here("linear", tmp_path / "third", *data, *onwards) == 0
+    third = read_checkpoint(tmp_path / "third" / "linear_checkpoint_step_1.pth")["model"]
+    assert all(torch.equal(third[k], t) for k, t in expected.items())

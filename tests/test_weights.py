@@ -1,11 +1,13 @@
 """Weights of the backbones: every format gives exact features, every wrong file one clear message, without network."""
 
 import hashlib
+import http.server
 import json
 import pickle
 import socket
 import threading
 import time
+from functools import partial
 
 import huggingface_hub.constants as hub_constants
 import pytest
@@ -13,6 +15,7 @@ import torch
 from backbones_helpers import fill_module, meta_state, meta_state_of, transformers_vit
 from golden_rule import standard_normal
 from safetensors.torch import save_file
+from training_helpers import drawn, train_here
 
 from backbones.frozen import build_backbone
 from backbones.hub import WeightsUnavailable
@@ -309,3 +312,65 @@ def test_hub_names(offline_hub, vit, vit_folder, monkeypatch):
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsUnavailable, match="someone/else is not in the local cache, and HF_HUB_OFFLINE"):
         build_backbone("dinov3_vits16", "someone/else")
+
+
+class TestLinks:
+    """--weights https://...: as Meta's e-mails have them, with a signature behind the name."""
+
+    @pytest.fixture
+    def server(self, tmp_path, monkeypatch):
+        """(address, folder that it serves, requests so far); what is downloaded goes to a folder of its own."""
+        folder, requests = tmp_path / "served", []
+        folder.mkdir()
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def do_GET(self):
+                requests.append(self.path)
+                super().do_GET()
+
+            def log_message(self, *_):
+                pass
+
+        served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+        yield f"http://127.0.0.1:{served.server_port}", folder, requests
+        served.shutdown()
+
+    def test_it_is_downloaded_once_and_checked(self, server, meta_file, capsys):
+        address, folder, requests = server
+        content = meta_file.read_bytes()
+        name = f"dinov3_vits16-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+        (folder / name).write_bytes(content)
+        link = f"{address}/{name}?Policy=secret&Signature=secret"
+        backbone = build_backbone("dinov3_vits16", link)
+        assert backbone.fingerprint == build_backbone("dinov3_vits16", str(meta_file)).fingerprint
+        assert "100%" in capsys.readouterr().err and "secret" not in backbone.weights
+        assert build_backbone("dinov3_vits16", link).fingerprint == backbone.fingerprint and len(requests) == 1
+
+    def test_altered_content_is_refused_and_not_kept(self, server, meta_file, tmp_path):
+        address, folder, _ = server
+        (folder / "dinov3_vits16-01234567.pth").write_bytes(meta_file.read_bytes())
+        with pytest.raises(WeightsUnavailable, match="dinov3_vits16-01234567"):
+            build_backbone("dinov3_vits16", f"{address}/dinov3_vits16-01234567.pth")
+        assert not list((tmp_path / "hub").rglob("*.pth"))
+
+    def test_what_the_server_refuses_is_said_without_the_signature(self, server):
+        with pytest.raises(WeightsUnavailable, match="404") as caught:
+            build_backbone("dinov3_vits16", f"{server[0]}/gone.pth?Signature=secret")
+        assert "secret" not in str(caught.value)
+
+    def test_a_run_records_the_file_and_not_the_link(self, server, tmp_path):
+        address, folder, _ = server
+        torch.save(build_backbone("vit_tiny_patch16_224", "random").model.state_dict(), folder / "tiny.pth")
+        options = ["--max-steps", "1", "--weights", f"{address}/tiny.pth?Signature=secret"]
+        assert train_here("linear", tmp_path / "run", *drawn(tmp_path / "data"), *options) == 0
+        text = (tmp_path / "run" / "linear_run.json").read_text()
+        assert "secret" not in text and str(tmp_path / "hub" / "checkpoints" / "tiny.pth") in text
+
+
+def test_a_text_file_in_the_place_of_weights_is_called_that(tmp_path):
+    path = tmp_path / "notes.pth"
+    path.write_text("in this folder are weights")
+    with pytest.raises(ValueError, match=r"notes\.pth.*no file of torch\.save"):
+        build_backbone("dinov3_vits16", str(path))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from backbones.names import ATTENTION_BACKENDS, BACKBONES
 from training.config_file import apply_config_file
 from training.data_arguments import (
+    Switch,
     add_coco_arguments,
     add_held_out_arguments,
     add_label_arguments,
@@ -79,11 +80,11 @@ def hyphenate(argv: Sequence[str]) -> list[str]:
 def add_picture_arguments(group) -> None:
     group.add_argument("--image-size", type=int, default=512, help="side in pixels for training, a multiple of 32")
     group.add_argument("--scale-range", type=float, nargs=2, default=(0.5, 2.0), metavar=("LOW", "HIGH"), help="random")
-    group.add_argument("--no-random-scale", action="store_true", help="no random scale")
-    group.add_argument("--no-random-crop", action="store_true", help="resize the whole picture instead of cropping")
-    group.add_argument("--no-flip", action="store_true", help="no horizontal flips")
-    group.add_argument("--no-color-jitter", action="store_true", help="no changes of brightness, contrast, colour")
-    group.add_argument("--no-augmentation", action="store_true", help="all four off: a plain resize")
+    group.add_argument("--no-random-scale", action=Switch, help="no random scale")
+    group.add_argument("--no-random-crop", action=Switch, help="resize the whole picture instead of cropping")
+    group.add_argument("--no-flip", action=Switch, help="no horizontal flips")
+    group.add_argument("--no-color-jitter", action=Switch, help="no changes of brightness, contrast, colour")
+    group.add_argument("--no-augmentation", action=Switch, help="all four off: a plain resize")
     group.add_argument("--num-workers", type=int, default=4, help="processes that read pictures")
     group.add_argument(
         "--on-bad-sample", choices=("stop", "skip"), default="stop", help="what the check before the first step may do"
@@ -93,11 +94,9 @@ def add_picture_arguments(group) -> None:
 def add_model_arguments(group) -> None:
     names = ", ".join(BACKBONES)
     group.add_argument("--backbone", default="dinov3_vit7b16", metavar="NAME", help=f"{names}, or any timm model")
-    group.add_argument("--weights", default="auto", metavar="auto|PATH|HUB-NAME|random", help="of the backbone")
-    group.add_argument(
-        "--allow-random-weights", action="store_true", help="go on with random weights where none can be had"
-    )
-    group.add_argument("--unfreeze-backbone", action="store_true", help="train the backbone too; needs far more memory")
+    group.add_argument("--weights", default="auto", metavar="auto|PATH|URL|HUB-NAME|random", help="of the backbone")
+    group.add_argument("--allow-random-weights", action=Switch, help="go on with random weights where none can be had")
+    group.add_argument("--unfreeze-backbone", action=Switch, help="train the backbone too; needs far more memory")
     group.add_argument(
         "--backbone-lr-multiplier", type=float, default=0.1, metavar="FACTOR", help="its share of --lr when unfrozen"
     )
@@ -111,7 +110,7 @@ def add_model_arguments(group) -> None:
     )
     group.add_argument(
         "--keep-matching-classes",
-        action="store_true",
+        action=Switch,
         help="with --init-head: keep what it knows of classes of the same name, where not all are the same",
     )
     group.add_argument("--attention", choices=ATTENTION_BACKENDS, default="torch", help="of the backbone, on CUDA")
@@ -154,10 +153,10 @@ def add_output_arguments(group) -> None:
     group.add_argument(
         "--resume-checkpoint",
         default="",
-        metavar="FILE|auto",
-        help="go on from it; auto: the newest in the folder",
+        metavar="FILE|FOLDER|auto",
+        help="resume it, or the newest valid one of a folder; auto: of --checkpoint-dir",
     )
-    group.add_argument("--overwrite", action="store_true", help="start anew in a folder that holds a run of this head")
+    group.add_argument("--overwrite", action=Switch, help="start anew in a folder that holds a run of this head")
     group.add_argument("--save-interval", type=int, default=10, help="epochs between checkpoints")
     group.add_argument(
         "--checkpointing-steps",

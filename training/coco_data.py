@@ -17,11 +17,12 @@ from data.transforms import EvalTransform, TrainTransform
 from errors import UserError
 from evaluation.evaluate import Evaluator
 from evaluation.instance import InstanceEvaluator
-from evaluation.instance_metrics import InstanceTruth
+from evaluation.instance_metrics import MOST_DETECTIONS, InstanceTruth
 from evaluation.panoptic import PanopticEvaluator
 from training.coco_sets import find_sets
+from training.processes import decided
 from training.resuming import Resumed
-from training.task_data import LeftOut, agreed, compare, data_record
+from training.task_data import LeftOut, compare, data_record
 
 METRICS = {"instance": ("loss", "map", "ap50", "ap75"), "panoptic": ("loss", "pq", "sq", "rq")}
 
@@ -49,6 +50,9 @@ class CocoData:
     @property
     def sizes(self) -> dict[str, int]:
         return {"val": 0, **{split: len(images) for split, images in self.images.items()}}
+
+    def image_sizes(self, split: str) -> set[tuple[int, int]]:
+        return {image.size_hw for image in self.images[split]}
 
     def description(self) -> list[str]:
         counts = {split: sum(len(i.objects) for i in images) for split, images in self.images.items()}
@@ -87,7 +91,7 @@ def coco_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resum
         compare(resumed, record)
         left_out = resumed.state["data"]["left_out"]
         sets = without(sets, left_out)
-    found = agreed(accelerator, lambda: check(args, sets))
+    found = decided(accelerator, "checking the data", lambda: check(args, sets))
     if not resumed:
         left_out = found
         sets = without(sets, found)
@@ -118,6 +122,12 @@ def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> LeftOut:
         print(
             f"warning: a picture has {most} objects, but --num-queries {args.num_queries} find no more than that: "
             f"the others count as missed; pass --num-queries {most}",
+            file=sys.stderr,
+        )
+    if args.task == "instance" and most > MOST_DETECTIONS:
+        print(
+            f"note: an image has {most} objects; COCO's AP, and so validation, counts the {MOST_DETECTIONS} best "
+            "predictions of each class in an image, while prediction returns all",
             file=sys.stderr,
         )
     return bad

@@ -8,6 +8,9 @@ from pathlib import Path
 NOTE_KEYS = ("about", "head")
 """Keys of a recipe that are no flags: words for people, and the head whose script it is for."""
 
+OVERRULED = {"epochs": ("max_steps",), "coco_dir": ("coco_json", "coco_images"), "coco_json": ("coco_dir",)}
+"""Of each flag: those that say the same in another way, which a recipe says in vain where the command line has it."""
+
 FILE_FLAGS = ("label_map", "palette")
 """Files that may lie beside the recipe that names them."""
 
@@ -23,10 +26,12 @@ def apply_config_file(parser: argparse.ArgumentParser, head: str, argv: list[str
     content = read_config(parser, path)
     if content.get("head", head) != head:
         parser.error(f"--config {path}: is a recipe for demo/train_{content['head']}_head.py")
+    given = {word.partition("=")[0][2:].replace("-", "_") for word in argv if word.startswith("--")}
+    overruled = {other for name in given for other in OVERRULED.get(name, ())}
     for key, value in content.items():
-        if key in NOTE_KEYS or value is None:  # null: the flag's own default
-            continue
         name = key.replace("-", "_")
+        if key in NOTE_KEYS or value is None or name in overruled:  # null: the flag's own default
+            continue
         if name not in actions:
             near = difflib.get_close_matches(name, actions, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""

@@ -3,6 +3,20 @@
 import argparse
 import math
 
+
+class Switch(argparse.Action):
+    """A flag without a value, and its opposite, which turns off what a recipe turned on: --validate and --no-validate,
+    --no-flip and --flip."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str | None = None) -> None:
+        flag = option_strings[0]
+        self.opposite = f"--{flag[5:]}" if flag.startswith("--no-") else f"--no-{flag[2:]}"
+        super().__init__([*option_strings, self.opposite], dest, nargs=0, default=False, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, option_string != self.opposite)
+
+
 GLOBS = {"nargs": "+", "metavar": "GLOB"}
 TASKS = ("semantic", "instance", "panoptic")
 
@@ -29,7 +43,7 @@ def add_coco_arguments(group) -> None:
 def add_label_arguments(group) -> None:
     group.add_argument("--num-classes", type=int, default=150, help="classes, the background among them")
     group.add_argument("--class-names", nargs="+", default=None, metavar="NAME", help="names, or one text file of them")
-    group.add_argument("--reduce-zero-label", action="store_true", help="0 means unlabelled, classes count from 1")
+    group.add_argument("--reduce-zero-label", action=Switch, help="0 means unlabelled, classes count from 1")
     group.add_argument("--ignore-index", type=int, default=255, help="mask value of unlabelled pixels")
     group.add_argument("--label-map", default=None, metavar="FILE.json", help="merges, drops and names mask values")
     group.add_argument(
@@ -39,7 +53,7 @@ def add_label_arguments(group) -> None:
 
 
 def add_held_out_arguments(group) -> None:
-    group.add_argument("--validate", action="store_true", help="after epochs; on --val-… or on --val-fraction")
+    group.add_argument("--validate", action=Switch, help="after epochs; on --val-… or on --val-fraction")
     group.add_argument("--val-image-paths", default=None, help="pictures to validate on (implies --validate)", **GLOBS)
     group.add_argument("--val-mask-paths", default=None, help="their masks", **GLOBS)
     group.add_argument("--val-fraction", type=float, default=0.1, help="held out of the training data without --val-…")

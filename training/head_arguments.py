@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from training.data_arguments import Switch
+
 
 @dataclass(frozen=True)
 class HeadArguments:
@@ -55,7 +57,7 @@ def add_upernet_arguments(group) -> None:
 def add_linear_arguments(group) -> None:
     group.add_argument("--hidden-dim", type=int, default=0, help="width before the classifier, 0 = none")
     group.add_argument("--adapter", choices=("auto", "none"), default="auto", help="the maps are taken as they are")
-    group.add_argument("--use-all-maps", action="store_true", help="join the four tapped maps, not only the last")
+    group.add_argument("--use-all-maps", action=Switch, help="join the four tapped maps, not only the last")
     group.add_argument("--dropout", type=float, default=0.1, help="share of channels dropped")
     group.add_argument("--dice-weight", type=float, default=0.0, help="of a dice loss beside cross-entropy")
 

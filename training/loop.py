@@ -9,6 +9,7 @@ from errors import Interrupted, UserError
 from structures import Batch
 from training.checkpoints import save_checkpoint
 from training.parts import Run
+from training.plan import is_step_left
 from training.progress import Progress
 from training.schedule import lr_factor, set_lr
 from training.step import StepResult, replay_content, train_step
@@ -28,9 +29,10 @@ def train(run: Run, progress: Progress) -> None:
         run.model.train()
         if progress.validation_due:
             validate(run, progress)
-        for epoch in range(progress.epoch, run.settings.epochs):
+        while is_step_left(run.settings, run.order, progress):
             train_epoch(run, progress)
-            progress.epoch, progress.samples = epoch + 1, 0
+            if progress.samples >= run.order.num_samples:
+                progress.epoch, progress.samples = progress.epoch + 1, 0
             finish_epoch(run, progress)
     except BaseException as reason:
         run.save_before_the_end(progress, reason)
@@ -52,8 +54,12 @@ def train_epoch(run: Run, progress: Progress) -> None:
         progress.samples += num_images
         report(run, progress, result, micro_batches, lr, num_images)
         if result.stop_signal:
+            # Where --max-steps ends within an epoch no step is left that would bring the last validation.
+            is_over = not is_step_left(settings, run.order, progress)
+            progress.validation_due = is_over and run.val_batches is not None
             raise Interrupted(result.stop_signal)
-        if run.step_is_due(progress) and progress.samples < run.order.num_samples:  # an epoch's end keeps its own
+        is_end = progress.samples >= run.order.num_samples or progress.step == settings.total_steps
+        if run.step_is_due(progress) and not is_end:  # an epoch's end keeps its own
             keep_and_validate(run, progress, True)
 
 
@@ -82,7 +88,8 @@ def report(
 
 
 def finish_epoch(run: Run, progress: Progress) -> None:
-    is_last = progress.epoch == run.settings.epochs
+    """At the end of an epoch, or where --max-steps ends within one."""
+    is_last = progress.step == run.settings.total_steps
     is_due = is_last or progress.epoch % run.settings.val_interval == 0 or run.step_is_due(progress)
     keep_and_validate(run, progress, is_due)
 

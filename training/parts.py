@@ -98,10 +98,9 @@ class Run:
 
     def kept_path(self, progress: Progress) -> Path | None:
         """Where the checkpoint of this moment, the end of an epoch or of a step, stays; None = nowhere."""
-        is_kept = self.step_is_due(progress)
+        is_kept = self.step_is_due(progress) or progress.step == self.settings.total_steps
         if not progress.samples:
-            is_last = progress.epoch == self.settings.epochs
-            is_kept = is_kept or is_last or progress.epoch % self.settings.save_interval == 0
+            is_kept = is_kept or progress.epoch % self.settings.save_interval == 0
         return self.files.folder / self.files.name(progress) if is_kept else None
 
     def note_broken(self, epoch: int, step: int, skipped: list[str]) -> None:

@@ -41,6 +41,14 @@ def loop_settings(
     )
 
 
-def is_finished(settings: LoopSettings, progress: Progress) -> bool:
-    """No step, no rest of an epoch, and no validation is left to do."""
-    return progress.epoch >= settings.epochs and not progress.validation_due
+def is_step_left(settings: LoopSettings, order: EpochBatches, progress: Progress) -> bool:
+    """Return whether a step, or the end of an epoch whose steps are all done, is still to come.
+
+    Where --max-steps ends within an epoch, that epoch stays begun: with more steps a resumed run goes through its rest.
+    """
+    return progress.step < settings.total_steps or progress.samples >= order.num_samples
+
+
+def is_finished(settings: LoopSettings, order: EpochBatches, progress: Progress) -> bool:
+    """Return whether neither a step nor a validation is left to do."""
+    return not is_step_left(settings, order, progress) and not progress.validation_due

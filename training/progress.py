@@ -23,9 +23,12 @@ class Progress:
     best: dict[str, float] = field(default_factory=dict)
 
     def improves(self, values: dict[str, float]) -> bool:
-        """Less is better for the loss, more for all others; nan never is."""
+        """Lower is better for the loss, higher for all others. A model with a loss that is not finite is never the
+        best, whatever its metrics: the class of the highest score of scores that are nan is class 0."""
         value = values[self.best_metric]
-        if math.isnan(value) or not self.best:
-            return not math.isnan(value)
+        if not (math.isfinite(value) and math.isfinite(values["loss"])):
+            return False
+        if not self.best:
+            return True
         before = self.best[self.best_metric]
         return value < before if self.best_metric == "loss" else value > before

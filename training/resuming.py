@@ -26,21 +26,38 @@ class Resumed:
 
 
 def find_resumed(word: str, files: RunFiles) -> Resumed | None:
-    """word: of --resume-checkpoint: a file, "auto" for the newest valid checkpoint in the folder, or "".
+    """word: of --resume-checkpoint: a file; a folder, for its newest valid checkpoint; "auto", for that of the run's
+    own folder; or "".
 
     None where a run begins: also with "auto" in a folder without a checkpoint. Raises UserError where the file, or
-    with "auto" every file, cannot be used.
+    every file of a folder, cannot be used.
     """
     if not word:
         return None
-    if word != AUTO:
-        state = read_checkpoint(word)
-        if "optimizer" not in state:
-            raise UserError(
-                f"--resume-checkpoint {word}: holds a step that was not finite, for a replay; resume the "
-                "checkpoint_… file of the last good step"
-            )
-        return Resumed(Path(word), state)
+    if word == AUTO:
+        return newest_valid(files)
+    folder = Path(word).expanduser()
+    if not folder.is_dir():
+        return read_resumed(word)
+    found = newest_valid(replace(files, folder=folder))
+    if found is None:
+        raise UserError(f"--resume-checkpoint {word}: the folder holds no checkpoint of this head, name another one")
+    return found
+
+
+def read_resumed(path: str) -> Resumed:
+    """Raises UserError where the file cannot be used."""
+    state = read_checkpoint(path)
+    if "optimizer" not in state:
+        raise UserError(
+            f"--resume-checkpoint {path}: holds a step that was not finite, for a replay; resume the "
+            "checkpoint_… file of the last good step"
+        )
+    return Resumed(Path(path).expanduser(), state)
+
+
+def newest_valid(files: RunFiles) -> Resumed | None:
+    """None where the folder holds no checkpoint. Raises UserError where none of them can be used."""
     found = files.checkpoints()
     for path in newest_first(files):
         try:
@@ -49,7 +66,7 @@ def find_resumed(word: str, files: RunFiles) -> Resumed | None:
             print(f"warning: {error}; going back to the one before", file=sys.stderr)
     if found:
         raise UserError(
-            f"--resume-checkpoint auto: none of the {len(found)} checkpoints in {files.folder} can be used; start anew "
+            f"--resume-checkpoint: none of the {len(found)} checkpoints in {files.folder} can be used; start anew "
             "with --overwrite, or in another --checkpoint-dir"
         )
     return None

@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import sys
+import traceback
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
@@ -18,9 +19,10 @@ from training.files import RunFiles
 from training.logs import RunLog, is_tested
 from training.loop import train
 from training.memory import is_out_of_memory, out_of_memory_message
-from training.model_setup import build_segmenter, uses_bf16
+from training.model_setup import build_segmenter, check_backbone
 from training.parts import Run
 from training.plan import is_finished, loop_settings
+from training.processes import check_shared, decided, make_accelerator
 from training.progress import Progress
 from training.resuming import (
     AUTO,
@@ -29,6 +31,7 @@ from training.resuming import (
     changes,
     check_identity,
     find_resumed,
+    read_resumed,
     restore,
 )
 from training.run_folder import check_free, check_writable, line_of_training
@@ -49,20 +52,32 @@ LOST_WORKER = (
 def run_training(args: argparse.Namespace) -> None:
     """Raises UserError for everything that a person can put right, Interrupted on a signal."""
     files = RunFiles.of(args.checkpoint_dir, args.head)
-    accelerator = Accelerator(mixed_precision="bf16" if uses_bf16(args.precision) else "no")
     with ExitStack() as held:
         held.enter_context(stopping_at_once())
-        if accelerator.is_main_process:  # the others may come here when it has begun to write
+        accelerator = make_accelerator(args.precision)
+
+        resumed = None
+
+        def prepare_folder() -> str:
+            """Returns the path of the checkpoint to resume, "" where a run begins."""
+            nonlocal resumed
             check_writable(files)
             held.enter_context(locked(files.lock))
             check_free(files, args)
             files.remove_leftovers()
-        resumed = find_resumed(args.resume_checkpoint, files)
+            resumed = find_resumed(args.resume_checkpoint, files)
+            return str(resumed.path) if resumed else ""
+
+        path = decided(accelerator, f"preparing {files.folder}", prepare_folder)
+        check_shared(accelerator, files.folder)
+        if path and not accelerator.is_main_process:
+            resumed = read_resumed(path)
         data = prepare_data(args, accelerator, resumed)
         segmenter = None
         try:
             released = head_to_begin_with(args, resumed)
-            segmenter = build_segmenter(args, len(data.class_names), accelerator)
+            segmenter = build_segmenter(args, len(data.class_names), accelerator, resumed)
+            check_backbone(segmenter.backbone, args.image_size, data)
             init_head = resumed.state.get("init_head") if resumed else None
             if released:
                 report = transfer(released, segmenter, data.class_names, args.keep_matching_classes)
@@ -106,7 +121,7 @@ def run_with(
     )
     settings = loop_settings(args, order, accelerator.num_processes, progress)
     is_test_due = bool(data.sizes.get("test")) and not is_tested(files, progress)
-    if is_finished(settings, progress) and not is_test_due:
+    if is_finished(settings, order, progress) and not is_test_due:
         finished_already(args, resumed, files, progress)
         return
     if accelerator.is_main_process:
@@ -142,10 +157,10 @@ def run_with(
             train(run, progress)
             if loaders["test"] is not None:
                 test(run, progress, loaders["test"])
-        except RuntimeError as error:
-            # Not "Caught ... in DataLoader worker process": that is an error of the program, and wants its traceback.
-            if re.search(r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)", str(error)):
-                raise UserError(LOST_WORKER.format(reason=str(error).splitlines()[0], num=args.num_workers)) from error
+        except (RuntimeError, OSError, EOFError) as error:
+            reason = lost_worker(error)
+            if reason:
+                raise UserError(LOST_WORKER.format(reason=reason, num=args.num_workers)) from error
             raise
         finally:
             log.close()
@@ -153,6 +168,19 @@ def run_with(
                 end_workers(loader)
     if accelerator.is_main_process:
         print(outcome(files, progress, segmenter.backbone.weights), flush=True)
+
+
+def lost_worker(error: Exception) -> str:
+    """Return how a loader worker was lost, or "". torch notices it, or a batch breaks off on its way from the worker.
+
+    "Caught ... in DataLoader worker process" is an error of the program instead, and wants its traceback.
+    """
+    if re.search(r"DataLoader worker \(pid.*\) (is killed|exited unexpectedly)", str(error)):
+        return str(error).splitlines()[0]
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    is_on_its_way = any("multiprocessing" in file for file in files) and "dataloader.py" in "".join(files)
+    is_broken_off = isinstance(error, ConnectionError | FileNotFoundError | EOFError)
+    return f"a batch broke off: {error!r}" if is_broken_off and is_on_its_way else ""
 
 
 def run_identity(

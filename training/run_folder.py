@@ -1,6 +1,7 @@
 """The folder of a run before its first step: writable, held by no other run, and cleared for what comes."""
 
 import argparse
+import os
 import secrets
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from training.writing import temporary_name
 
 
 def check_writable(files: RunFiles) -> None:
+    """Raises UserError where something cannot be written: the folder itself, or what lies there in the run's names."""
     probe = temporary_name(files.run_json)
     try:
         files.folder.mkdir(parents=True, exist_ok=True)
@@ -18,12 +20,22 @@ def check_writable(files: RunFiles) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"--checkpoint-dir {files.folder}: cannot be written to ({error.strerror})") from error
+    folders = (files.best_folder, files.pictures, files.tensorboard)
+    for path in (*folders, files.lock, files.metrics, files.run_json):
+        if not path.exists():
+            continue
+        if path.is_dir() != (path in folders):
+            wanted = "a folder" if path in folders else "a file"
+            raise UserError(f"--checkpoint-dir: {path} should be {wanted}: move it, or name another folder")
+        if not os.access(path, os.W_OK):
+            raise UserError(f"--checkpoint-dir: {path} cannot be written to: check the rights to it")
 
 
 def check_free(files: RunFiles, args: argparse.Namespace) -> None:
     """The folder holds no other run of this head."""
     held = [path.resolve() for path in files.checkpoints()]
-    is_its_own = args.resume_checkpoint == AUTO or Path(args.resume_checkpoint).resolve() in held
+    own = [*held, files.folder.resolve()]
+    is_its_own = args.resume_checkpoint == AUTO or Path(args.resume_checkpoint).expanduser().resolve() in own
     if held and not args.overwrite and not is_its_own:
         raise UserError(
             f"--checkpoint-dir {files.folder} already holds a run of this head: choose another folder, go on with "

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from data.checks.check import check_pairs
 from data.checks.report import error_message
 from data.dataset import EvalDataset, TrainDataset
+from data.decode import decode_image
 from data.label_options import label_options
 from data.pairs import Pair, Pairing
 from data.read import PairReader
@@ -19,8 +20,9 @@ from errors import UserError
 from evaluation.evaluate import Evaluator
 from evaluation.semantic import SemanticEvaluator
 from training.pairings import find_pairings
+from training.processes import decided
 from training.resuming import Resumed
-from training.task_data import LeftOut, agreed, compare, data_record
+from training.task_data import LeftOut, compare, data_record
 
 
 @dataclass
@@ -42,6 +44,10 @@ class SemanticData:
     @property
     def sizes(self) -> dict[str, int]:
         return {"train": len(self.train), "val": len(self.val)}
+
+    def image_sizes(self, split: str) -> set[tuple[int, int]]:
+        assert split == "val"
+        return {decode_image(pair.image, self.reader.max_pixels).pixels.shape[1:] for pair in self.val}
 
     def description(self) -> list[str]:
         return self.reader.labels.describe(self.class_names)
@@ -73,7 +79,7 @@ def semantic_data(args: argparse.Namespace, accelerator: Accelerator, resumed: R
         compare(resumed, record)
         left_out = resumed.state["data"]["left_out"]
         train, val = without(train, left_out["train"]), without(val, left_out["val"])
-    found = agreed(accelerator, lambda: check(args, train, val, reader, class_names))
+    found = decided(accelerator, "checking the data", lambda: check(args, train, val, reader, class_names))
     if not resumed:
         left_out = found
         train, val = without(train, found["train"]), without(val, found["val"])

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from structures import Batch, LossScope, Target
 from training.parts import Run
+from training.processes import largest_anywhere, mean_anywhere
 
 
 @dataclass
@@ -105,22 +105,6 @@ def not_finite(losses: dict[str, float], grad_norm: float) -> str:
     """Names what is not finite, or ""."""
     numbers = {**losses, "gradient norm": grad_norm}
     return ", ".join(f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value))
-
-
-def largest_anywhere(accelerator: Accelerator, numbers: list[int]) -> list[int]:
-    """The largest value of each number in any process, the same in all: what they decide by it, they decide alike."""
-    if accelerator.num_processes == 1:
-        return numbers
-    gathered = accelerator.gather(torch.tensor([numbers], device=accelerator.device))
-    return gathered.amax(0).tolist()
-
-
-def mean_anywhere(accelerator: Accelerator, numbers: dict[str, float]) -> dict[str, float]:
-    """The mean over all processes, which have as many pictures each."""
-    if accelerator.num_processes == 1:
-        return numbers
-    gathered = accelerator.gather(torch.tensor([list(numbers.values())], device=accelerator.device))
-    return dict(zip(numbers, gathered.mean(0).tolist(), strict=True))
 
 
 def replay_content(micro_batches: list[Batch]) -> list[dict[str, Any]]:

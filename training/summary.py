@@ -2,6 +2,7 @@
 
 import argparse
 import platform
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def outcome(files: RunFiles, progress: Progress, weights: str) -> str:
     pictures = [path for path in (files.pictures / "best.png", files.pictures / "latest.png") if path.exists()]
     if pictures:
         rows.append(("pictures", f"{pictures[0]} (predictions beside the truth)"))
-    rows.append(("curves", f"tensorboard --logdir {files.folder}"))
+    rows.append(("curves", f"tensorboard --logdir {shlex.quote(str(files.folder))}"))
     return table(rows)
 
 

@@ -2,11 +2,9 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch.utils.data import Dataset
 
 from data.transforms import EvalTransform, TrainTransform
@@ -32,6 +30,9 @@ class TaskData(Protocol):
     record: dict[str, Any]
     metrics: tuple[str, ...]
     sizes: dict[str, int]
+
+    def image_sizes(self, split: str) -> set[tuple[int, int]]:
+        """(height, width) in pixels of the images of a split."""
 
     def description(self) -> list[str]:
         """Lines for people: how what stands in the files becomes classes."""
@@ -69,17 +70,3 @@ def compare(resumed: Resumed, record: dict[str, Any]) -> None:
             "anew in another --checkpoint-dir"
         )
     print(f"note: the pictures are others than in the run resumed: {numbers}", file=sys.stderr)
-
-
-def agreed(accelerator: Accelerator, check: Callable[[], LeftOut]) -> LeftOut:
-    """Runs the check in the first process; result and UserError are the same in all of them."""
-    outcome: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            outcome = [None, check()]
-        except UserError as error:
-            outcome = [str(error), None]
-    error, left_out = broadcast_object_list(outcome)
-    if error:
-        raise UserError(error)
-    return left_out

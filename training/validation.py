@@ -1,5 +1,6 @@
 """Validation within a run: measure over all processes, log, keep the model where it is the best so far."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -13,8 +14,8 @@ from evaluation.evaluate import Result, evaluate
 from structures import Batch
 from training.checkpoints import save_best
 from training.parts import Run
+from training.processes import largest_anywhere
 from training.progress import Progress
-from training.step import largest_anywhere
 from training.writing import link_atomically, write_atomically
 
 NUM_PICTURES = 4
@@ -39,6 +40,8 @@ def validate(run: Run, progress: Progress) -> None:
         for name in ("latest.png", "best.png") if is_best else ("latest.png",):
             write_atomically(run.files.pictures / name, lambda file: sheet.save(file, format="PNG"))
     run.log.evaluation("val", progress, result, sheet)
+    if not math.isfinite(result.values["loss"]):
+        run.log.say("the loss or a score is not finite: this model is not kept as the best")
 
     name, path = run.files.name(progress), run.kept_path(progress)
     done = replace(progress, validation_due=False)

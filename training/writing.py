@@ -117,7 +117,11 @@ def locked(path: Path) -> Iterator[None]:
 
     Raises UserError where another process holds it. File systems without locks hold nothing.
     """
-    with open(path, "ab") as file:
+    try:
+        file = open(path, "ab")  # noqa: SIM115 (held by the with below)
+    except OSError as error:
+        raise UserError(f"--checkpoint-dir {path.parent}: {path.name} cannot be opened ({error.strerror})") from error
+    with file:
         try:
             if fcntl is not None:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process, not of the loader's workers

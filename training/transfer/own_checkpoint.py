@@ -1,4 +1,4 @@
-"""Heads of our own checkpoints; a trained backbone in them comes along."""
+"""Heads of our own checkpoints; a backbone in them comes along."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def from_own_checkpoint(path: Path) -> ReleasedHead:
     flags = [f"--{name.replace('_', '-')} {options[name]}" for name in sizes]
     if options.get("use_all_maps"):
         flags.append("--use-all-maps")
-    is_trained = about.get("is_trained", False)  # older checkpoints do not say it
+    brings_backbone = any(name.startswith("backbone.") for name in content["model"])
     return ReleasedHead(
         str(path),
         "checkpoint of this program",
@@ -25,7 +25,7 @@ def from_own_checkpoint(path: Path) -> ReleasedHead:
         class_names=content["class_names"],
         adapter=spec["adapter"],
         backbone=about["name"],
-        brings_backbone=is_trained,
-        fingerprint=None if is_trained else about["fingerprint"],
-        normalisation=(about["mean"], about["std"]) if is_trained else None,
+        brings_backbone=brings_backbone,
+        fingerprint=None if brings_backbone else about["fingerprint"],
+        normalisation=(about["mean"], about["std"]) if brings_backbone else None,
     )

@@ -1,0 +1,106 @@
+"""What several processes of one run do together: join, wait for the first one's decisions, add up numbers."""
+
+import os
+import secrets
+import socket
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from errors import UserError
+
+Decision = TypeVar("Decision")
+
+PATIENCE = timedelta(days=7)
+"""For what the first process does alone: checking 100,000 images takes longer than a group's default of ten minutes,
+which stays for everything else, so that a real hang is noticed."""
+
+SEEN_WITHIN_S = 20
+"""A network folder may show a new file to other machines this much later."""
+
+
+def make_accelerator(precision: str) -> Accelerator:
+    """precision: "auto", "fp32" or "bf16". Processes that torchrun started join one group, whatever the device is."""
+    is_group_of_cpus = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+    mixed_precision = "bf16" if uses_bf16(precision) else "no"
+    return Accelerator(mixed_precision=mixed_precision, cpu=True if is_group_of_cpus else None)
+
+
+def uses_bf16(precision: str) -> bool:
+    if precision == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bf16"
+
+
+def decided(accelerator: Accelerator, what: str, decide: Callable[[], Decision]) -> Decision:
+    """Call `decide` in the first process; return its result, or raise its UserError, in all of them.
+
+    what: for people, who see the other processes wait.
+    """
+    if accelerator.num_processes == 1:
+        return decide()
+    group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        print(f"{what} in one process, {accelerator.num_processes - 1} wait for it", file=sys.stderr, flush=True)
+        try:
+            outcome = [None, decide()]
+        except UserError as error:
+            outcome = [str(error), None]
+    torch.distributed.broadcast_object_list(outcome, src=0, group=group)
+    torch.distributed.destroy_process_group(group)
+    error, decision = outcome
+    if error:
+        raise UserError(error)
+    return decision
+
+
+def check_shared(accelerator: Accelerator, folder: Path) -> None:
+    """Raises UserError, in all processes, where `folder` is not the same one for all of them."""
+    if accelerator.num_processes == 1:
+        return
+
+    def leave_mark() -> str:
+        name = f".seen_by_all_{secrets.token_hex(8)}"
+        (folder / name).write_bytes(b"")
+        return name
+
+    mark = folder / decided(accelerator, f"looking into {folder}", leave_mark)
+    deadline = time.monotonic() + SEEN_WITHIN_S
+    while not (is_seen := mark.name in names_in(folder)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    blind = gather_object([] if is_seen else [f"process {accelerator.process_index} on {socket.gethostname()}"])
+    if accelerator.is_main_process:
+        mark.unlink()
+    if blind:
+        raise UserError(
+            f"--checkpoint-dir {folder} is not the same folder for all processes: {', '.join(blind)} cannot see what "
+            "the first one writes there. Name a folder that all machines share"
+        )
+
+
+def names_in(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.is_dir() else []
+
+
+def largest_anywhere(accelerator: Accelerator, numbers: list[int]) -> list[int]:
+    """The largest value of each number in any process, the same in all: what they decide by it, they decide alike."""
+    if accelerator.num_processes == 1:
+        return numbers
+    gathered = accelerator.gather(torch.tensor([numbers], device=accelerator.device))
+    return gathered.amax(0).tolist()
+
+
+def mean_anywhere(accelerator: Accelerator, numbers: dict[str, float]) -> dict[str, float]:
+    """The mean over all processes, which have as many images each."""
+    if accelerator.num_processes == 1:
+        return numbers
+    gathered = accelerator.gather(torch.tensor([list(numbers.values())], device=accelerator.device))
+    return dict(zip(numbers, gathered.mean(0).tolist(), strict=True))
