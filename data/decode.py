@@ -10,12 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH
 
 from errors import UserError
 
 MAX_PIXELS = 180_000_000
 Image.MAX_IMAGE_PIXELS = None  # PIL's own limit warns or raises in a text that names no flag; ours is checked instead
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF")
+"""What is opened; MPO is part of JPEG. Others of PIL start programs (EPS) or decode before the size is known (ICO)."""
+
+USUAL_TILE_PIXELS = 4096 * 4096
+"""A TIFF is decoded in whole tiles, however small the image is: a tile up to this size needs no check."""
 
 EXIF_ORIENTATION = 0x0112
 LOSSY_FORMATS = {"JPEG": "JPEG", "MPO": "JPEG", "JPEG2000": "JPEG 2000", "AVIF": "AVIF"}
@@ -119,10 +126,10 @@ class _Unusable(Exception):
 def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """Whatever is raised while the file is open becomes a DecodeError."""
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > max_pixels:
+        with Image.open(path, formats=FORMATS) as image:
+            if (pixels := _unfolded_pixels(image)) > max_pixels:
                 raise _Unusable(
-                    f"has {image.width * image.height / 1e6:.10g} megapixels, more than the {max_pixels / 1e6:.10g} "
+                    f"has {pixels / 1e6:.10g} megapixels, more than the {max_pixels / 1e6:.10g} "
                     "allowed: cut it into tiles, or raise --max-megapixels",
                     "too large",
                 )
@@ -131,8 +138,32 @@ def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
         raise DecodeError(f"{path} {reason}", reason.kind) from None
     except FileNotFoundError as error:
         raise DecodeError(f"{path} does not exist", "missing") from error
+    except UnidentifiedImageError as error:
+        formats = ", ".join(FORMATS)
+        raise DecodeError(
+            f"{path} cannot be read as a picture: it is damaged, or in another format than {formats}: save it as PNG"
+        ) from error
     except Exception as error:  # for a damaged file PIL raises OSError, SyntaxError, struct.error, zlib.error, ...
         raise DecodeError(f"{path} cannot be read as a picture, it may be damaged: {error}") from error
+
+
+def pixels_by_header(path: Path) -> int:
+    """Returns how many pixels decoding the file unfolds, without decoding it; 0 where it is no image."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return _unfolded_pixels(image)
+    except Exception:  # what PIL raises for a damaged file has no common ancestor; decoding it will say what is wrong
+        return 0
+
+
+def _unfolded_pixels(image: Image.Image) -> int:
+    """Those of the image, or of one tile of a TIFF where that is larger and of no usual size."""
+    pixels = image.width * image.height
+    if image.format == "TIFF":
+        tile = image.tag_v2.get(TILEWIDTH, 0) * image.tag_v2.get(TILELENGTH, 0)
+        if tile > USUAL_TILE_PIXELS:
+            return max(pixels, tile)
+    return pixels
 
 
 def _orientation(image: Image.Image) -> int:

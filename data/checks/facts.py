@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from data.decode import DecodeError, decode_image, decode_mask
 
@@ -86,12 +85,3 @@ def count_values(values: np.ndarray) -> dict[int, int]:
         for value, number in zip(found.tolist(), pixels.tolist(), strict=True):
             counts[value] = counts.get(value, 0) + number
     return counts
-
-
-def pixels_by_header(path: Path) -> int:
-    """Size in pixels without decoding; 0 where the file is no picture."""
-    try:
-        with Image.open(path) as image:
-            return image.width * image.height
-    except Exception:  # what PIL raises for a damaged file has no common ancestor; decoding it will say what is wrong
-        return 0

@@ -12,8 +12,9 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from data.checks.facts import ImageFacts, MaskFacts, image_facts, mask_facts, pixels_by_header
+from data.checks.facts import ImageFacts, MaskFacts, image_facts, mask_facts
 from data.checks.memory import Facts, ScanMemory
+from data.decode import pixels_by_header
 from data.pairs import Pair
 
 PIXELS_AT_A_TIME = 100_000_000
