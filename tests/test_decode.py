@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.decode import DecodeError, decode_image, decode_mask, pixels_by_header
+from data.bands import pixels_by_header
+from data.decode import DecodeError, decode_image, decode_mask
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (5, 7, 3), np.uint8)
@@ -121,7 +122,7 @@ def test_an_orientation_that_means_nothing_counts_as_none(tmp_path):
 
 
 def test_32_bit_pictures_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"f\.tif is a 32-bit picture"):
+    with pytest.raises(ValueError, match=r"f\.tif holds float32 values.*--value-range"):
         decode_image(saved(IDS.astype(np.float32), tmp_path / "f.tif"))
 
 
@@ -319,4 +320,4 @@ def test_pil_opens_files_in_one_place():
     code = [
         p for folder in ("data", "evaluation", "prediction", "training", "demo") for p in (root / folder).rglob("*.py")
     ]
-    assert [p.name for p in code if "Image.open(" in p.read_text(encoding="utf-8")] == ["decode.py"]
+    assert [p.name for p in code if "Image.open(" in p.read_text(encoding="utf-8")] == ["opening.py"]

@@ -36,6 +36,35 @@ def add_label_arguments(group) -> None:
         "--palette", default=None, metavar="FILE", help="colours of classes, for masks that hold colours"
     )
     group.add_argument("--max-megapixels", type=float, default=180, help="larger pictures are refused unread")
+    group.add_argument(
+        "--bands", type=band_numbers, default=None, metavar="R,G,B", help="bands to use, counted from 1 (None = RGB)"
+    )
+    group.add_argument(
+        "--value-range",
+        nargs="+",
+        default=None,
+        metavar="VALUE",
+        help="LOW HIGH, the values that become 0 and 255, or percentile: the 2nd and the 98th of each image "
+        "(None = all of 8 or 16 bits)",
+    )
+
+
+def band_numbers(word: str) -> list[int]:
+    parts = str(word).split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
+        raise argparse.ArgumentTypeError(f"expected three bands counted from 1, such as 1,2,3, not {word!r}")
+    return [int(part) for part in parts]
+
+
+def value_range(words: list[str]) -> list[float] | str | None:
+    """[LOW, HIGH] or "percentile"; None where the words are neither."""
+    if [str(word) for word in words] == ["percentile"]:
+        return "percentile"
+    try:
+        low, high = map(float, words)
+    except ValueError:
+        return None
+    return [low, high] if low < high and math.isfinite(low) and math.isfinite(high) else None
 
 
 def add_held_out_arguments(group) -> None:
@@ -53,6 +82,10 @@ def check_data_arguments(parser: argparse.ArgumentParser, args: argparse.Namespa
         parser.error(f"--ignore-index {args.ignore_index}: must be from 0 to 65535")
     if not 0 < args.max_megapixels < math.inf:
         parser.error(f"--max-megapixels {args.max_megapixels:g}: must be more than 0, and finite")
+    if args.value_range is not None:
+        args.value_range, words = value_range(args.value_range), args.value_range
+        if args.value_range is None:
+            parser.error(f"--value-range {' '.join(map(str, words))}: expected two numbers LOW < HIGH, or percentile")
     if not 0 < args.val_fraction < 1:
         parser.error(f"--val-fraction {args.val_fraction}: must be between 0 and 1")
     if bool(args.val_image_paths) != bool(args.val_mask_paths):

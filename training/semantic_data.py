@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from data.checks.check import check_pairs
 from data.checks.report import error_message
 from data.dataset import EvalDataset, TrainDataset
+from data.image_rule import ImageRule
 from data.label_options import label_options
 from data.pairs import Pair, Pairing
 from data.read import PairReader
@@ -65,7 +66,7 @@ def semantic_data(args: argparse.Namespace, accelerator: Accelerator, resumed: R
     labels, class_names = label_options(
         args.num_classes, args.class_names, args.ignore_index, args.reduce_zero_label, args.label_map, args.palette
     )
-    reader = PairReader(labels, round(args.max_megapixels * 1e6))
+    reader = PairReader(labels, round(args.max_megapixels * 1e6), ImageRule.from_dict(vars(args)))
     train, val = find_pairings(args)
     names = {split: [pair.sample_id for pair in p.pairs] if p else [] for split, p in (("train", train), ("val", val))}
     record = data_record(names, is_held_out=val is not None and not args.val_image_paths)
@@ -86,7 +87,7 @@ def check(
     args: argparse.Namespace, train: Pairing, val: Pairing | None, reader: PairReader, class_names: list[str]
 ) -> LeftOut:
     """What cannot be used. Raises UserError where training must not begin."""
-    report = check_pairs(train, val, reader.labels, class_names, reader.max_pixels)
+    report = check_pairs(train, val, reader.labels, class_names, reader.max_pixels, rule=reader.image_rule)
     for finding in report.of("warning"):
         print(f"warning: {finding.message} {finding.remedy}", file=sys.stderr)
     if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):

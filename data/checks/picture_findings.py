@@ -12,9 +12,17 @@ FAILURES = {
     "damaged": ("damaged-file", "cannot be decoded", "copy or export them again"),
     "too large": ("too-large", "too large to be read whole", "cut them into tiles, or raise --max-megapixels"),
     "lossy": ("lossy-mask", "compressed with losses, which blur ids into one another", "export the masks again as PNG"),
+    "no reader": (
+        "no-reader",
+        "only read with an optional package",
+        "install the package that the message of each names",
+    ),
     "unsuitable": ("unsuitable-file", "of a kind that cannot be used", "convert them as the message of each says"),
 }
 """Of each kind of DecodeError: the finding's code, what the files are, and the remedy."""
+
+NARROW = 2**14
+"""16-bit values that span less than this, 64 of the 256 steps of 8 bits, were made with fewer bits."""
 
 Pictures = Sequence[tuple[Path, ImageFacts]]
 """The pictures of one set, in its order."""
@@ -34,6 +42,25 @@ def picture_findings(train: Pictures, val: Pictures) -> Iterator[Finding]:
     """Of pictures that are in both sets, or twice in the training set."""
     yield from _shared(train, val)
     yield from _repeated(train)
+    yield from _narrow_range([*train, *val])
+
+
+def _narrow_range(pictures: Pictures) -> Iterator[Finding]:
+    """Over all 16-bit images together: a single dark one says nothing."""
+    ranges = {path: facts.stored_range for path, facts in pictures if facts.stored_range}
+    if not ranges:
+        return
+    low, high = min(low for low, _ in ranges.values()), max(high for _, high in ranges.values())
+    if high - low < NARROW:
+        yield Finding(
+            "warning",
+            "narrow-range",
+            f"{counted(len(ranges), '16-bit image')} {'holds' if len(ranges) == 1 else 'hold'} values from {low} to "
+            f"{high} only, which become {round(low / 257)} to {round(high / 257)} of 255.",
+            f"Pass --value-range 0 {max(2 ** high.bit_length() - 1, 1)}, or other values that should become 0 and 255, "
+            "or --value-range percentile.",
+            [f"{path}: {least} to {greatest}" for path, (least, greatest) in ranges.items()],
+        )
 
 
 def _shared(train: Pictures, val: Pictures) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ from data.coco.checked import CheckedImage, checked_images
 from data.coco.coco_set import CocoSet
 from data.coco.findings import coco_findings
 from data.decode import MAX_PIXELS
+from data.image_rule import PLAIN, ImageRule
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,20 @@ class CocoReport(Findings):
         return counted(sum(map(len, self.bad_sample_ids.values())), "sample")
 
 
-def check_coco(train: CocoSet, val: CocoSet | None, max_pixels: int = MAX_PIXELS, progress: bool = True) -> CocoReport:
-    """Of sets with common classes. Raises nothing for the sake of a picture or an annotation."""
+def check_coco(
+    train: CocoSet,
+    val: CocoSet | None,
+    max_pixels: int = MAX_PIXELS,
+    progress: bool = True,
+    rule: ImageRule = PLAIN,
+) -> CocoReport:
+    """Of sets with common classes. Raises nothing for the sake of a picture or an annotation.
+
+    rule: what of the pictures is used.
+    """
     assert val is None or val.class_names == train.class_names
-    train_images = checked_images(train, max_pixels, "checking data", progress)
-    val_images = [] if val is None else checked_images(val, max_pixels, "checking validation data", progress)
+    train_images = checked_images(train, max_pixels, rule, "checking data", progress)
+    val_images = [] if val is None else checked_images(val, max_pixels, rule, "checking validation data", progress)
     findings = coco_findings([train, val] if val else [train], train_images, val_images)
     return CocoReport(
         train=_numbers(train_images, len(train.class_names)),
