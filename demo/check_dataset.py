@@ -98,7 +98,7 @@ def check_objects(args: argparse.Namespace) -> int:
     train, max_pixels = sets["train"], round(args.max_megapixels * 1e6)
     rule = ImageRule.from_dict(vars(args))
     with stopping_at_once():  # what was read until then is remembered
-        report = check_coco(train, sets.get("val"), max_pixels, rule=rule)
+        report = check_coco(train, sets.get("val"), max_pixels, rule=rule, test=sets.get("test"))
     print(json.dumps(as_json(report), indent=2) if args.json else as_text(report))
     if args.preview:
         bad = set(report.bad_sample_ids["train"])

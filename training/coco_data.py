@@ -93,6 +93,8 @@ def coco_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resum
     if not resumed:
         left_out = found
         sets = without(sets, found)
+    if "test" in sets and not any(image.objects for image in sets["test"].images):
+        del sets["test"]  # the check has said so
     first = sets["train"]
     return CocoData(
         args.task,
@@ -109,12 +111,12 @@ def coco_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resum
 def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> LeftOut:
     """What cannot be used. Raises UserError where training must not begin."""
     max_pixels, rule = round(args.max_megapixels * 1e6), ImageRule.from_dict(vars(args))
-    report = check_coco(sets["train"], sets.get("val"), max_pixels, rule=rule)
+    report = check_coco(sets["train"], sets.get("val"), max_pixels, rule=rule, test=sets.get("test"))
     for finding in report.of("warning"):
         print(f"warning: {finding.message} {finding.remedy}", file=sys.stderr)
     if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
         raise UserError(error_message(report))
-    bad = {**report.bad_sample_ids, "test": check_test(args, sets)}
+    bad = report.bad_sample_ids
     if any(bad.values()):
         print(f"warning: {sum(map(len, bad.values()))} samples are left out", file=sys.stderr)
     most = report.train.most_objects
@@ -125,16 +127,6 @@ def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> LeftOut:
             file=sys.stderr,
         )
     return bad
-
-
-def check_test(args: argparse.Namespace, sets: dict[str, CocoSet]) -> list[str]:
-    """Pictures of the test split that cannot be used, for what is wrong there is better known before than after."""
-    if "test" not in sets:
-        return []
-    report = check_coco(sets["test"], None, round(args.max_megapixels * 1e6), rule=ImageRule.from_dict(vars(args)))
-    if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
-        raise UserError(f"test split: {error_message(report)}")
-    return report.bad_sample_ids["train"]
 
 
 def without(sets: dict[str, CocoSet], left_out: LeftOut) -> dict[str, CocoSet]:

@@ -18,7 +18,7 @@ def add_coco_arguments(group) -> None:
         "--coco-dir",
         default=None,
         metavar="DIR",
-        help="with train/, valid/, test/: _annotations.coco.json and pictures",
+        help="with train/, valid/, test/: _annotations.coco.json and images; or annotations/ and images/ of CVAT",
     )
     for split, words in (("", "to train on"), ("val-", "to validate on")):
         group.add_argument(f"--{split}coco-json", default=None, metavar="FILE", help=f"COCO annotations {words}")
@@ -99,8 +99,8 @@ def check_coco_arguments(parser: argparse.ArgumentParser, args: argparse.Namespa
     if args.task == "semantic":
         if not all(pairs):
             parser.error("--image-paths and --mask-paths are required (COCO data: --task instance or panoptic)")
-        if args.coco_dir or args.coco_json:
-            parser.error("--coco-dir and --coco-json go with --task instance or panoptic")
+        if args.coco_dir or args.coco_json or args.val_coco_json:
+            parser.error("--coco-dir, --coco-json and --val-coco-json go with --task instance or panoptic")
         return
     if any(pairs) or args.val_image_paths:
         parser.error(f"--task {args.task} takes its pictures from COCO files, not from --image-paths")

@@ -38,11 +38,27 @@ def unreadable(failures: Iterable[Failure]) -> Iterator[Finding]:
             yield Finding("error", code, message, f"{remedy[0].upper()}{remedy[1:]}.", files, per_sample=True)
 
 
-def picture_findings(train: Pictures, val: Pictures) -> Iterator[Finding]:
-    """Of pictures that are in both sets, or twice in the training set."""
+def picture_findings(train: Pictures, val: Pictures, test: Pictures = ()) -> Iterator[Finding]:
+    """Of pictures that are in several sets, or twice in the training set."""
     yield from _shared(train, val)
+    yield from _in_test(train, test, "train", "training")
+    yield from _in_test(val, test, "val", "validation")
     yield from _repeated(train)
-    yield from _narrow_range([*train, *val])
+    yield from _narrow_range([*train, *val, *test])
+
+
+def _in_test(others: Pictures, test: Pictures, split: str, name: str) -> Iterator[Finding]:
+    by_digest = _by_digest(others)
+    copies = [f"{path} is {by_digest[facts.digest][0]}" for path, facts in test if facts.digest in by_digest]
+    if copies:
+        yield Finding(
+            "warning",
+            f"{split}-pictures-in-test",
+            f"{counted(len(copies), 'test picture')} {'is' if len(copies) == 1 else 'are'} the same, pixel by pixel, "
+            f"as a {name} picture: the test will be too good.",
+            "Keep each picture in one of the sets.",
+            copies,
+        )
 
 
 def _narrow_range(pictures: Pictures) -> Iterator[Finding]:
