@@ -6,21 +6,34 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from data.bands import pixels_by_header
 from errors import UserError
 
 PICTURE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm"}
 
 
 def find_files(patterns: Sequence[str], flag: str) -> list[Path]:
-    """The files that the patterns name, each once, in natural order ("2" before "10").
+    """The files of `images_and_others` that are images."""
+    return images_and_others(patterns, flag)[0]
 
-    A pattern is a glob (`**` goes through sub-folders), a folder (all pictures below it) or a file. A link to a file
-    that is gone counts as found: reading it will say so. Raises UserError, naming the flag, where a pattern matches
-    nothing, and naming a folder that cannot be read.
+
+def images_and_others(patterns: Sequence[str], flag: str) -> tuple[list[Path], list[Path]]:
+    """The files that the patterns name, each once, in natural order ("2" before "10"): images, and what is none.
+
+    A pattern is a glob (`**` goes through sub-folders), a folder (all pictures below it) or a file. A file is no image
+    where its extension is not one of images, the pattern does not name that extension, and its content is none either.
+    A link to a file that is gone counts as found: reading it will say so. Raises UserError, naming the flag, where a
+    pattern matches no image, and naming a folder that cannot be read.
     """
     found: set[Path] = set()
+    skipped: set[Path] = set()
     for pattern in patterns:
         files = _expand(os.path.expanduser(pattern))
+        others = _others(pattern, files)
+        skipped.update(others)
+        if others and len(others) == len(files):
+            raise UserError(f"{flag} '{pattern}' matches no image, only such files as {others[0]}: check the path")
+        files = [file for file in files if file not in skipped]
         if not files:
             raise UserError(
                 f"{flag} '{pattern}' matches no file (looked from {Path.cwd()}): "
@@ -29,7 +42,16 @@ def find_files(patterns: Sequence[str], flag: str) -> list[Path]:
         found.update(files)
     if not found:
         raise UserError(f"{flag} is empty: give a quoted glob such as 'images/*.png', a folder, or files")
-    return sorted(found, key=_natural_order)
+    return sorted(found, key=_natural_order), sorted(skipped - found, key=_natural_order)
+
+
+def _others(pattern: str, files: list[Path]) -> list[Path]:
+    """The files that a glob matches although they are no images, such as Thumbs.db."""
+    if os.path.exists(os.path.expanduser(pattern)):  # a file or a folder
+        return []
+    named = Path(pattern).suffix.lower()
+    unknown = [file for file in files if file.suffix.lower() not in {*PICTURE_EXTENSIONS, named} or not file.suffix]
+    return [file for file in unknown if not pixels_by_header(file)]
 
 
 def _expand(pattern: str) -> list[Path]:

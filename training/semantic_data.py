@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -22,6 +22,8 @@ from evaluation.semantic import SemanticEvaluator
 from training.pairings import find_pairings
 from training.resuming import Resumed
 from training.task_data import LeftOut, agreed, compare, data_record
+
+FILES_NAMED = 3
 
 
 @dataclass
@@ -90,6 +92,9 @@ def check(
     report = check_pairs(train, val, reader.labels, class_names, reader.max_pixels, rule=reader.image_rule)
     for finding in report.of("warning"):
         print(f"warning: {finding.message} {finding.remedy}", file=sys.stderr)
+    for finding in report.of("note"):
+        if finding.code == "not-images":
+            print(f"note: {finding.message} {', '.join(finding.files[:FILES_NAMED])}", file=sys.stderr)
     if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
         raise UserError(error_message(report))
     bad = report.bad_sample_ids
@@ -106,4 +111,4 @@ def without(pairing: Pairing | None, sample_ids: list[str]) -> Pairing | None:
         return pairing
     unwanted = set(sample_ids)
     kept = [pair for pair in pairing.pairs if pair.sample_id not in unwanted]
-    return Pairing(kept, pairing.lone_images, pairing.lone_masks, pairing.how)
+    return replace(pairing, pairs=kept)
