@@ -127,6 +127,7 @@ def mask_preview(
     pairs: "list[Pair]", labels: "LabelRule", class_names: list[str], max_pixels: int, rule: "ImageRule"
 ) -> "Image":
     from data.decode import decode_image, decode_mask
+    from evaluation.colors import class_colors
     from evaluation.preview import preview
 
     samples = []
@@ -135,7 +136,7 @@ def mask_preview(
         ids = labels.ids_of_colors(mask.values, pair.mask) if mask.is_color else mask.values
         picture = decode_image(pair.image, max_pixels, rule=rule).pixels.transpose(1, 2, 0)
         samples.append((picture, labels.apply(ids, pair.mask), pair.sample_id))
-    return preview(samples, class_names)
+    return preview(samples, class_names, class_colors(len(class_names), labels.class_palette))
 
 
 def coco_preview(images: "list[CocoImage]", class_names: list[str], max_pixels: int, rule: "ImageRule") -> "Image":

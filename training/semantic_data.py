@@ -17,6 +17,7 @@ from data.pairs import Pair, Pairing
 from data.read import PairReader
 from data.transforms import EvalTransform, TrainTransform
 from errors import UserError
+from evaluation.colors import class_colors
 from evaluation.evaluate import Evaluator
 from evaluation.semantic import SemanticEvaluator
 from training.pairings import find_pairings
@@ -57,7 +58,8 @@ class SemanticData:
         return EvalDataset(self.val[rank::world_size], self.reader, transform)
 
     def evaluator(self, split: str, window_px: int | None, num_samples: int) -> Evaluator:
-        return SemanticEvaluator(self.class_names, window_px, num_samples)
+        colors = class_colors(len(self.class_names), self.reader.labels.class_palette)
+        return SemanticEvaluator(self.class_names, window_px, num_samples, colors)
 
 
 def semantic_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resumed | None) -> SemanticData:
