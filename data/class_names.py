@@ -1,5 +1,6 @@
 """Names of classes: given, from a text file, or made up."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,11 @@ def read_class_names(words: Sequence[str] | None, num_classes: int) -> list[str]
     if words is None:
         return [f"class {k}" for k in range(num_classes)]
     names = list(words)
-    if len(names) == 1 and Path(names[0]).is_file():
+    if len(names) == 1 and num_classes > 1:  # one name is too few: it is a file's
+        if not Path(names[0]).is_file():
+            raise UserError(
+                f"{FLAG} {names[0]}: there is no such file, and one name is too few for {num_classes} classes"
+            )
         names = [line.strip() for line in read_text(names[0], FLAG).splitlines() if line.strip()]
     if len(names) != num_classes:
         raise UserError(f"{FLAG} gives {len(names)} names for {num_classes} classes: give one a class")
@@ -25,3 +30,8 @@ def read_class_names(words: Sequence[str] | None, num_classes: int) -> list[str]
     if twice:
         raise UserError(f"{FLAG} gives {', '.join(twice)} more than once: names must differ")
     return names
+
+
+def is_made_up(name: str) -> bool:
+    """Whether it is a name that `read_class_names` or a palette gives a class without one: it says nothing of it."""
+    return re.fullmatch(r"class \d+", name) is not None

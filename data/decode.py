@@ -4,48 +4,37 @@ H W are the sizes after the file's EXIF orientation was applied, where it is.
 """
 
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from errors import UserError
+from data.bands import GREY_16_BIT, read_bands, rgb_of
+from data.image_rule import PLAIN, ImageRule
+from data.opening import MAX_PIXELS, DecodeError, Unusable, named_errors, opened, orientation_of
 
-MAX_PIXELS = 180_000_000
-Image.MAX_IMAGE_PIXELS = None  # PIL's own limit warns or raises in a text that names no flag; ours is checked instead
+__all__ = ["MAX_PIXELS", "DecodeError", "DecodedImage", "RawMask", "decode_image", "decode_mask"]
 
-EXIF_ORIENTATION = 0x0112
 LOSSY_FORMATS = {"JPEG": "JPEG", "MPO": "JPEG", "JPEG2000": "JPEG 2000", "AVIF": "AVIF"}
 """Some of these can be without loss, which PIL does not tell."""
 
 LOSSY_TIFF = {"jpeg": "JPEG", "tiff_jpeg": "JPEG", "webp": "WebP"}
-GREY_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 GREY_STEPS = {"L;2": 85, "L;4": 17}
 """PIL stretches 2- and 4-bit grey to 0..255 in these steps; ids must be brought back."""
 
 
-class DecodeError(UserError):
-    """A file that cannot be used; the text names it.
-
-    kind: "missing", "damaged", "too large", "lossy" (a mask whose compression blurs ids) or "unsuitable" (a format
-    that holds no ids, or no picture of a known range).
-    """
-
-    def __init__(self, message: str, kind: str = "damaged") -> None:
-        super().__init__(message)  # nothing else, or torch could not raise it again from a worker
-        self.kind = kind
-
-
 @dataclass(frozen=True, eq=False)
 class DecodedImage:
-    """pixels (3, H, W) uint8 RGB; mode: PIL's, as stored; orientation: EXIF's 1 to 8, applied where upright."""
+    """pixels (3, H, W) uint8 RGB; mode: PIL's, as stored; orientation: EXIF's 1 to 8, applied where upright.
+
+    values: (1 or 3, H, W), what the pixels were before they became 8 bits.
+    """
 
     pixels: np.ndarray
     mode: str
     orientation: int
+    values: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,24 +47,20 @@ class RawMask:
     orientation: int
 
 
-def decode_image(path: Path, max_pixels: int = MAX_PIXELS, upright: bool = True) -> DecodedImage:
-    """Reads a picture as RGB, turned as its EXIF orientation says, or as it is stored where not `upright`.
+def decode_image(
+    path: Path, max_pixels: int = MAX_PIXELS, upright: bool = True, rule: ImageRule = PLAIN
+) -> DecodedImage:
+    """Reads an image as RGB, turned as its EXIF orientation says, or as it is stored where not `upright`.
 
-    Grey, palette, CMYK and 16-bit pictures are converted; transparency is left out, and the colours below it are taken
-    as they are stored; of several frames the first one is taken. Raises DecodeError where the file cannot be read, has
-    more than max_pixels, or holds 32-bit values.
+    rule: which bands are used, and which of their values become 0 to 255. Without one, grey, palette, CMYK and 16-bit
+    images are converted; transparency is left out, and the colours below it are taken as they are stored. Of several
+    frames the first one is taken. Raises DecodeError where the file cannot be read, has more than max_pixels, or holds
+    bands or values of which the rule does not say what to make.
     """
-    with _opened(path, max_pixels) as image:
-        mode = image.mode
-        if mode in ("I", "F"):
-            raise _Unusable(f"is a 32-bit picture (mode {mode}), whose range is not known: save it with 8 or 16 bits")
-        orientation = _orientation(image)
-        if upright:
-            image = ImageOps.exif_transpose(image)
-        if mode in GREY_16_BIT:
-            grey = np.rint(np.asarray(image) / 257).astype(np.uint8)  # 65535 / 257 = 255
-            return DecodedImage(np.repeat(grey[None], 3, axis=0), mode, orientation)
-        return DecodedImage(_rgb(image).transpose(2, 0, 1).copy(), mode, orientation)
+    with named_errors(path):
+        stored = read_bands(path, max_pixels, upright)
+        values = rule.chosen(stored.values, stored.has_alpha)
+        return DecodedImage(rule.as_rgb(values), stored.mode, stored.orientation, values)
 
 
 def decode_mask(path: Path, as_colors: bool = False, max_pixels: int = MAX_PIXELS) -> RawMask:
@@ -88,57 +73,21 @@ def decode_mask(path: Path, as_colors: bool = False, max_pixels: int = MAX_PIXEL
     Raises DecodeError where the file cannot be read, has more than max_pixels, is compressed with losses, or has a
     mode that holds neither ids nor colours of 8 bits.
     """
-    with _opened(path, max_pixels) as image:
+    with named_errors(path), opened(path, max_pixels) as image:
         lossy = _lossy_format(image, path)
         if lossy:
-            raise _Unusable(f"is a {lossy}, whose compression blurs ids into one another: save masks as PNG", "lossy")
+            raise Unusable(f"is a {lossy}, whose compression blurs ids into one another: save masks as PNG", "lossy")
         mode = image.mode
         raw_modes = [str(tile[3]) for tile in image.tile]  # known until the pixels are loaded
         if mode not in (*GREY_16_BIT, "I") and any(";16" in raw for raw in raw_modes):
-            raise _Unusable(
-                "has several 16-bit channels, of which only 8 bits can be read: save the ids as 16-bit grey"
-            )
+            raise Unusable("has several 16-bit channels, of which only 8 bits can be read: save the ids as 16-bit grey")
         if _is_stretched(image):
-            raise _Unusable("has a range (maxval) of its own, to which PIL stretches the ids: save masks as PNG")
+            raise Unusable("has a range (maxval) of its own, to which PIL stretches the ids: save masks as PNG")
         step = next((step for raw in raw_modes for name, step in GREY_STEPS.items() if name in raw), 1)
-        orientation = _orientation(image)
+        orientation = orientation_of(image)
         image = ImageOps.exif_transpose(image)
         values, is_color = (_packed(_color_pixels(image)), True) if as_colors else _stored_values(image, step)
         return RawMask(values, is_color, mode, orientation)
-
-
-class _Unusable(Exception):
-    """A file that was opened well but cannot serve; the text completes the sentence '<path> ...'."""
-
-    def __init__(self, reason: str, kind: str = "unsuitable") -> None:
-        super().__init__(reason)
-        self.kind = kind
-
-
-@contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """Whatever is raised while the file is open becomes a DecodeError."""
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > max_pixels:
-                raise _Unusable(
-                    f"has {image.width * image.height / 1e6:.10g} megapixels, more than the {max_pixels / 1e6:.10g} "
-                    "allowed: cut it into tiles, or raise --max-megapixels",
-                    "too large",
-                )
-            yield image
-    except _Unusable as reason:
-        raise DecodeError(f"{path} {reason}", reason.kind) from None
-    except FileNotFoundError as error:
-        raise DecodeError(f"{path} does not exist", "missing") from error
-    except Exception as error:  # for a damaged file PIL raises OSError, SyntaxError, struct.error, zlib.error, ...
-        raise DecodeError(f"{path} cannot be read as a picture, it may be damaged: {error}") from error
-
-
-def _orientation(image: Image.Image) -> int:
-    """1 where the file has none, or one that means nothing."""
-    stored = image.getexif().get(EXIF_ORIENTATION, 1)
-    return int(stored) if stored in range(1, 9) else 1
 
 
 def _lossy_format(image: Image.Image, path: Path) -> str | None:
@@ -171,12 +120,6 @@ def _is_stretched(image: Image.Image) -> bool:
     return any(maxval != full for maxval in ranges)
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8."""
-    image.info.pop("transparency", None)  # PIL warns that it cannot keep it
-    return np.asarray(image.convert("RGB"))
-
-
 def _packed(rgb: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 -> (H, W) int32, 0xRRGGBB."""
     red, green, blue = (rgb[..., k].astype(np.int32) for k in range(3))
@@ -186,8 +129,8 @@ def _packed(rgb: np.ndarray) -> np.ndarray:
 def _color_pixels(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8."""
     if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"):
-        raise _Unusable(f"has mode {image.mode}, but --palette needs colours of 8 bits: save the mask as 8-bit RGB PNG")
-    return _rgb(image)
+        raise Unusable(f"has mode {image.mode}, but --palette needs colours of 8 bits: save the mask as 8-bit RGB PNG")
+    return rgb_of(image)
 
 
 def _stored_values(image: Image.Image, step: int) -> tuple[np.ndarray, bool]:
@@ -200,6 +143,6 @@ def _stored_values(image: Image.Image, step: int) -> tuple[np.ndarray, bool]:
     elif image.mode in ("LA", "PA"):
         values = values[..., 0]
     elif image.mode not in ("1", "L", "P", "I", *GREY_16_BIT):
-        raise _Unusable(f"has mode {image.mode}, but a mask holds class ids: save them as 8- or 16-bit grey PNG")
+        raise Unusable(f"has mode {image.mode}, but a mask holds class ids: save them as 8- or 16-bit grey PNG")
     dtype = np.int32 if image.mode == "I" else np.uint16 if image.mode in GREY_16_BIT else np.uint8
     return values.astype(dtype) // dtype(step), False

@@ -8,6 +8,8 @@ from data.labels import LabelRule
 from data.palette import read_palette
 from errors import UserError
 
+BINARY_MAP = '{"classes": {"background": 0, "foreground": 255}}'
+
 DEFAULT_NUM_CLASSES = 150
 """Of --num-classes: where a palette or a label map decides the number, this one counts as not given."""
 
@@ -20,11 +22,39 @@ def label_options(
     label_map: str | None,
     palette: str | None,
 ) -> tuple[LabelRule, list[str]]:
-    """The rule, and one name a class.
+    """The rule of semantic segmentation, and one name a class.
 
     label_map, palette: files; either one decides the number of classes and their names, the label map before the
-    palette. Raises UserError where flags contradict one another or a file is wrong.
+    palette. Raises UserError where flags contradict one another, a file is wrong, or a class could not be learned.
     """
+    rule, names, source = _rule_and_names(num_classes, class_names, ignore_index, reduce_zero_label, label_map, palette)
+    if rule.num_classes == 1:
+        raise UserError(
+            f"{source}: one class alone teaches nothing, since every pixel is that class: make the background a class "
+            "too. Pass --num-classes 2 for masks of 0 and 1; for masks of 0 and 255 write this into a file and pass it "
+            f"as --label-map FILE.json: {BINARY_MAP}"
+        )
+    first = rule.stored_value(0)
+    never = ignore_index - first
+    # Class 0 may be ignored on purpose, as PyTorch's losses do it with ignore_index 0; a palette's colours may be, too.
+    if not label_map and not palette and 0 <= never < rule.num_classes and ignore_index != 0:
+        raise UserError(
+            f"--ignore-index {ignore_index} is also what masks hold for class {never} ({names[never]}), which would "
+            f"never be trained: pass an id that is no class, such as --ignore-index "
+            f"{0 if first else first + rule.num_classes}, or fewer --num-classes"
+        )
+    return rule, names
+
+
+def _rule_and_names(
+    num_classes: int,
+    class_names: Sequence[str] | None,
+    ignore_index: int,
+    reduce_zero_label: bool,
+    label_map: str | None,
+    palette: str | None,
+) -> tuple[LabelRule, list[str], str]:
+    """With the flag that decided the number of classes, for messages."""
     colors = read_palette(palette) if palette else []
     codes = tuple(color for _, color in colors)
     color_names = [name for name, _ in colors]
@@ -43,7 +73,7 @@ def label_options(
             dropped=found.dropped,
             drop_rest=found.drop_rest,
         )
-        return rule, found.names
+        return rule, found.names, f"--label-map {label_map}"
     if palette:
         names = color_names[int(reduce_zero_label) :]
         if not names:
@@ -51,9 +81,11 @@ def label_options(
         _check_number(num_classes, len(names), f"--palette {palette}", "colours of classes")
         num_classes = len(names)
         if class_names is None:
-            return LabelRule(num_classes, ignore_index, reduce_zero_label, codes), names
+            rule = LabelRule(num_classes, ignore_index, reduce_zero_label, codes)
+            return rule, names, f"--palette {palette}"
     rule = LabelRule(num_classes, ignore_index, reduce_zero_label, codes)
-    return rule, read_class_names(class_names, num_classes)
+    source = f"--palette {palette}" if palette else f"--num-classes {num_classes}"
+    return rule, read_class_names(class_names, num_classes), source
 
 
 def _check_number(given: int, found: int, source: str, things: str) -> None:

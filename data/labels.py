@@ -114,6 +114,11 @@ class LabelRule:
         """
         return self.label_map[class_id][0] if self.label_map else class_id + self.reduce_zero_label
 
+    @property
+    def class_palette(self) -> list[int]:
+        """0xRRGGBB of each class, of several merged colours the first; empty without a palette."""
+        return [self.palette[self.stored_value(k)] for k in range(self.num_classes)] if self.palette else []
+
     def as_dict(self) -> dict[str, Any]:
         """Numbers, booleans and lists only, for JSON files and checkpoints; `from_dict` gives an equal rule back."""
         label_map = [list(ids) for ids in self.label_map]

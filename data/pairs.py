@@ -4,11 +4,11 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 
-from data.find_files import find_files
+from data.find_files import images_and_others
 from errors import UserError
 
 NAMES_SHOWN = 4
@@ -28,12 +28,16 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairing:
-    """What `match_files` found: the pairs, the files without a partner, and `how`: what of the names was compared."""
+    """What `match_files` found: the pairs, the files without a partner, and `how`: what of the names was compared.
+
+    skipped: files that the patterns match although they are no images.
+    """
 
     pairs: list[Pair]
     lone_images: list[Path]
     lone_masks: list[Path]
     how: str
+    skipped: list[Path] = field(default_factory=list)
 
 
 def match_files(
@@ -52,12 +56,13 @@ def match_files(
     Raises UserError, naming the flag, where a pattern matches nothing, a file is on both sides, or two files of one
     side cannot be told apart.
     """
-    image_of, mask_of, how = _match(image_patterns, mask_patterns, image_flag, mask_flag)
+    image_of, mask_of, how, skipped = _match(image_patterns, mask_patterns, image_flag, mask_flag)
     return Pairing(
         [Pair("/".join(key), image, mask_of[key]) for key, image in image_of.items() if key in mask_of],
         [image for key, image in image_of.items() if key not in mask_of],
         [mask for key, mask in mask_of.items() if key not in image_of],
         how,
+        skipped,
     )
 
 
@@ -68,7 +73,7 @@ def pair_files(
     mask_flag: str = "--mask-paths",
 ) -> list[Pair]:
     """The pairs of `match_files`; UserError where a file has no partner."""
-    image_of, mask_of, how = _match(image_patterns, mask_patterns, image_flag, mask_flag)
+    image_of, mask_of, how, _ = _match(image_patterns, mask_patterns, image_flag, mask_flag)
     if image_of.keys() != mask_of.keys():
         raise UserError(_unpaired_message(image_of, mask_of, image_flag, mask_flag, how))
     return [Pair("/".join(key), image, mask_of[key]) for key, image in image_of.items()]
@@ -76,10 +81,11 @@ def pair_files(
 
 def _match(
     image_patterns: Sequence[str], mask_patterns: Sequence[str], image_flag: str, mask_flag: str
-) -> tuple[dict[Key, Path], dict[Key, Path], str]:
-    """Pictures and masks by their keys, which are equal where they belong together, and what was compared."""
-    images = find_files(image_patterns, image_flag)
-    masks = find_files(mask_patterns, mask_flag)
+) -> tuple[dict[Key, Path], dict[Key, Path], str, list[Path]]:
+    """Pictures and masks by their keys, which are equal where they belong together, what was compared, and files that
+    are no images."""
+    images, other_images = images_and_others(image_patterns, image_flag)
+    masks, other_masks = images_and_others(mask_patterns, mask_flag)
     both = sorted(set(images) & set(masks))
     if both:
         raise UserError(
@@ -90,7 +96,8 @@ def _match(
     image_keys = _keys(images, image_flag, with_folders)
     mask_keys = _keys(masks, mask_flag, with_folders)
     image_of, mask_of = _best_match(image_keys, mask_keys)
-    return image_of, mask_of, "names and sub-folders, since names repeat" if with_folders else "names"
+    how = "names and sub-folders, since names repeat" if with_folders else "names"
+    return image_of, mask_of, how, [*other_images, *other_masks]
 
 
 def split_pairs(pairs: Sequence[Pair], val_fraction: float, seed: int) -> tuple[list[Pair], list[Pair]]:

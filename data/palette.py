@@ -12,6 +12,7 @@ FLAG = "--palette"
 MAX_COLORS = 255
 
 HEX_COLOR = re.compile(r"#([0-9a-fA-F]{6})(?:[\s,;]+|$)(.*)")
+CVAT_LINE = re.compile(r"(.+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*:[^:]*:[^:]*")
 NUMBERS = re.compile(r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)(?:[\s,;]+|$)(.*)")
 
 
@@ -19,7 +20,8 @@ def read_palette(path: str | Path) -> list[tuple[str, int]]:
     """Names and colours 0xRRGGBB, in the order of the file; the position is the id that a colour stands for.
 
     The file is a JSON object {name: [r, g, b] or "#rrggbb"}, a JSON list of such colours, or text with a line
-    "R G B name" or "#rrggbb name" a class, where the name may be left out, and other lines with # are comments.
+    "R G B name" or "#rrggbb name" a class, where the name may be left out, and other lines with # are comments; or
+    CVAT's labelmap.txt with lines "name:R,G,B:parts:actions".
     A class without a name is "class 0" and so on, by its position.
 
     Raises UserError, naming file and line, where that is not so, or where a colour or a name occurs twice.
@@ -51,6 +53,8 @@ def _line_entries(text: str, path: str | Path) -> Iterator[tuple[str, str, int]]
             yield place, found[2], int(found[1], 16)
         elif found := NUMBERS.fullmatch(line):
             yield place, found[4], _color([int(found[k]) for k in (1, 2, 3)], path, place)
+        elif (found := CVAT_LINE.fullmatch(line)) and not line.startswith("#"):
+            yield place, found[1].strip(), _color([int(found[k]) for k in (2, 3, 4)], path, place)
         elif line and not line.startswith("#"):
             raise UserError(f"{FLAG} {path}, {place}: '{line}': expected R G B and a name, such as 64 128 64 Animal")
 

@@ -7,23 +7,28 @@ import torch
 from torch import Tensor
 
 from data.decode import MAX_PIXELS, DecodedImage, RawMask, decode_image, decode_mask
+from data.image_rule import PLAIN, ImageRule
 from data.labels import LabelRule
 from errors import UserError
 
 
 @dataclass(frozen=True)
 class PairReader:
-    """Calling it reads a pair of files; labels: what the masks' values mean; max_pixels: larger files are refused."""
+    """Calling it reads a pair of files.
+
+    labels: what the masks' values mean; max_pixels: larger files are refused; image_rule: what becomes RGB.
+    """
 
     labels: LabelRule
     max_pixels: int = MAX_PIXELS
+    image_rule: ImageRule = PLAIN
 
     def __call__(self, image_path: Path, mask_path: Path) -> tuple[Tensor, Tensor]:
         """Returns the picture (3, H, W) uint8 RGB and its class ids (H, W) int64 with IGNORE_INDEX.
 
         Raises UserError, naming the file, where one cannot be read, sizes differ, or the mask holds what is no label.
         """
-        image = decode_image(image_path, self.max_pixels)
+        image = decode_image(image_path, self.max_pixels, rule=self.image_rule)
         mask = decode_mask(mask_path, bool(self.labels.palette), self.max_pixels)
         if image.pixels.shape[1:] != mask.values.shape:
             raise UserError(_size_message(image, mask, image_path, mask_path))

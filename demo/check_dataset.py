@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from data.coco.coco_set import CocoImage
+    from data.image_rule import ImageRule
     from data.labels import LabelRule
     from data.pairs import Pair
 
@@ -67,21 +68,22 @@ def check_masks(args: argparse.Namespace) -> int:
     """Of pictures and masks."""
     from data.checks.check import check_pairs  # after parsing: --help should not wait for numpy
     from data.checks.report import as_json, as_text
+    from data.image_rule import ImageRule
     from data.label_options import label_options
     from training.pairings import find_pairings
 
     labels, class_names = label_options(
         args.num_classes, args.class_names, args.ignore_index, args.reduce_zero_label, args.label_map, args.palette
     )
-    max_pixels = round(args.max_megapixels * 1e6)
+    max_pixels, rule = round(args.max_megapixels * 1e6), ImageRule.from_dict(vars(args))
     with stopping_at_once():  # what was read until then is remembered
         train, val = find_pairings(args)
-        report = check_pairs(train, val, labels, class_names, max_pixels)
+        report = check_pairs(train, val, labels, class_names, max_pixels, rule=rule)
     print(json.dumps(as_json(report), indent=2) if args.json else as_text(report))
     if args.preview:
         bad = set(report.bad_sample_ids["train"])
         usable = [pair for pair in train.pairs if pair.sample_id not in bad]
-        write_preview(args.preview, usable, lambda pairs: mask_preview(pairs, labels, class_names, max_pixels))
+        write_preview(args.preview, usable, lambda pairs: mask_preview(pairs, labels, class_names, max_pixels, rule))
     return report.exit_code(args.strict)
 
 
@@ -89,17 +91,19 @@ def check_objects(args: argparse.Namespace) -> int:
     """Of COCO data."""
     from data.coco.check import check_coco
     from data.coco.report import as_json, as_text
+    from data.image_rule import ImageRule
     from training.coco_sets import find_sets
 
     sets, _ = find_sets(args)
     train, max_pixels = sets["train"], round(args.max_megapixels * 1e6)
+    rule = ImageRule.from_dict(vars(args))
     with stopping_at_once():  # what was read until then is remembered
-        report = check_coco(train, sets.get("val"), max_pixels)
+        report = check_coco(train, sets.get("val"), max_pixels, rule=rule, test=sets.get("test"))
     print(json.dumps(as_json(report), indent=2) if args.json else as_text(report))
     if args.preview:
         bad = set(report.bad_sample_ids["train"])
         usable = [image for image in train.images if image.sample_id not in bad]
-        write_preview(args.preview, usable, lambda images: coco_preview(images, train.class_names, max_pixels))
+        write_preview(args.preview, usable, lambda images: coco_preview(images, train.class_names, max_pixels, rule))
     return report.exit_code(args.strict)
 
 
@@ -119,24 +123,27 @@ def write_preview(path: Path, usable: "list[Sample]", draw: "Callable[[list[Samp
     print(f"preview: {path}", file=sys.stderr)
 
 
-def mask_preview(pairs: "list[Pair]", labels: "LabelRule", class_names: list[str], max_pixels: int) -> "Image":
+def mask_preview(
+    pairs: "list[Pair]", labels: "LabelRule", class_names: list[str], max_pixels: int, rule: "ImageRule"
+) -> "Image":
     from data.decode import decode_image, decode_mask
+    from evaluation.colors import class_colors
     from evaluation.preview import preview
 
     samples = []
     for pair in pairs:
         mask = decode_mask(pair.mask, bool(labels.palette), max_pixels)
         ids = labels.ids_of_colors(mask.values, pair.mask) if mask.is_color else mask.values
-        picture = decode_image(pair.image, max_pixels).pixels.transpose(1, 2, 0)
+        picture = decode_image(pair.image, max_pixels, rule=rule).pixels.transpose(1, 2, 0)
         samples.append((picture, labels.apply(ids, pair.mask), pair.sample_id))
-    return preview(samples, class_names)
+    return preview(samples, class_names, class_colors(len(class_names), labels.class_palette))
 
 
-def coco_preview(images: "list[CocoImage]", class_names: list[str], max_pixels: int) -> "Image":
+def coco_preview(images: "list[CocoImage]", class_names: list[str], max_pixels: int, rule: "ImageRule") -> "Image":
     from data.coco.read import read_image
     from evaluation.object_pictures import Drawn, object_preview
 
-    contents = (read_image(image, max_pixels) for image in images)
+    contents = (read_image(image, max_pixels, rule) for image in images)
     samples = (
         (
             content.pixels.permute(1, 2, 0).numpy(),

@@ -1,6 +1,7 @@
 """Colours for classes, the same in every run. No torch: the dataset check draws with them too."""
 
 import colorsys
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -12,11 +13,14 @@ LEGEND_FONT_PX = 12
 NAME_SHOWN = 28
 
 
-def class_colors(num_classes: int) -> np.ndarray:
-    """(K, 3) uint8, one colour a class, the same for every run: hues a golden ratio apart, three brightnesses.
+def class_colors(num_classes: int, palette: Sequence[int] = ()) -> np.ndarray:
+    """(K, 3) uint8, one colour a class: 0xRRGGBB of the palette, which has one of each class where there is any.
 
-    Class 0, most often the background, is dark grey.
+    Without one the same for every run: hues a golden ratio apart, three brightnesses; class 0, most often the
+    background, is dark grey.
     """
+    if palette:
+        return np.array([(color >> 16, color >> 8 & 255, color & 255) for color in palette], dtype=np.uint8)
     colors = [(60, 60, 60)]
     for k in range(1, num_classes):
         hue = (k * 0.618034) % 1
@@ -30,10 +34,10 @@ def object_colors(num_classes: int) -> np.ndarray:
     return class_colors(num_classes + 1)[1:]
 
 
-def color_table(num_classes: int) -> np.ndarray:
-    """(256, 3) uint8: the colour of every class id; ids that are no class, IGNORE_INDEX among them, are white."""
+def color_table(colors: np.ndarray) -> np.ndarray:
+    """colors (K, 3) of the classes -> (256, 3) uint8 of every id; those of no class, IGNORE_INDEX too, are white."""
     table = np.full((256, 3), IGNORED_COLOR, dtype=np.uint8)
-    table[:num_classes] = class_colors(num_classes)
+    table[: len(colors)] = colors
     return table
 
 
@@ -52,6 +56,5 @@ def legend(entries: list[tuple[str, tuple[int, int, int]]], width: int, font_px:
     return sheet
 
 
-def class_legend(class_names: list[str], width: int) -> Image.Image:
-    colors = class_colors(len(class_names)).tolist()
-    return legend([(name, tuple(color)) for name, color in zip(class_names, colors, strict=True)], width)
+def class_legend(class_names: list[str], colors: np.ndarray, width: int) -> Image.Image:
+    return legend([(name, tuple(color)) for name, color in zip(class_names, colors.tolist(), strict=True)], width)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.colors import class_legend, color_table
+from evaluation.colors import class_colors, class_legend, color_table
 from evaluation.tiles import compared, fitted_size, stacked
 from structures import IGNORE_INDEX
 
@@ -22,25 +22,33 @@ class Shown:
     predicted: Tensor
 
 
-def color_map(classes: Tensor, num_classes: int) -> np.ndarray:
-    """classes: (H, W) ids -> (H, W, 3) uint8; ignored pixels white."""
-    return color_table(num_classes)[classes.byte().numpy()]
+def color_map(classes: Tensor, colors: np.ndarray) -> np.ndarray:
+    """classes: (H, W) ids -> (H, W, 3) uint8 of colors (K, 3); ignored pixels white."""
+    return color_table(colors)[classes.byte().numpy()]
 
 
 def comparison(
-    samples: list[Shown], mean: Sequence[float], std: Sequence[float], class_names: list[str]
+    samples: list[Shown],
+    mean: Sequence[float],
+    std: Sequence[float],
+    class_names: list[str],
+    colors: np.ndarray | None = None,
 ) -> Image.Image:
-    """One row a sample: picture, truth, prediction (white where the truth ignores); below, the colours' names."""
-    rows = [_row(sample, mean, std, len(class_names)) for sample in samples]
-    return stacked([*rows, class_legend(class_names, width=rows[0].width)])
+    """One row a sample: picture, truth, prediction (white where the truth ignores); below, the colours' names.
+
+    colors: (K, 3) uint8, None = those of every run.
+    """
+    colors = class_colors(len(class_names)) if colors is None else colors
+    rows = [_row(sample, mean, std, colors) for sample in samples]
+    return stacked([*rows, class_legend(class_names, colors, width=rows[0].width)])
 
 
-def _row(sample: Shown, mean: Sequence[float], std: Sequence[float], num_classes: int) -> Image.Image:
+def _row(sample: Shown, mean: Sequence[float], std: Sequence[float], colors: np.ndarray) -> Image.Image:
     predicted = torch.where(sample.truth == IGNORE_INDEX, IGNORE_INDEX, sample.predicted)
     size = fitted_size(*reversed(sample.truth.shape))
     tiles = [Image.fromarray(rgb(sample.image, mean, std)).resize(size, Image.Resampling.BILINEAR)]
     for classes in (sample.truth, predicted):
-        tiles.append(Image.fromarray(color_map(classes, num_classes)).resize(size, Image.Resampling.NEAREST))
+        tiles.append(Image.fromarray(color_map(classes, colors)).resize(size, Image.Resampling.NEAREST))
     return compared(tiles)
 
 

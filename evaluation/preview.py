@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from evaluation.colors import IGNORED_COLOR, color_table, legend
+from evaluation.colors import IGNORED_COLOR, class_colors, color_table, legend
 from evaluation.tiles import fitted_size, in_rows, stacked, titled
 from structures import IGNORE_INDEX
 
@@ -18,19 +18,23 @@ Sample = tuple[np.ndarray, np.ndarray, str]
 """A picture (H, W, 3) uint8, its class ids (H, W) with IGNORE_INDEX, and its name."""
 
 
-def preview(samples: Sequence[Sample], class_names: Sequence[str]) -> Image.Image:
-    """The first MOST_SAMPLES samples, and below them the colours of the classes that occur in them."""
+def preview(samples: Sequence[Sample], class_names: Sequence[str], colors: np.ndarray | None = None) -> Image.Image:
+    """The first MOST_SAMPLES samples, and below them the colours of the classes that occur in them.
+
+    colors: (K, 3) uint8, None = those of every run.
+    """
     assert samples
+    colors = class_colors(len(class_names)) if colors is None else colors
     shown = samples[:MOST_SAMPLES]
-    drawn = (overlay(*_fitted(picture, classes), len(class_names)) for picture, classes, _ in shown)
+    drawn = (overlay(*_fitted(picture, classes), colors) for picture, classes, _ in shown)
     rows = in_rows([titled(tile, name) for tile, (_, _, name) in zip(drawn, shown, strict=True)])
-    return stacked([*rows, _legend(shown, class_names, rows[0].width)])
+    return stacked([*rows, _legend(shown, class_names, colors, rows[0].width)])
 
 
-def overlay(picture: np.ndarray, classes: np.ndarray, num_classes: int) -> Image.Image:
-    """picture (H, W, 3) uint8 below classes (H, W): tinted, with black outlines between classes."""
+def overlay(picture: np.ndarray, classes: np.ndarray, colors: np.ndarray) -> Image.Image:
+    """picture (H, W, 3) uint8 below classes (H, W): tinted in colors (K, 3), black outlines between classes."""
     height, width = classes.shape
-    tinted = (1 - MASK_OPACITY) * picture + MASK_OPACITY * color_table(num_classes)[classes]
+    tinted = (1 - MASK_OPACITY) * picture + MASK_OPACITY * color_table(colors)[classes]
     ignored = classes == IGNORE_INDEX
     stripes = (np.add.outer(np.arange(height), np.arange(width)) % HATCH_PX) < 2
     tinted[ignored] = picture[ignored]
@@ -49,10 +53,9 @@ def _fitted(picture: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.nd
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)), np.asarray(mask)
 
 
-def _legend(samples: Sequence[Sample], class_names: Sequence[str], width: int) -> Image.Image:
+def _legend(samples: Sequence[Sample], class_names: Sequence[str], colors: np.ndarray, width: int) -> Image.Image:
     present = sorted(set().union(*(np.unique(classes).tolist() for _, classes, _ in samples)))
-    colors = color_table(len(class_names)).tolist()
-    entries = [(class_names[k], tuple(colors[k])) for k in present if k != IGNORE_INDEX]
+    entries = [(class_names[k], tuple(colors[k].tolist())) for k in present if k != IGNORE_INDEX]
     if IGNORE_INDEX in present:
         entries.append(("(no label: white stripes)", IGNORED_COLOR))
     return legend(entries, width)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -27,12 +28,20 @@ class SemanticState:
 
 class SemanticEvaluator:
     """window_px: sliding windows of this side, None = whole pictures. num_samples: pictures kept to look at.
+    colors: (K, 3) uint8 of the classes in these, None = those of every run.
 
     Pictures of one batch have masks of one size (a batch of one always does). In windows the loss is their mean.
     """
 
-    def __init__(self, class_names: list[str], window_px: int | None = None, num_samples: int = 0) -> None:
+    def __init__(
+        self,
+        class_names: list[str],
+        window_px: int | None = None,
+        num_samples: int = 0,
+        colors: np.ndarray | None = None,
+    ) -> None:
         self.class_names, self.window_px, self.num_samples = class_names, window_px, num_samples
+        self.colors = colors
         self.confusion = torch.zeros(len(class_names), len(class_names), dtype=torch.int64)
         self.loss, self.num_images = 0.0, 0
         self.samples: list[Shown] = []
@@ -97,7 +106,7 @@ class SemanticEvaluator:
         return Result({"loss": loss, **values}, {"iou": dict(zip(self.class_names, ious, strict=True))})
 
     def sheet(self, mean: Sequence[float], std: Sequence[float]) -> Image.Image | None:
-        return comparison(self.samples, mean, std, self.class_names) if self.samples else None
+        return comparison(self.samples, mean, std, self.class_names, self.colors) if self.samples else None
 
 
 def loss_of(model: Model, outputs: Any, truths: list[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from data.decode import decode_image
+from data.image_rule import ImageRule
 from data.labels import LabelRule
 from data.transforms import EvalTransform
 from errors import UserError
@@ -53,6 +54,7 @@ class Predictor:
             raise UserError(f"--eval-mode slide: this model finds objects ({segmenter.task}), in whole pictures only")
         self.window_px = of_run["image_size"] if mode == "slide" else None
         self.max_pixels = round((max_megapixels or of_run["max_megapixels"]) * 1e6)
+        self.image_rule = ImageRule.from_dict(of_run)
         self.is_bf16 = is_bf16
         backbone = segmenter.backbone
         self.transform = EvalTransform(of_run["image_size"], backbone.mean, backbone.std)
@@ -62,9 +64,10 @@ class Predictor:
         return self.predict_batch([self.read(picture)])[0]
 
     def read(self, picture: Picture) -> np.ndarray:
-        """RGB pixels (H, W, 3) uint8; a file's are turned upright as its EXIF orientation says. Raises UserError."""
+        """RGB pixels (H, W, 3) uint8; a file's are turned upright as its EXIF orientation says, and made of the bands
+        and values that the run was trained on. Raises UserError."""
         if isinstance(picture, str | Path):
-            return decode_image(Path(picture), self.max_pixels).pixels.transpose(1, 2, 0)
+            return decode_image(Path(picture), self.max_pixels, rule=self.image_rule).pixels.transpose(1, 2, 0)
         if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,)):
             shape = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
             raise UserError(f"a picture should be a file name or RGB pixels (H, W, 3) of uint8, not {shape}")

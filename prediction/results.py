@@ -35,7 +35,7 @@ class Result(Protocol):
         """What to draw over the picture, one mask at a time, what lies on top first."""
 
     def colors(self) -> np.ndarray:
-        """(K, 3) uint8, those of the pictures of validation."""
+        """(K, 3) uint8, those of the pictures of validation: of the palette where the masks have one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +54,7 @@ class SemanticResult:
         """In the coding of the training masks: their ids, 16-bit where a class has one above 255, or their colours."""
         values = [self.labels.stored_value(k) for k in range(len(self.class_names))]
         if self.labels.palette:
-            colors = [self.labels.palette[value] for value in values]
-            table = np.array([(c >> 16, c >> 8 & 255, c & 255) for c in colors], np.uint8)
+            table = class_colors(len(values), self.labels.class_palette)
         else:
             table = np.array(values, np.uint8 if max(values) < 256 else np.uint16)
         return table[self.classes]
@@ -71,7 +70,7 @@ class SemanticResult:
             yield Drawn(label, self.classes == label, "")
 
     def colors(self) -> np.ndarray:
-        return class_colors(len(self.class_names))
+        return class_colors(len(self.class_names), self.labels.class_palette)
 
     def _code(self, label: int) -> dict[str, Any]:
         value = self.labels.stored_value(label)

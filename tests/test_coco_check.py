@@ -25,8 +25,8 @@ def make(tmp_path, monkeypatch) -> CocoMaker:
 
 
 def check(*sets: CocoSet, max_pixels: int = 10**6) -> CocoReport:
-    train, *val = common_classes(sets)
-    return check_coco(train, val[0] if val else None, max_pixels, progress=False)
+    train, val, test, *_ = [*common_classes(sets), None, None]
+    return check_coco(train, val, max_pixels, progress=False, test=test)
 
 
 def codes(report: CocoReport) -> list[str]:
@@ -61,7 +61,7 @@ def test_unreadable_pictures_can_be_skipped(make):
     (make.folder / "damaged.png").write_bytes(b"no picture")
     report = check(make.read(), max_pixels=3000)
     assert {"missing-file", "damaged-file", "too-large"} == {finding.code for finding in report.of("error")}
-    assert report.bad_sample_ids == {"train": ["gone.png", "damaged.png", "large.png"], "val": []}
+    assert report.bad_sample_ids == {"train": ["gone.png", "damaged.png", "large.png"], "val": [], "test": []}
     assert report.can_skip and report.train.objects == 1 and report.exit_code(strict=False) == 2
     message = error_message(report)
     assert "found 3 errors" in message and "pass --on-bad-sample skip to train without 3 samples" in message
@@ -160,6 +160,34 @@ def test_the_same_picture_in_both_sets(make, tmp_path):
     assert codes(check(make.read(), val.read())) == ["train-pictures-in-val"]
 
 
+def test_the_test_split_is_checked_and_compared_with_both_others(make, tmp_path):
+    val, test = CocoMaker(tmp_path / "val"), CocoMaker(tmp_path / "test")
+    for some, names in ((make, "abc"), (val, "de"), (test, "abdfg")):
+        for name in names:
+            for category in (3, 7):
+                some.object(some.image(f"{name}{category}.png"), category)
+    for name in ("a3", "b7"):
+        (test.folder / f"{name}.png").write_bytes((make.folder / f"{name}.png").read_bytes())
+    (test.folder / "d3.png").write_bytes((val.folder / "d3.png").read_bytes())
+    (test.folder / "g3.png").write_bytes(b"no image")
+    report = check(make.read(), val.read(), test.read())
+    assert codes(report) == ["damaged-file", "train-pictures-in-test", "val-pictures-in-test"]
+    assert len(only(report, "train-pictures-in-test").files) == 2
+    assert report.bad_sample_ids == {"train": [], "val": [], "test": ["g3.png"]} and report.can_skip
+    content = as_json(report)
+    assert content["test"]["pictures"] == 10 and content["test"]["classes"][0] == {"name": "ant", "objects": 4}
+    assert "test" in as_text(report).splitlines()[0]
+
+
+def test_a_test_split_without_annotations_stops_nothing(make, tmp_path):
+    make.object(make.image("a.png"))
+    test = CocoMaker(tmp_path / "test")
+    test.image("t.png")
+    report = check(make.read(), make.read(), test.read())
+    assert only(report, "no-objects-test").severity == "warning" and not report.of("error")
+    assert "pictures-without-objects" not in codes(report)
+
+
 def test_panoptic_segments_are_compared_with_their_png(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     make = PanopticMaker(tmp_path / "set")
@@ -208,6 +236,13 @@ def test_the_script_counts_draws_and_exits_as_for_masks(make, tmp_path, monkeypa
     inner, outer = np.s_[8:120, 8:120], np.s_[136:, 136:]
     assert np.abs(tile[inner] - (picture[inner] + object_colors(1)[0]) / 2).max() <= 1
     assert np.array_equal(tile[outer], picture[outer])
+
+    test = CocoMaker(tmp_path / "test")
+    test.object(test.image("t.png"))
+    test.read()
+    (test.folder / "t.png").write_bytes(b"no image")
+    assert run(monkeypatch, *files) == 2 and "test/t.png" in capsys.readouterr().out
+    test.json_path.unlink()
 
     assert run(monkeypatch, *files, "--validate", "--val-fraction", "0.5") == 0
     assert "validation" in capsys.readouterr().out.splitlines()[0]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.bands import pixels_by_header
 from data.decode import DecodeError, decode_image, decode_mask
 
 RNG = np.random.default_rng(0)
@@ -121,7 +122,7 @@ def test_an_orientation_that_means_nothing_counts_as_none(tmp_path):
 
 
 def test_32_bit_pictures_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"f\.tif is a 32-bit picture"):
+    with pytest.raises(ValueError, match=r"f\.tif holds float32 values.*--value-range"):
         decode_image(saved(IDS.astype(np.float32), tmp_path / "f.tif"))
 
 
@@ -250,3 +251,73 @@ def test_too_many_pixels_are_refused_before_they_unfold(tmp_path, read):
     with pytest.raises(DecodeError, match=r"more than the 3\.4e-05 allowed") as refused:
         read(grey, max_pixels=34)
     assert refused.value.kind == "too large"
+
+
+def write_tiff(path: Path, tags: dict[int, tuple[int, ...]], data: bytes) -> Path:
+    """A little-endian TIFF of 32-bit tags whose data begin where tag 273 or 324 says "here"."""
+    first = 8 + 2 + 12 * len(tags) + 4
+    beside = b""
+    rows = b""
+    long_ones = {tag: values for tag, values in tags.items() if len(values) > 1}
+    start_of_data = first + sum(4 * len(values) for values in long_ones.values())
+    for tag, values in sorted(tags.items()):
+        values = tuple(start_of_data if value == "here" else value for value in values)
+        packed_value = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            packed_value, beside = struct.pack("<I", first + len(beside)), beside + packed_value
+        rows += struct.pack("<HHI", tag, 4, len(values)) + packed_value
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + rows + bytes(4) + beside + data)
+    return path
+
+
+@pytest.mark.parametrize("read", [decode_image, decode_mask])
+def test_tiles_far_larger_than_the_image_are_refused_before_they_unfold(tmp_path, read):
+    data = zlib.compress(bytes(10))
+    tags = {256: (16,), 257: (16,), 258: (8,), 259: (8,), 262: (1,), 277: (1,), 324: ("here",), 325: (len(data),)}
+    path = write_tiff(tmp_path / "bomb.tif", tags | {322: (40000,), 323: (40000,)}, data)
+    with pytest.raises(DecodeError, match=r"bomb\.tif has 1600 megapixels") as refused:
+        read(path)
+    assert refused.value.kind == "too large" and pixels_by_header(path) == 1_600_000_000
+    tile = zlib.compress(bytes(256 * 256))
+    fine = write_tiff(tmp_path / "fine.tif", tags | {322: (256,), 323: (256,), 325: (len(tile),)}, tile)
+    assert read(fine, max_pixels=256)  # a tile of usual size may be larger than the limit
+
+
+@pytest.mark.parametrize("read", [decode_image, decode_mask])
+def test_formats_that_are_not_asked_for_are_not_even_opened(tmp_path, read, monkeypatch):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+    (tmp_path / "x.png").write_bytes(eps)
+    Image.fromarray(COLOURS).resize((16, 16)).save(tmp_path / "x.ico")
+    Image.fromarray(COLOURS).resize((16, 16)).save(tmp_path / "x.icns")
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **kwargs: started.append(args))
+    monkeypatch.setattr("PIL.IcoImagePlugin.IcoFile", lambda *args: started.append(args))
+    monkeypatch.setattr("PIL.IcnsImagePlugin.IcnsFile", lambda *args: started.append(args))
+    for name in ("x.png", "x.ico", "x.icns"):
+        with pytest.raises(DecodeError, match=r"cannot be read as a picture.*PNG"):
+            read(tmp_path / name)
+        assert pixels_by_header(tmp_path / name) == 0
+    assert not started
+
+
+@pytest.mark.parametrize(
+    "suffix", ["png", "jpg", "mpo", "tif", "bmp", "dib", "gif", "webp", "pgm", "ppm", "pbm", "jp2", "avif"]
+)
+def test_formats_of_images_are_read(tmp_path, suffix):
+    image = Image.fromarray(COLOURS).resize((32, 16))
+    path = tmp_path / f"i.{suffix}"
+    image = image.convert({"pgm": "L", "pbm": "1"}.get(suffix, "RGB"))
+    if suffix == "mpo":
+        image.save(path, save_all=True, append_images=[image])
+    else:
+        image.save(path)
+    assert decode_image(path).pixels.shape == (3, 16, 32) and pixels_by_header(path) == 32 * 16
+
+
+def test_pil_opens_files_in_one_place():
+    """Image.open without a list of formats would start Ghostscript for an EPS."""
+    root = Path(__file__).parents[1]
+    code = [
+        p for folder in ("data", "evaluation", "prediction", "training", "demo") for p in (root / folder).rglob("*.py")
+    ]
+    assert [p.name for p in code if "Image.open(" in p.read_text(encoding="utf-8")] == ["opening.py"]

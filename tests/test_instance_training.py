@@ -1,6 +1,7 @@
 """Instance and panoptic segmentation by really training: COCO data in, average precision and panoptic quality out."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ from PIL import Image
 from training_helpers import assert_same_state, log_without_speed, metrics, run_script, train_here
 
 from data.coco.demo_set import make_coco_demo_set
+from errors import UserError
+from training.arguments import parse_training_arguments
+from training.coco_sets import find_sets
 
 INSTANCE = ["--task", "instance", "--image-size", "64", "--no-random-scale"]
 
@@ -82,9 +86,53 @@ def test_a_mistake_in_the_file_is_told_before_the_first_step(tmp_path, coco, cap
     assert train_here("m2f", tmp_path / "run", *coco, "--max-steps", "1", "--on-bad-sample", "skip") == 0
 
 
+def test_a_test_split_without_annotations_is_left_out_and_its_warnings_are_told(tmp_path, coco, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(data / "valid", data / "test")
+    assert train_here("m2f", tmp_path / "first", *coco, "--max-steps", "1") == 0
+    assert "as a validation picture" in capsys.readouterr().err
+    assert len(metrics(tmp_path / "first", "", "test")) == 1
+    path = data / "test" / "_annotations.coco.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+    assert train_here("m2f", tmp_path / "second", *coco, "--max-steps", "1") == 0
+    assert "test set has no annotations" in capsys.readouterr().err
+    assert metrics(tmp_path / "second", "", "test") == []
+
+
+def test_validation_is_on_the_file_that_is_named(tmp_path, coco):
+    make_coco_demo_set(tmp_path / "other", 1, 4, 64, seed=9)
+    folder = tmp_path / "other" / "valid"
+    named = ["--val-coco-json", str(folder / "_annotations.coco.json"), "--val-coco-images", str(folder)]
+    args = parse_training_arguments("m2f", [*coco, *named])
+    sets, is_held_out = find_sets(args)
+    assert args.validate and not is_held_out
+    assert [image.path.parent for image in sets["val"].images] == [folder] * 4
+    assert len(sets["train"].images) == 5
+
+
+def test_another_number_of_classes_than_the_file_has_is_refused(coco):
+    for given, found in (("3", 4), ("91", 4)):
+        with pytest.raises(UserError, match=rf"--num-classes {given}, but .* {found} categories"):
+            find_sets(parse_training_arguments("m2f", [*coco, "--num-classes", given]))
+    for fine in (["--num-classes", "4"], ["--num-classes", "150"], []):
+        assert len(find_sets(parse_training_arguments("m2f", [*coco, *fine]))[0]["train"].class_names) == 4
+
+
+@pytest.mark.parametrize("inner", ["images", "images/default"])
+def test_a_cvat_export_is_a_folder_of_coco(tmp_path, coco, inner):
+    made, cvat = tmp_path / "data" / "train", tmp_path / "cvat"
+    (cvat / "annotations").mkdir(parents=True)
+    shutil.copy(made / "_annotations.coco.json", cvat / "annotations" / "instances_default.json")
+    shutil.copytree(made, cvat / inner, ignore=shutil.ignore_patterns("*.json"))
+    args = parse_training_arguments("m2f", [*INSTANCE, "--coco-dir", str(cvat)])
+    sets, _ = find_sets(args)
+    assert set(sets) == {"train"} and all(image.path.is_file() for image in sets["train"].images)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--val-coco-json", "a.json", "--image-paths", "a", "--mask-paths", "b"], "--val-coco-json go with --task"),
         (["--task", "instance"], "needs either --coco-dir, or --coco-json with --coco-images"),
         (["--task", "instance", "--coco-json", "a.json"], "--coco-json and --coco-images go together"),
         (["--task", "panoptic", "--coco-dir", "d"], "needs --coco-json, --coco-images and --coco-segments"),

@@ -23,6 +23,7 @@ def test_all_forms_of_a_palette_say_the_same(tmp_path):
     for content in (
         "64 128 64\tAnimal\n192 0 128\tArchway\n0 0 0\tVoid",
         commented,
+        "# label:color_rgb:parts:actions\nAnimal:64,128,64::\nArchway:192,0,128:left,right:opens\nVoid:0,0,0::\n",
         {"Animal": [64, 128, 64], "Archway": "#C00080", "Void": [0, 0, 0]},
     ):
         assert read_palette(written(tmp_path / "palette", content)) == expected

@@ -1,6 +1,7 @@
 """What stored values mean: the rule, and the flags that make it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from data.label_options import DEFAULT_NUM_CLASSES, label_options
 from data.labels import STRANGE, LabelRule
+from errors import UserError
 from training.arguments import parse_training_arguments
 
 NOWHERE = Path("mask.png")
@@ -175,9 +177,9 @@ def test_palette_and_label_map_decide_the_classes(tmp_path):
     assert rule.table[:4].tolist() == [255, 0, 1, STRANGE]
     assert label_options(3, ["a", "b", "c"], 255, False, None, palette)[1] == ["a", "b", "c"]
 
-    label_map = written(tmp_path / "map.json", {"classes": {"built": "Archway"}, "ignore": ["Animal", 2]})
+    label_map = written(tmp_path / "map.json", {"classes": {"built": "Archway", "free": 2}, "ignore": "Animal"})
     rule, names = label_options(DEFAULT_NUM_CLASSES, None, 255, False, label_map, palette)
-    assert (rule, names) == (LabelRule(1, palette=codes, label_map=((1,),), dropped=(0, 2)), ["built"])
+    assert (rule, names) == (LabelRule(2, palette=codes, label_map=((1,), (2,)), dropped=(0,)), ["built", "free"])
     foreground = written(tmp_path / "map.json", {"classes": {"background": 0, "foreground": 255}})
     rule, _ = label_options(2, None, 255, False, foreground, None)
     assert rule.apply(np.array([[0, 255]], np.uint8), NOWHERE).tolist() == [[0, 1]]
@@ -186,15 +188,54 @@ def test_palette_and_label_map_decide_the_classes(tmp_path):
 def test_flags_that_contradict_one_another_are_refused(tmp_path):
     palette = written(tmp_path / "palette.txt", "\n".join(CAMVID))
     single = written(tmp_path / "single.txt", "0 0 0")
-    label_map = written(tmp_path / "map.json", {"classes": {"a": 0}, "ignore": "rest"})
+    label_map = written(tmp_path / "map.json", {"classes": {"a": 0, "b": 1}, "ignore": "rest"})
     for match, arguments in (
         (r"--num-classes 4, but --palette .* has 3 colours", (4, None, 255, False, None, palette)),
-        (r"--num-classes 3, but --label-map .* has 1 classes", (3, None, 255, False, label_map, palette)),
+        (r"--num-classes 3, but --label-map .* has 2 classes", (3, None, 255, False, label_map, palette)),
         (r"--class-names and --label-map both name", (150, ["a"], 255, False, label_map, None)),
         (r"--reduce-zero-label and --label-map exclude", (150, None, 255, True, label_map, None)),
         (r"--class-names gives 2 names for 3 classes", (150, ["a", "b"], 255, False, None, palette)),
         (r"--class-names gives a more than once", (150, ["a", "a", "b"], 255, False, None, palette)),
         (r"--palette .*: --reduce-zero-label leaves no colour", (150, None, 255, True, None, single)),
     ):
-        with pytest.raises(ValueError, match=match):
+        with pytest.raises(UserError, match=match):
             label_options(*arguments)
+
+
+def test_one_class_teaches_nothing_and_is_refused_with_the_two_class_way(tmp_path):
+    """Every pixel would be that class: a loss of 0 and an mIoU of 1 from the first step."""
+    single = written(tmp_path / "single.txt", "0 0 0 thing\n9 9 9 other")
+    label_map = written(tmp_path / "map.json", {"classes": {"thing": 255}, "ignore": "rest"})
+    for source, arguments in (
+        ("--num-classes 1", (1, None, 255, False, None, None)),
+        ("--num-classes 1", (1, ["thing"], 255, False, None, None)),
+        ("--label-map", (150, None, 255, False, label_map, None)),
+        ("--palette", (150, None, 255, True, None, single)),
+    ):
+        with pytest.raises(UserError, match=source) as refused:
+            label_options(*arguments)
+        if source == "--num-classes 1":
+            assert "--num-classes 2" in str(refused.value)
+            proposed = re.search(r"\{.*\}", str(refused.value))[0]
+            rule, _ = label_options(150, None, 255, False, written(tmp_path / "two.json", json.loads(proposed)), None)
+            assert rule.apply(np.array([[0, 255]], np.uint8), NOWHERE).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "ignore_index", "reduce_zero_label"),
+    [(255, 255, True), (255, 254, False), (20, 3, False), (9, 9, True)],
+)
+def test_a_class_that_is_stored_as_the_ignore_index_is_refused(num_classes, ignore_index, reduce_zero_label):
+    with pytest.raises(UserError, match=f"--ignore-index {ignore_index} "):
+        label_options(num_classes, None, ignore_index, reduce_zero_label, None, None)
+
+
+def test_all_255_classes_can_be_stored_from_one():
+    rule, _ = label_options(255, None, 0, True, None, None)
+    assert sorted(rule.table[1:256].tolist()) == list(range(255))
+    assert label_options(3, None, 0, False, None, None)[0] == LabelRule(3, 0)  # PyTorch's way to leave out class 0
+
+
+def test_names_from_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"--class-names .*clases\.txt.*no such file"):
+        label_options(3, [str(tmp_path / "clases.txt")], 255, False, None, None)

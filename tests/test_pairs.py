@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from data.checks.check import check_pairs
+from data.find_files import find_files
+from data.labels import LabelRule
 from data.pairs import Pair, match_files, pair_files, split_pairs
+from errors import UserError
 
 
 @pytest.fixture
@@ -208,3 +213,53 @@ def test_split_depends_on_the_seed_and_checks_its_input():
         split_pairs(pairs, 1.5, seed=0)
     with pytest.raises(ValueError, match="at least 2"):
         split_pairs(pairs[:1], 0.5, seed=0)
+
+
+# Files that are no images
+
+
+def test_what_a_glob_matches_beside_images_is_skipped_and_told(folder):
+    touch("i/Thumbs.db", "i/notes.txt", "i/b.png", "m/b.png", "m/readme", "m/table.csv")
+    Image.new("L", (4, 4)).save("i/plain", format="PNG")
+    Image.new("L", (4, 4)).save("m/plain.mask", format="PNG")
+    pairing = match_files(["i/*"], ["m/*"])
+    assert [pair.sample_id for pair in pairing.pairs] == ["b", "plain"]  # b.png is empty: that is for the check to say
+    assert [path.name for path in pairing.skipped] == ["Thumbs.db", "notes.txt", "readme", "table.csv"]
+    assert not pairing.lone_images and not pairing.lone_masks
+    report = check_pairs(pairing, None, LabelRule(2), ["a", "b"], progress=False)
+    (note,) = report.of("note")
+    assert note.code == "not-images" and len(note.files) == 4 and not note.per_sample
+
+
+def test_a_file_that_is_named_is_not_skipped(folder):
+    touch("i/a.png", "i/notes.txt", "m/a.png", "m/notes.txt")
+    pairing = match_files(["i/a.png", "i/notes.txt"], ["m/*.png", "m/*.txt"])
+    assert [pair.sample_id for pair in pairing.pairs] == ["a", "notes"] and not pairing.skipped
+
+
+def test_a_glob_of_nothing_but_other_files_is_refused(folder):
+    touch("i/notes.txt", "m/a.png")
+    with pytest.raises(UserError, match=r"--image-paths 'i/\*' .*notes\.txt"):
+        match_files(["i/*"], ["m/*"])
+
+
+@pytest.mark.parametrize("pattern", ["{}/**/*.png", "{}", "{}/**", "{}/**/sub/*.png", "{}/**/**/*.png"])
+def test_each_real_folder_is_visited_once(tmp_path, pattern):
+    """Also where links lead round in circles: two links to "." used to never end, one to give 123 files for 3."""
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    expected = [folder / "sub" / f"{k}.png" for k in range(3)]
+    for path in expected:
+        Image.new("RGB", (4, 4)).save(path)
+    for link in ("here", "there", "sub/up"):
+        (folder / link).symlink_to(folder, target_is_directory=True)
+    assert find_files([pattern.format(folder)], "--image-paths") == expected
+
+
+def test_links_to_folders_elsewhere_are_followed(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "elsewhere" / "a.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "link").symlink_to(tmp_path / "elsewhere")
+    for pattern in ("images", "images/**/*.png", "images/*/*.png"):
+        assert find_files([f"{tmp_path}/{pattern}"], "--image-paths") == [tmp_path / "images" / "link" / "a.png"]

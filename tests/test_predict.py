@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from data.coco.panoptic import read_panoptic
 from data.coco.read import truth_segments
 from data.labels import LabelRule
 from data.transforms import EvalTransform
+from demo import check_dataset
 from demo import predict as script
 from evaluation.colors import class_colors
 from prediction.files import unique_names
@@ -333,3 +335,33 @@ def test_bfloat16_gives_nearly_the_same(semantic, tmp_path):
         assert run(*words, "--precision", precision) == 0
     masks = [np.array(Image.open(tmp_path / f"{precision}.png")) for precision in ("fp32", "bf16")]
     assert (masks[0] == masks[1]).mean() > 0.95
+
+
+def test_visualizations_have_the_colours_of_the_palette(tmp_path, monkeypatch):
+    data = drawn(tmp_path / "data", train=2, val=2)
+    colors = np.array([[12, 34, 56], [200, 10, 20], [30, 210, 40], [50, 60, 220], [240, 230, 70]], np.uint8)
+    for path in (tmp_path / "data" / "masks").rglob("*.png"):
+        ids = np.asarray(Image.open(path))
+        Image.fromarray(colors[np.where(ids < 5, ids, 0)]).save(path)
+    palette = tmp_path / "palette.txt"
+    palette.write_text("\n".join(" ".join(map(str, color)) for color in colors))
+    data += ["--palette", str(palette)]
+    run_folder = tmp_path / "run"
+    assert train_here("linear", run_folder, *data, "--max-steps", "1") == 0
+
+    def shown(path: Path) -> set[tuple[int, ...]]:
+        pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
+        return set(map(tuple, np.unique(pixels, axis=0).tolist()))
+
+    ours, default = (set(map(tuple, some.tolist())) for some in (colors, class_colors(5)[1:]))  # text has greys
+    picture = next((tmp_path / "data" / "images" / "val").glob("*.png"))
+    assert run("-m", run_folder, "-i", picture, "-o", tmp_path / "o.png") == 0
+    words = [*data[: data.index("--val-image-paths")], *data[data.index("--num-classes") :], "--preview", "p.png"]
+    del words[words.index("--image-size") : words.index("--image-size") + 2]
+    monkeypatch.setattr(sys, "argv", ["check_dataset.py", *words])
+    monkeypatch.chdir(tmp_path)
+    assert check_dataset.main() == 0
+    best = run_folder / "linear_pictures" / "best.png"
+    for path in (best, tmp_path / "o.png", tmp_path / "p.png"):
+        assert shown(path) & ours and not shown(path) & default, path
+    assert ours <= shown(best)

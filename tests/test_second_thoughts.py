@@ -101,7 +101,7 @@ def test_the_test_split_is_checked_and_its_evaluation_made_up_for(tmp_path, caps
     content = picture.read_bytes()
     picture.unlink()
     assert train_here("m2f", tmp_path / "run", *options) == 2
-    assert "test split: the dataset check found" in capsys.readouterr().err
+    assert f"{picture} does not exist" in capsys.readouterr().err
     picture.write_bytes(content)
     assert train_here("m2f", tmp_path / "run", *options) == 0
 

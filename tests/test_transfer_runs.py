@@ -1,6 +1,7 @@
 """--init-head in a whole run: what it settles, what is recorded, how such a run is resumed, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from backbones.frozen import build_backbone
 from checkpoint import read_checkpoint
 from segmenter import Segmenter
 from training.arguments import parse_training_arguments
+from training.transfer.fit import matching
+from training.transfer.read import read_released
 
 SWIN = ["--backbone", "swin_tiny_patch4_window7_224", "--weights", "auto", "--num-queries", "12"]
 
@@ -92,14 +95,32 @@ def test_our_own_checkpoint_is_taken_over_whole(tmp_path, data, own):
     assert progress["step"] == 1  # it begins, and does not go on
 
 
-def test_with_other_class_names_only_the_classifier_is_new(tmp_path, data, own, capsys):
-    names = ["--class-names", "class 3", "b", "c", "d", "e"]
-    options = [*names, "--init-head", str(own), "--keep-matching-classes", "--lr", "0"]
+def test_with_other_class_names_only_the_classifier_is_new(tmp_path, data, capsys):
+    named = tmp_path / "named"
+    assert train_here("m2f", named, *data, "--max-steps", "1", "--class-names", "v", "w", "x", "Y", "z") == 0
+    named = named / "checkpoint_step_1.pth"
+    names = ["--class-names", "y", "b", "c", "d", "e"]
+    options = [*names, "--init-head", str(named), "--keep-matching-classes", "--lr", "0"]
     assert begin(tmp_path, data, *options) == 0
-    assert "kept by name: 1 of 5 (class 3)" in capsys.readouterr().out
-    before, after = (read_checkpoint(p)["model"] for p in (own, tmp_path / "checkpoint_step_1.pth"))
+    assert "kept by name: 1 of 5 (y)" in capsys.readouterr().out
+    before, after = (read_checkpoint(p)["model"] for p in (named, tmp_path / "checkpoint_step_1.pth"))
     rows = "head.predictor.class_embed.weight"
     assert torch.equal(before[rows][[3, 5]], after[rows][[0, 5]]) and not torch.equal(before[rows], after[rows])
+
+
+def test_made_up_names_are_no_names(tmp_path, data, own, capsys):
+    """ "class 0" of one set has nothing to do with "class 0" of another."""
+    assert begin(tmp_path / "order", data, "--init-head", str(own), "--lr", "0") == 0
+    assert "does not name its classes: they are taken in the order" in capsys.readouterr().out
+    keep = ["--init-head", str(own), "--keep-matching-classes"]
+    assert begin(tmp_path / "keep", data, *keep) == 2
+    assert "--keep-matching-classes" in capsys.readouterr().err
+    more = [*data, "--num-classes", "7"]
+    assert begin(tmp_path / "more", more, "--init-head", str(own)) == 0
+    assert json.loads((tmp_path / "more" / "run.json").read_text())["init_head"]["reset"]["count"] == 2
+    some = read_released(str(own))
+    some = replace(some, class_names=["class 0", "class 1", "sky", "class 3", "class 4"])
+    assert matching(some, ["class 0", "class 1", "Sky", "class 3"]) == [(2, 2)]
 
 
 def test_another_backbone_under_our_own_head_is_told(tmp_path, data, own, capsys):

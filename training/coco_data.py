@@ -13,6 +13,7 @@ from data.coco.check import check_coco
 from data.coco.coco_set import CocoImage, CocoSet
 from data.coco.dataset import CocoEvalDataset, CocoTrainDataset
 from data.coco.read import truth_objects, truth_segments
+from data.image_rule import ImageRule
 from data.transforms import EvalTransform, TrainTransform
 from errors import UserError
 from evaluation.evaluate import Evaluator
@@ -38,6 +39,7 @@ class CocoData:
     is_thing: list[bool]
     record: dict[str, Any]
     max_pixels: int
+    rule: ImageRule
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -60,10 +62,10 @@ class CocoData:
         return [f"objects: {objects}", f"category ids {', '.join(map(str, self.category_ids))}"]
 
     def train_set(self, transform: TrainTransform, seed: int) -> Dataset:
-        return CocoTrainDataset(self.images["train"], transform, seed, self.max_pixels)
+        return CocoTrainDataset(self.images["train"], transform, seed, self.max_pixels, self.rule)
 
     def eval_set(self, split: str, transform: EvalTransform, rank: int, world_size: int) -> Dataset:
-        return CocoEvalDataset(self.images[split][rank::world_size], transform, self.max_pixels)
+        return CocoEvalDataset(self.images[split][rank::world_size], transform, self.max_pixels, self.rule)
 
     def evaluator(self, split: str, window_px: int | None, num_samples: int) -> Evaluator:
         image_of = {image.sample_id: image for image in self.images[split]}
@@ -95,6 +97,8 @@ def coco_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resum
     if not resumed:
         left_out = found
         sets = without(sets, found)
+    if "test" in sets and not any(image.objects for image in sets["test"].images):
+        del sets["test"]  # the check has said so
     first = sets["train"]
     return CocoData(
         args.task,
@@ -104,17 +108,19 @@ def coco_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resum
         first.is_thing,
         {**record, "left_out": left_out},
         round(args.max_megapixels * 1e6),
+        ImageRule.from_dict(vars(args)),
     )
 
 
 def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> LeftOut:
     """What cannot be used. Raises UserError where training must not begin."""
-    report = check_coco(sets["train"], sets.get("val"), round(args.max_megapixels * 1e6))
+    max_pixels, rule = round(args.max_megapixels * 1e6), ImageRule.from_dict(vars(args))
+    report = check_coco(sets["train"], sets.get("val"), max_pixels, rule=rule, test=sets.get("test"))
     for finding in report.of("warning"):
         print(f"warning: {finding.message} {finding.remedy}", file=sys.stderr)
     if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
         raise UserError(error_message(report))
-    bad = {**report.bad_sample_ids, "test": check_test(args, sets)}
+    bad = report.bad_sample_ids
     if any(bad.values()):
         print(f"warning: {sum(map(len, bad.values()))} samples are left out", file=sys.stderr)
     most = report.train.most_objects
@@ -131,16 +137,6 @@ def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> LeftOut:
             file=sys.stderr,
         )
     return bad
-
-
-def check_test(args: argparse.Namespace, sets: dict[str, CocoSet]) -> list[str]:
-    """Pictures of the test split that cannot be used, for what is wrong there is better known before than after."""
-    if "test" not in sets:
-        return []
-    report = check_coco(sets["test"], None, round(args.max_megapixels * 1e6))
-    if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
-        raise UserError(f"test split: {error_message(report)}")
-    return report.bad_sample_ids["train"]
 
 
 def without(sets: dict[str, CocoSet], left_out: LeftOut) -> dict[str, CocoSet]:

@@ -8,7 +8,9 @@ from data.coco.annotations import read_coco
 from data.coco.coco_set import CocoSet, common_classes
 from data.coco.layout import find_splits
 from data.coco.panoptic import read_panoptic
+from data.label_options import DEFAULT_NUM_CLASSES
 from data.pairs import split_pairs
+from errors import UserError
 
 
 def find_sets(args: argparse.Namespace) -> tuple[dict[str, CocoSet], bool]:
@@ -25,17 +27,27 @@ def find_sets(args: argparse.Namespace) -> tuple[dict[str, CocoSet], bool]:
 
 
 def read_sets(args: argparse.Namespace) -> dict[str, CocoSet]:
-    """ "train", and "val" and "test" where there are any, all with one list of classes."""
+    """ "train", and "val" and "test" where there are any, all with one list of classes.
+
+    --val-coco-json takes the place of the folder's own validation split.
+    """
     if args.coco_dir:
-        sets = {split: read_coco(*paths) for split, paths in find_splits(Path(args.coco_dir)).items()}
+        files = {split: (*paths, None) for split, paths in find_splits(Path(args.coco_dir)).items()}
     else:
         files = {"train": (args.coco_json, args.coco_images, args.coco_segments)}
-        if args.val_coco_json:
-            files["val"] = (args.val_coco_json, args.val_coco_images, args.val_coco_segments)
-        sets = {}
-        for split, (json_file, images, segments) in files.items():
-            if args.task == "panoptic":
-                sets[split] = read_panoptic(Path(json_file), Path(images), Path(segments))
-            else:
-                sets[split] = read_coco(Path(json_file), Path(images))
-    return dict(zip(sets, common_classes(sets.values()), strict=True))
+    if args.val_coco_json:
+        files["val"] = (args.val_coco_json, args.val_coco_images, args.val_coco_segments)
+    sets = {}
+    for split, (json_file, images, segments) in files.items():
+        if args.task == "panoptic":
+            sets[split] = read_panoptic(Path(json_file), Path(images), Path(segments))
+        else:
+            sets[split] = read_coco(Path(json_file), Path(images))
+    sets = dict(zip(sets, common_classes(sets.values()), strict=True))
+    found = len(sets["train"].class_names)
+    if args.num_classes not in (DEFAULT_NUM_CLASSES, found):
+        raise UserError(
+            f"--num-classes {args.num_classes}, but the annotations use {found} categories "
+            f"({sets['train'].json_path}): leave --num-classes out, the file decides"
+        )
+    return sets

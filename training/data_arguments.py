@@ -32,7 +32,7 @@ def add_coco_arguments(group) -> None:
         "--coco-dir",
         default=None,
         metavar="DIR",
-        help="with train/, valid/, test/: _annotations.coco.json and pictures",
+        help="with train/, valid/, test/: _annotations.coco.json and images; or annotations/ and images/ of CVAT",
     )
     for split, words in (("", "to train on"), ("val-", "to validate on")):
         group.add_argument(f"--{split}coco-json", default=None, metavar="FILE", help=f"COCO annotations {words}")
@@ -50,6 +50,35 @@ def add_label_arguments(group) -> None:
         "--palette", default=None, metavar="FILE", help="colours of classes, for masks that hold colours"
     )
     group.add_argument("--max-megapixels", type=float, default=180, help="larger pictures are refused unread")
+    group.add_argument(
+        "--bands", type=band_numbers, default=None, metavar="R,G,B", help="bands to use, counted from 1 (None = RGB)"
+    )
+    group.add_argument(
+        "--value-range",
+        nargs="+",
+        default=None,
+        metavar="VALUE",
+        help="LOW HIGH, the values that become 0 and 255, or percentile: the 2nd and the 98th of each image "
+        "(None = all of 8 or 16 bits)",
+    )
+
+
+def band_numbers(word: str) -> list[int]:
+    parts = str(word).split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
+        raise argparse.ArgumentTypeError(f"expected three bands counted from 1, such as 1,2,3, not {word!r}")
+    return [int(part) for part in parts]
+
+
+def value_range(words: list[str]) -> list[float] | str | None:
+    """[LOW, HIGH] or "percentile"; None where the words are neither."""
+    if [str(word) for word in words] == ["percentile"]:
+        return "percentile"
+    try:
+        low, high = map(float, words)
+    except ValueError:
+        return None
+    return [low, high] if low < high and math.isfinite(low) and math.isfinite(high) else None
 
 
 def add_held_out_arguments(group) -> None:
@@ -67,6 +96,10 @@ def check_data_arguments(parser: argparse.ArgumentParser, args: argparse.Namespa
         parser.error(f"--ignore-index {args.ignore_index}: must be from 0 to 65535")
     if not 0 < args.max_megapixels < math.inf:
         parser.error(f"--max-megapixels {args.max_megapixels:g}: must be more than 0, and finite")
+    if args.value_range is not None:
+        args.value_range, words = value_range(args.value_range), args.value_range
+        if args.value_range is None:
+            parser.error(f"--value-range {' '.join(map(str, words))}: expected two numbers LOW < HIGH, or percentile")
     if not 0 < args.val_fraction < 1:
         parser.error(f"--val-fraction {args.val_fraction}: must be between 0 and 1")
     if bool(args.val_image_paths) != bool(args.val_mask_paths):
@@ -80,8 +113,8 @@ def check_coco_arguments(parser: argparse.ArgumentParser, args: argparse.Namespa
     if args.task == "semantic":
         if not all(pairs):
             parser.error("--image-paths and --mask-paths are required (COCO data: --task instance or panoptic)")
-        if args.coco_dir or args.coco_json:
-            parser.error("--coco-dir and --coco-json go with --task instance or panoptic")
+        if args.coco_dir or args.coco_json or args.val_coco_json:
+            parser.error("--coco-dir, --coco-json and --val-coco-json go with --task instance or panoptic")
         return
     if any(pairs) or args.val_image_paths:
         parser.error(f"--task {args.task} takes its pictures from COCO files, not from --image-paths")

@@ -147,6 +147,8 @@ def identity(about: dict[str, Any]) -> dict[str, Any]:
         "class names": about["class_names"],
         "task": about["task"],
         "meaning of mask values": about["labels"],
+        "choice of bands": about["arguments"].get("bands"),
+        "range of values": about["arguments"].get("value_range"),
         "seed": about["seed"],
     }
 

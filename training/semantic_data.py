@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -12,17 +12,21 @@ from data.checks.check import check_pairs
 from data.checks.report import error_message
 from data.dataset import EvalDataset, TrainDataset
 from data.decode import decode_image
+from data.image_rule import ImageRule
 from data.label_options import label_options
 from data.pairs import Pair, Pairing
 from data.read import PairReader
 from data.transforms import EvalTransform, TrainTransform
 from errors import UserError
+from evaluation.colors import class_colors
 from evaluation.evaluate import Evaluator
 from evaluation.semantic import SemanticEvaluator
 from training.pairings import find_pairings
 from training.processes import decided
 from training.resuming import Resumed
 from training.task_data import LeftOut, compare, data_record
+
+FILES_NAMED = 3
 
 
 @dataclass
@@ -47,7 +51,10 @@ class SemanticData:
 
     def image_sizes(self, split: str) -> set[tuple[int, int]]:
         assert split == "val"
-        return {decode_image(pair.image, self.reader.max_pixels).pixels.shape[1:] for pair in self.val}
+        return {
+            decode_image(pair.image, self.reader.max_pixels, rule=self.reader.rule).pixels.shape[1:]
+            for pair in self.val
+        }
 
     def description(self) -> list[str]:
         return self.reader.labels.describe(self.class_names)
@@ -60,7 +67,8 @@ class SemanticData:
         return EvalDataset(self.val[rank::world_size], self.reader, transform)
 
     def evaluator(self, split: str, window_px: int | None, num_samples: int) -> Evaluator:
-        return SemanticEvaluator(self.class_names, window_px, num_samples)
+        colors = class_colors(len(self.class_names), self.reader.labels.class_palette)
+        return SemanticEvaluator(self.class_names, window_px, num_samples, colors)
 
 
 def semantic_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resumed | None) -> SemanticData:
@@ -71,7 +79,7 @@ def semantic_data(args: argparse.Namespace, accelerator: Accelerator, resumed: R
     labels, class_names = label_options(
         args.num_classes, args.class_names, args.ignore_index, args.reduce_zero_label, args.label_map, args.palette
     )
-    reader = PairReader(labels, round(args.max_megapixels * 1e6))
+    reader = PairReader(labels, round(args.max_megapixels * 1e6), ImageRule.from_dict(vars(args)))
     train, val = find_pairings(args)
     names = {split: [pair.sample_id for pair in p.pairs] if p else [] for split, p in (("train", train), ("val", val))}
     record = data_record(names, is_held_out=val is not None and not args.val_image_paths)
@@ -92,9 +100,12 @@ def check(
     args: argparse.Namespace, train: Pairing, val: Pairing | None, reader: PairReader, class_names: list[str]
 ) -> LeftOut:
     """What cannot be used. Raises UserError where training must not begin."""
-    report = check_pairs(train, val, reader.labels, class_names, reader.max_pixels)
+    report = check_pairs(train, val, reader.labels, class_names, reader.max_pixels, rule=reader.image_rule)
     for finding in report.of("warning"):
         print(f"warning: {finding.message} {finding.remedy}", file=sys.stderr)
+    for finding in report.of("note"):
+        if finding.code == "not-images":
+            print(f"note: {finding.message} {', '.join(finding.files[:FILES_NAMED])}", file=sys.stderr)
     if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
         raise UserError(error_message(report))
     bad = report.bad_sample_ids
@@ -111,4 +122,4 @@ def without(pairing: Pairing | None, sample_ids: list[str]) -> Pairing | None:
         return pairing
     unwanted = set(sample_ids)
     kept = [pair for pair in pairing.pairs if pair.sample_id not in unwanted]
-    return Pairing(kept, pairing.lone_images, pairing.lone_masks, pairing.how)
+    return replace(pairing, pairs=kept)

@@ -10,6 +10,7 @@ from data.checks.scan import scan
 from data.checks.set_findings import set_findings
 from data.checks.value_findings import value_findings
 from data.decode import MAX_PIXELS
+from data.image_rule import PLAIN, ImageRule
 from data.labels import LabelRule
 from data.pairs import Pairing
 
@@ -85,13 +86,18 @@ def check_pairs(
     class_names: Sequence[str],
     max_pixels: int = MAX_PIXELS,
     progress: bool = True,
+    rule: ImageRule = PLAIN,
 ) -> Report:
-    """Reads what is not known yet from an earlier check; raises nothing for the sake of a file."""
+    """Reads what is not known yet from an earlier check; raises nothing for the sake of a file.
+
+    rule: what of the pictures is used.
+    """
     as_colors = bool(labels.palette)
-    train_samples = checked_samples(train.pairs, scan(train.pairs, as_colors, max_pixels, progress=progress), labels)
+    facts = scan(train.pairs, as_colors, max_pixels, progress=progress, rule=rule)
+    train_samples = checked_samples(train.pairs, facts, labels)
     val_samples = []
     if val is not None:
-        facts = scan(val.pairs, as_colors, max_pixels, "checking validation data", progress)
+        facts = scan(val.pairs, as_colors, max_pixels, "checking validation data", progress, rule)
         val_samples = checked_samples(val.pairs, facts, labels)
     both = [*train_samples, *val_samples]
     findings = [

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from data.decode import DecodeError, decode_image, decode_mask
+from data.image_rule import PLAIN, ImageRule
 
 VALUES_KEPT = 1024
 STRIP_PIXELS = 4_000_000
@@ -24,12 +24,17 @@ class Failure:
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """size_wh: upright, in pixels; mode: PIL's, as stored; orientation: EXIF 1 to 8; digest: of the decoded pixels."""
+    """size_wh: upright, in pixels; mode: PIL's, as stored; orientation: EXIF 1 to 8.
+
+    digest: of the decoded values, before they become 8 bits. stored_range: the least and the greatest of 16-bit values
+    that are taken as 0 to 65535, None of all others.
+    """
 
     size_wh: tuple[int, int] = (0, 0)
     mode: str = ""
     orientation: int = 1
     digest: str = ""
+    stored_range: tuple[int, int] | None = None
     failure: Failure | None = None
 
 
@@ -49,15 +54,19 @@ class MaskFacts:
     failure: Failure | None = None
 
 
-def image_facts(path: Path, max_pixels: int) -> ImageFacts:
+def image_facts(path: Path, max_pixels: int, rule: ImageRule = PLAIN) -> ImageFacts:
     try:
-        image = decode_image(path, max_pixels)
+        image = decode_image(path, max_pixels, rule=rule)
     except DecodeError as error:
         return ImageFacts(failure=Failure(error.kind, str(error)))
     _, height, width = image.pixels.shape
     digest = hashlib.sha256(f"{width}x{height}".encode())
-    digest.update(np.ascontiguousarray(image.pixels))
-    return ImageFacts((width, height), image.mode, image.orientation, digest.hexdigest()[:20])
+    is_eight_bit = image.values.dtype == np.uint8
+    digest.update(np.ascontiguousarray(image.pixels if is_eight_bit else image.values))
+    stored_range = None
+    if image.values.dtype == np.uint16 and rule.value_range is None:
+        stored_range = int(image.values.min()), int(image.values.max())
+    return ImageFacts((width, height), image.mode, image.orientation, digest.hexdigest()[:20], stored_range)
 
 
 def mask_facts(path: Path, max_pixels: int, as_colors: bool) -> MaskFacts:
@@ -86,12 +95,3 @@ def count_values(values: np.ndarray) -> dict[int, int]:
         for value, number in zip(found.tolist(), pixels.tolist(), strict=True):
             counts[value] = counts.get(value, 0) + number
     return counts
-
-
-def pixels_by_header(path: Path) -> int:
-    """Size in pixels without decoding; 0 where the file is no picture."""
-    try:
-        with Image.open(path) as image:
-            return image.width * image.height
-    except Exception:  # what PIL raises for a damaged file has no common ancestor; decoding it will say what is wrong
-        return 0

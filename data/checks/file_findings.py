@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from data.checks.finding import CheckedSample, Finding, counted, size_text
+from data.checks.finding import CheckedSample, Finding, counted, size_text, unique_paths
 from data.checks.picture_findings import unreadable
 from data.pairs import Pairing
 
@@ -12,6 +12,7 @@ SIDEWAYS = (5, 6, 7, 8)
 
 def file_findings(pairings: Sequence[Pairing], samples: Sequence[CheckedSample]) -> Iterator[Finding]:
     yield from _unpaired(pairings)
+    yield from _not_images(pairings)
     yield from unreadable(f for sample in samples for f in (sample.image.failure, sample.mask.failure) if f)
     yield from _size_mismatch(samples)
     yield from _maybe_turned(samples)
@@ -31,6 +32,18 @@ def _unpaired(pairings: Sequence[Pairing]) -> Iterator[Finding]:
             "Narrow the patterns or rename files so that every picture has one mask.",
             [f"{path}: no mask" for path in images] + [f"{path}: no picture" for path in masks],
             per_sample=True,
+        )
+
+
+def _not_images(pairings: Sequence[Pairing]) -> Iterator[Finding]:
+    skipped = unique_paths(path for pairing in pairings for path in pairing.skipped)
+    if skipped:
+        yield Finding(
+            "note",
+            "not-images",
+            f"{counted(len(skipped), 'file')} that {'is no image' if len(skipped) == 1 else 'are no images'} skipped.",
+            "Nothing to do; a narrower glob, such as '*.png', does not match them.",
+            skipped,
         )
 
 

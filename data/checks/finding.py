@@ -41,7 +41,7 @@ class Findings(ABC):
     @property
     @abstractmethod
     def bad_sample_ids(self) -> dict[str, list[str]]:
-        """Of "train" and "val": the samples that cannot be used."""
+        """Of each split: the samples that cannot be used."""
 
     @property
     @abstractmethod

@@ -1,6 +1,7 @@
 """Remembers the facts of files that have not changed, in the user's cache folder, so that a second check is quick.
 
-One JSON file a set of folders: {"version": 1, "image": {path: [size, mtime_ns, facts]}, "ids": ..., "colors": ...}.
+One JSON file a set of folders: {"version": 2, KIND: {path: [stamp, facts]}, ...}. A kind is "ids" or "colors"
+of masks, and "image" with the key of the ImageRule behind it.
 """
 
 import hashlib
@@ -14,12 +15,12 @@ from typing import Any
 
 from data.checks.facts import Failure, ImageFacts, MaskFacts
 
-VERSION = 1  # raise it whenever the facts of an unchanged file change, or their form
-KINDS = ("image", "ids", "colors")
+VERSION = 3  # raise it whenever the facts of an unchanged file change, or their form
+MASK_KINDS = ("ids", "colors")
 """A mask has two sets of facts: as ids, and as colours where a palette is given."""
 
-NOT_REMEMBERED = ("missing", "too large")
-"""Failures that may pass without a change of the file: it comes back, or --max-megapixels is raised."""
+NOT_REMEMBERED = ("missing", "too large", "no reader")
+"""Failures that may pass without a change of the file: it is back, --max-megapixels is raised, a package is there."""
 
 DATA_SETS_KEPT = 100
 
@@ -35,29 +36,25 @@ class ScanMemory:
     def __init__(self, folders: Iterable[Path]) -> None:
         name = hashlib.sha256("\n".join(sorted(map(str, folders))).encode(errors="surrogateescape")).hexdigest()[:20]
         self.path = cache_folder() / f"scan_{name}.json"
-        self.entries: dict[str, dict[str, list]] = {kind: {} for kind in KINDS}
+        self.entries: dict[str, dict[str, list]] = {}
         self.changed = False
         with suppress(OSError, ValueError, RecursionError):
             content = json.loads(self.path.read_bytes())
             if isinstance(content, dict) and content.get("version") == VERSION:
-                self.entries = {kind: entries for kind in KINDS if isinstance(entries := content.get(kind), dict)}
-        for kind in KINDS:
-            self.entries.setdefault(kind, {})
+                self.entries = {kind: entries for kind, entries in content.items() if isinstance(entries, dict)}
 
     def recall(self, kind: str, path: Path, stat: os.stat_result) -> Facts | None:
         """None where nothing is known of the file, or it has changed since."""
         try:
-            size, mtime_ns, fields = self.entries[kind][str(path)]
-            if (size, mtime_ns) != (stat.st_size, stat.st_mtime_ns):
-                return None
-            return _facts(kind, fields)
-        except (KeyError, TypeError, ValueError, AttributeError):  # of another make, or damaged
+            stamp, fields = self.entries[kind][str(path)]
+            return _facts(kind, fields) if stamp == _stamp(stat) else None
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # of another make, or damaged
             return None
 
     def remember(self, kind: str, path: Path, stat: os.stat_result, facts: Facts) -> None:
         """stat: from before the file was read, so that a change meanwhile is seen the next time."""
         if facts.failure is None or facts.failure.kind not in NOT_REMEMBERED:
-            self.entries[kind][str(path)] = [stat.st_size, stat.st_mtime_ns, _fields(facts)]
+            self.entries.setdefault(kind, {})[str(path)] = [_stamp(stat), _fields(facts)]
             self.changed = True
 
     def save(self, scanned: set[Path]) -> None:
@@ -75,6 +72,11 @@ class ScanMemory:
             self.changed = False
             for old in sorted(self.path.parent.glob("scan_*.json"), key=os.path.getmtime)[:-DATA_SETS_KEPT]:
                 old.unlink()
+
+
+def _stamp(stat: os.stat_result) -> list[int]:
+    """Changes with the file: by ctime and inode also where another one of its size and mtime took its place."""
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def cache_folder() -> Path:
@@ -111,7 +113,8 @@ def _facts(kind: str, fields: dict[str, Any]) -> Facts:
         "orientation": int(fields["orientation"]),
         "failure": None if failure is None else Failure(*map(str, failure)),
     }
-    if kind == "image":
-        return ImageFacts(digest=str(fields["digest"]), **common)
+    if kind not in MASK_KINDS:
+        stored_range = None if fields["stored_range"] is None else tuple(map(int, fields["stored_range"]))
+        return ImageFacts(digest=str(fields["digest"]), stored_range=stored_range, **common)
     counts = {int(value): int(pixels) for value, pixels in fields["counts"].items()}
     return MaskFacts(is_color=bool(fields["is_color"]), counts=counts, num_values=int(fields["num_values"]), **common)

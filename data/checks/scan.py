@@ -12,8 +12,10 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from data.checks.facts import ImageFacts, MaskFacts, image_facts, mask_facts, pixels_by_header
-from data.checks.memory import Facts, ScanMemory
+from data.bands import pixels_by_header
+from data.checks.facts import ImageFacts, MaskFacts, image_facts, mask_facts
+from data.checks.memory import MASK_KINDS, Facts, ScanMemory
+from data.image_rule import PLAIN, ImageRule
 from data.pairs import Pair
 
 PIXELS_AT_A_TIME = 100_000_000
@@ -32,14 +34,19 @@ class Scan:
 
 
 def scan(
-    pairs: Sequence[Pair], as_colors: bool, max_pixels: int, title: str = "checking data", progress: bool = True
+    pairs: Sequence[Pair],
+    as_colors: bool,
+    max_pixels: int,
+    title: str = "checking data",
+    progress: bool = True,
+    rule: ImageRule = PLAIN,
 ) -> Scan:
     """The facts of all files of the pairs. What is known of unchanged files is not read again.
 
     as_colors: masks are read as colours, for a palette is given. progress: a bar on stderr, where that is a terminal.
-    What was read until Ctrl-C is remembered too.
+    What was read until Ctrl-C is remembered too. rule: what of the pictures is used.
     """
-    return scan_files([p.image for p in pairs], [p.mask for p in pairs], as_colors, max_pixels, title, progress)
+    return scan_files([p.image for p in pairs], [p.mask for p in pairs], as_colors, max_pixels, title, progress, rule)
 
 
 def scan_files(
@@ -49,10 +56,11 @@ def scan_files(
     max_pixels: int,
     title: str = "checking data",
     progress: bool = True,
+    rule: ImageRule = PLAIN,
 ) -> Scan:
     """As `scan`, of pictures and masks that need not be pairs."""
     masks: list[Job] = [("colors" if as_colors else "ids", path) for path in dict.fromkeys(mask_paths)]
-    images: list[Job] = [("image", path) for path in dict.fromkeys(image_paths)]
+    images: list[Job] = [(f"image {rule.key()}", path) for path in dict.fromkeys(image_paths)]
     facts: dict[Job, Facts] = {}
     paths = {path for _, path in images + masks}
     memory = ScanMemory({path.parent for path in paths})
@@ -60,7 +68,7 @@ def scan_files(
         with tqdm(
             total=len(images) + len(masks), desc=title, unit="file", leave=False, disable=None if progress else True
         ) as bar:
-            for job, fact in _all_facts(images + masks, max_pixels, memory):
+            for job, fact in _all_facts(images + masks, max_pixels, rule, memory):
                 facts[job] = fact
                 bar.update()
     finally:
@@ -68,7 +76,9 @@ def scan_files(
     return Scan({job[1]: facts[job] for job in images}, {job[1]: facts[job] for job in masks})
 
 
-def _all_facts(jobs: Sequence[Job], max_pixels: int, memory: ScanMemory) -> Iterator[tuple[Job, Facts]]:
+def _all_facts(
+    jobs: Sequence[Job], max_pixels: int, rule: ImageRule, memory: ScanMemory
+) -> Iterator[tuple[Job, Facts]]:
     """Threads are enough: PIL and numpy let others run while they decode and count."""
     budget = PixelBudget(PIXELS_AT_A_TIME)
     unknown = []
@@ -88,7 +98,7 @@ def _all_facts(jobs: Sequence[Job], max_pixels: int, memory: ScanMemory) -> Iter
     Image.init()  # not in the threads: while one loads the plugins of PIL, a TIFF is unknown to the others
     pool = ThreadPoolExecutor(usable_cores())
     try:
-        read = partial(_read, max_pixels=max_pixels, budget=budget)
+        read = partial(_read, max_pixels=max_pixels, rule=rule, budget=budget)
         for start in range(0, len(unknown), FILES_AT_A_TIME):  # not all at once: Ctrl-C ends the rest of these only
             some = unknown[start : start + FILES_AT_A_TIME]
             for (job, stat), facts in zip(some, pool.map(read, (job for job, _ in some)), strict=True):
@@ -99,11 +109,11 @@ def _all_facts(jobs: Sequence[Job], max_pixels: int, memory: ScanMemory) -> Iter
         pool.shutdown(cancel_futures=True)
 
 
-def _read(job: Job, max_pixels: int, budget: "PixelBudget") -> Facts:
+def _read(job: Job, max_pixels: int, rule: ImageRule, budget: "PixelBudget") -> Facts:
     kind, path = job
     with budget.taken(pixels_by_header(path)):
-        if kind == "image":
-            return image_facts(path, max_pixels)
+        if kind not in MASK_KINDS:
+            return image_facts(path, max_pixels, rule)
         return mask_facts(path, max_pixels, as_colors=kind == "colors")
 
 

@@ -28,7 +28,7 @@ def _foreground_ignored(samples: Sequence[CheckedSample], labels: LabelRule) -> 
     if set(values) == {0, IGNORE_INDEX} and labels.ignore_index == IGNORE_INDEX:
         share = values[IGNORE_INDEX] / values.total()
         yield Finding(
-            "error" if labels.num_classes > 1 else "warning",  # one class, the rest unlabelled: odd, but can be meant
+            "error",
             "foreground-ignored",
             f"All masks hold 0 and 255 only, and 255 means unlabelled: the foreground, {share:.1%} of all pixels, "
             "would count for nothing.",

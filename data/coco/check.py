@@ -9,11 +9,12 @@ from data.coco.checked import CheckedImage, checked_images
 from data.coco.coco_set import CocoSet
 from data.coco.findings import coco_findings
 from data.decode import MAX_PIXELS
+from data.image_rule import PLAIN, ImageRule
 
 
 @dataclass(frozen=True)
 class CocoNumbers:
-    """One of the two sets in numbers, of which objects are counted in usable pictures only.
+    """One of the sets in numbers, of which objects are counted in usable pictures only.
 
     class_objects: without crowds, for each class; most_objects: in one picture, without crowds: more than a head has
     queries cannot be found. sizes_wh: pictures of each size in the file, the most frequent first.
@@ -42,12 +43,18 @@ class CocoReport(Findings):
 
     train: CocoNumbers
     val: CocoNumbers | None
+    test: CocoNumbers | None
     class_names: list[str]
     findings: list[Finding]
 
     @property
     def bad_sample_ids(self) -> dict[str, list[str]]:
-        return {"train": self.train.bad_sample_ids, "val": self.val.bad_sample_ids if self.val else []}
+        """Of "train", "val" and "test"."""
+        return {split: numbers.bad_sample_ids if numbers else [] for split, numbers in self.splits.items()}
+
+    @property
+    def splits(self) -> dict[str, CocoNumbers | None]:
+        return {"train": self.train, "val": self.val, "test": self.test}
 
     @property
     def can_skip(self) -> bool:
@@ -59,15 +66,31 @@ class CocoReport(Findings):
         return counted(sum(map(len, self.bad_sample_ids.values())), "sample")
 
 
-def check_coco(train: CocoSet, val: CocoSet | None, max_pixels: int = MAX_PIXELS, progress: bool = True) -> CocoReport:
-    """Of sets with common classes. Raises nothing for the sake of a picture or an annotation."""
-    assert val is None or val.class_names == train.class_names
-    train_images = checked_images(train, max_pixels, "checking data", progress)
-    val_images = [] if val is None else checked_images(val, max_pixels, "checking validation data", progress)
-    findings = coco_findings([train, val] if val else [train], train_images, val_images)
+def check_coco(
+    train: CocoSet,
+    val: CocoSet | None,
+    max_pixels: int = MAX_PIXELS,
+    progress: bool = True,
+    rule: ImageRule = PLAIN,
+    test: CocoSet | None = None,
+) -> CocoReport:
+    """Of sets with common classes. Raises nothing for the sake of a picture or an annotation.
+
+    rule: what of the pictures is used.
+    """
+    sets = {"": train, "validation ": val, "test ": test}
+    assert all(one is None or one.class_names == train.class_names for one in sets.values())
+    samples = [
+        checked_images(one, max_pixels, rule, f"checking {name}data", progress) if one else []
+        for name, one in sets.items()
+    ]
+    findings = coco_findings([one for one in sets.values() if one], *samples)
+    numbers = [
+        _numbers(some, len(train.class_names)) if one else None
+        for some, one in zip(samples, sets.values(), strict=True)
+    ]
     return CocoReport(
-        train=_numbers(train_images, len(train.class_names)),
-        val=None if val is None else _numbers(val_images, len(train.class_names)),
+        *numbers,
         class_names=train.class_names,
         findings=sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)),
     )

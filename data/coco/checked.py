@@ -7,6 +7,7 @@ from data.checks.file_findings import SIDEWAYS
 from data.checks.scan import scan_files
 from data.coco.coco_set import CocoImage, CocoSet
 from data.coco.panoptic import color_of
+from data.image_rule import ImageRule
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,13 @@ class CheckedImage:
         return not (failed or self.sizes_differ or self.unlisted or self.image.fatal_mistakes)
 
 
-def checked_images(coco_set: CocoSet, max_pixels: int, title: str, progress: bool) -> list[CheckedImage]:
+def checked_images(
+    coco_set: CocoSet, max_pixels: int, rule: ImageRule, title: str, progress: bool
+) -> list[CheckedImage]:
     """What is known of unchanged files from an earlier check is not read again."""
     images = coco_set.images
     pngs = [image.segments_path for image in images if image.segments_path is not None]
-    scan = scan_files([image.path for image in images], pngs, True, max_pixels, title, progress)
+    scan = scan_files([image.path for image in images], pngs, True, max_pixels, title, progress, rule)
     return [
         _checked(image, scan.images[image.path], scan.masks[image.segments_path] if image.segments_path else None)
         for image in images

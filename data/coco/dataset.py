@@ -13,6 +13,7 @@ from data.coco.coco_set import CocoImage
 from data.coco.read import ReadImage, read_image
 from data.dataset import Sample, Skipped, first_readable, seed_of
 from data.decode import MAX_PIXELS
+from data.image_rule import PLAIN, ImageRule
 from data.transforms import EvalTransform, TrainTransform, resize_masks
 from errors import UserError
 from structures import Target
@@ -22,12 +23,18 @@ class CocoTrainDataset(Dataset):
     """Augmented samples, indexed by (epoch, number); what one looks like depends on (seed, epoch, sample id) alone."""
 
     def __init__(
-        self, images: Sequence[CocoImage], transform: TrainTransform, seed: int, max_pixels: int = MAX_PIXELS
+        self,
+        images: Sequence[CocoImage],
+        transform: TrainTransform,
+        seed: int,
+        max_pixels: int = MAX_PIXELS,
+        rule: ImageRule = PLAIN,
     ) -> None:
         self.images = images
         self.transform = transform
         self.seed = seed
         self.max_pixels = max_pixels
+        self.rule = rule
 
     def __len__(self) -> int:
         return len(self.images)
@@ -39,7 +46,9 @@ class CocoTrainDataset(Dataset):
         takes its place, as in TrainDataset. Raises UserError only where none can be read.
         """
         epoch, first = epoch_and_index
-        image, content, skipped = first_readable(self.images, first, lambda image: read_image(image, self.max_pixels))
+        image, content, skipped = first_readable(
+            self.images, first, lambda image: read_image(image, self.max_pixels, self.rule)
+        )
         view = self.transform.view(*image.size_hw, seed_of(self.seed, epoch, image.sample_id))
         size_hw = (self.transform.image_size, self.transform.image_size)
         target = _object_target(content, lambda mask: view.mask(mask, fill=0), size_hw)
@@ -50,10 +59,17 @@ class CocoEvalDataset(Dataset):
     """Whole pictures in their own aspect. The targets, at the size of evaluation, are for the loss only: metrics take
     the truth at full size from `truth_objects` or `truth_segments`, by the sample id."""
 
-    def __init__(self, images: Sequence[CocoImage], transform: EvalTransform, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(
+        self,
+        images: Sequence[CocoImage],
+        transform: EvalTransform,
+        max_pixels: int = MAX_PIXELS,
+        rule: ImageRule = PLAIN,
+    ) -> None:
         self.images = images
         self.transform = transform
         self.max_pixels = max_pixels
+        self.rule = rule
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,7 +78,7 @@ class CocoEvalDataset(Dataset):
         """Picture (3, h, w), masks (N, h, w) and labels (N,); Skipped where the picture cannot be used."""
         image = self.images[index]
         try:
-            content = read_image(image, self.max_pixels)
+            content = read_image(image, self.max_pixels, self.rule)
         except UserError as error:
             return Skipped(image.sample_id, str(error))
         pixels = self.transform(content.pixels)

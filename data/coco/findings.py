@@ -46,20 +46,23 @@ MISTAKES = {
 
 
 def coco_findings(
-    sets: Sequence[CocoSet], train: Sequence[CheckedImage], val: Sequence[CheckedImage]
+    sets: Sequence[CocoSet],
+    train: Sequence[CheckedImage],
+    val: Sequence[CheckedImage],
+    test: Sequence[CheckedImage],
 ) -> Iterator[Finding]:
-    """sets: the files of train and, where there is one, val."""
-    both = [*train, *val]
-    facts = [facts for sample in both for facts in (sample.facts, sample.segments) if facts is not None]
+    """sets: the files of train and, where there are any, val and test."""
+    all_samples = [*train, *val, *test]
+    facts = [facts for sample in all_samples for facts in (sample.facts, sample.segments) if facts is not None]
     yield from unreadable(f.failure for f in facts if f.failure)
-    yield from _sizes(both)
-    yield from _maybe_turned(both)
-    yield from _mistakes(sets, both)
-    yield from _segment_ids(both)
-    yield from _boxes(both)
-    yield from _objects(train, both)
+    yield from _sizes(all_samples)
+    yield from _maybe_turned(all_samples)
+    yield from _mistakes(sets, all_samples)
+    yield from _segment_ids(all_samples)
+    yield from _boxes(all_samples)
+    yield from _objects(train, val, test)
     yield from _classes(train, val, sets[0].class_names)
-    yield from picture_findings(*([(s.image.path, s.facts) for s in samples] for samples in (train, val)))
+    yield from picture_findings(*([(s.image.path, s.facts) for s in samples] for samples in (train, val, test)))
 
 
 def _sizes(samples: Sequence[CheckedImage]) -> Iterator[Finding]:
@@ -156,7 +159,9 @@ def _ids_with_another_box(image: CocoImage) -> list[int]:
     return [thing.annotation_id for thing, far in zip(things, is_far & (common < BOX_IOU * union), strict=True) if far]
 
 
-def _objects(train: Sequence[CheckedImage], both: Sequence[CheckedImage]) -> Iterator[Finding]:
+def _objects(
+    train: Sequence[CheckedImage], val: Sequence[CheckedImage], test: Sequence[CheckedImage]
+) -> Iterator[Finding]:
     usable = [sample for sample in train if sample.usable]
     if usable and not any(_labels(sample) for sample in usable):
         yield Finding(
@@ -165,7 +170,16 @@ def _objects(train: Sequence[CheckedImage], both: Sequence[CheckedImage]) -> Ite
             "No usable picture of the training set has an object: there is nothing to learn.",
             "Look whether the file belongs to these pictures, and at the other findings.",
         )
-    empty = [str(sample.image.path) for sample in both if sample.usable and not sample.image.objects]
+    if test and not any(sample.image.objects for sample in test):
+        yield Finding(
+            "warning",
+            "no-objects-test",
+            "The test set has no annotations: nothing can be measured on it, so it is left out.",
+            "Add its annotations, or take its folder away.",
+        )
+        test = []
+    all_samples = [*train, *val, *test]
+    empty = [str(sample.image.path) for sample in all_samples if sample.usable and not sample.image.objects]
     if empty:
         yield Finding(
             "note",
@@ -174,7 +188,7 @@ def _objects(train: Sequence[CheckedImage], both: Sequence[CheckedImage]) -> Ite
             "Leave them out where they were merely not annotated.",
             empty,
         )
-    crowds = [s for s in both if s.usable and any(thing.is_crowd for thing in s.image.objects)]
+    crowds = [s for s in all_samples if s.usable and any(thing.is_crowd for thing in s.image.objects)]
     if crowds:
         yield Finding(
             "note",

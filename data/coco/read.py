@@ -14,6 +14,7 @@ from torch import Tensor
 from data.coco.coco_set import CocoImage, Rle
 from data.coco.panoptic import color_of, segment_colors
 from data.decode import MAX_PIXELS, decode_image
+from data.image_rule import PLAIN, ImageRule
 from errors import UserError
 
 
@@ -37,8 +38,8 @@ class ReadImage:
             yield thing.label, torch.from_numpy(mask)
 
 
-def read_image(image: CocoImage, max_pixels: int = MAX_PIXELS) -> ReadImage:
-    """Reads the picture, and the segments of a panoptic set.
+def read_image(image: CocoImage, max_pixels: int = MAX_PIXELS, rule: ImageRule = PLAIN) -> ReadImage:
+    """Reads the picture, and the segments of a panoptic set. rule: what of the picture becomes RGB.
 
     COCO's annotations are made on the pixels as stored: where the size in the file is that of the stored picture, an
     EXIF orientation is not applied; where it is that of the turned picture only, it is.
@@ -47,9 +48,9 @@ def read_image(image: CocoImage, max_pixels: int = MAX_PIXELS) -> ReadImage:
     """
     if image.fatal_mistakes:
         raise UserError(f"{image.path}: {image.fatal_mistakes[0].detail}")
-    decoded = decode_image(image.path, max_pixels, upright=False)
+    decoded = decode_image(image.path, max_pixels, upright=False, rule=rule)
     if decoded.pixels.shape[1:] != image.size_hw and decoded.pixels.shape[:0:-1] == image.size_hw:
-        decoded = decode_image(image.path, max_pixels)
+        decoded = decode_image(image.path, max_pixels, rule=rule)
     height, width = decoded.pixels.shape[1:]
     if (height, width) != image.size_hw:
         raise UserError(

@@ -23,15 +23,15 @@ def as_text(report: CocoReport) -> str:
 def as_json(report: CocoReport) -> dict[str, Any]:
     """Everything, with all files, as values that json.dumps takes."""
     return {
-        "train": _split_json(report.train, report.class_names),
-        "val": None if report.val is None else _split_json(report.val, report.class_names),
+        **{split: numbers and _split_json(numbers, report.class_names) for split, numbers in report.splits.items()},
         "findings": [asdict(finding) for finding in report.findings],
         "can_skip": report.can_skip,
     }
 
 
 def _numbers_table(report: CocoReport) -> list[str]:
-    splits = {"training": report.train} | ({"validation": report.val} if report.val else {})
+    titles = {"train": "training", "val": "validation", "test": "test"}
+    splits = {titles[split]: numbers for split, numbers in report.splits.items() if numbers}
     rows = [("", *splits)]
     for title, text in (
         ("pictures", lambda s: f"{s.pictures:,}"),
@@ -48,11 +48,11 @@ def _numbers_table(report: CocoReport) -> list[str]:
 
 def _class_table(report: CocoReport) -> list[str]:
     """A line a class, the first 10 x FILES_SHOWN of them."""
-    splits = [report.train, report.val] if report.val else [report.train]
-    rows = [("class", "name", "objects", *(["val objects"] if report.val else []))]
+    splits = {split: numbers for split, numbers in report.splits.items() if numbers}
+    rows = [("class", "name", *("objects" if split == "train" else f"{split} objects" for split in splits))]
     shown = report.class_names[: 10 * FILES_SHOWN]
     for k, name in enumerate(shown):
-        rows.append((str(k), short_name(name), *(f"{split.class_objects[k]:,}" for split in splits)))
+        rows.append((str(k), short_name(name), *(f"{split.class_objects[k]:,}" for split in splits.values())))
     more = len(report.class_names) - len(shown)
     return aligned(rows, right_from=2) + ([f"and {more} more classes"] if more else [])
 

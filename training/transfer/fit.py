@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.class_names import is_made_up
 from errors import UserError
 from segmenter import Segmenter
 from training.transfer.released import ReleasedHead
@@ -60,8 +61,8 @@ def transfer(
         has_no_object = released.head == "m2f"
         theirs = released.class_names
         num_theirs = len(new[rows[0]]) - int(has_no_object)
+        pairs = matching(released, class_names) if keep_matching else []
         if not (theirs == class_names if theirs else num_theirs == len(class_names)):
-            pairs = matching(released, class_names) if keep_matching else []
             report.notes.append(class_note(released, class_names, num_theirs, pairs, keep_matching))
             report.reset = rows
             if pairs and has_no_object:
@@ -94,13 +95,17 @@ def check_sizes(released: ReleasedHead, own: dict[str, Tensor], except_rows_of: 
 
 
 def matching(released: ReleasedHead, class_names: list[str]) -> list[tuple[int, int]]:
-    """(our class, theirs) wherever both bear the same name; case and spaces around it do not count."""
+    """(our class, theirs) wherever both bear the same name; case and spaces around it do not count.
+
+    Made-up names ("class 0") are none. Raises UserError where the file has no names.
+    """
     if released.class_names is None:
         raise UserError(
             f"--keep-matching-classes: {released.path} does not name its classes; leave the flag out, or for "
             "transformers put its config.json beside it"
         )
-    theirs = {name.strip().casefold(): k for k, name in reversed(list(enumerate(released.class_names)))}
+    named = [(k, name) for k, name in enumerate(released.class_names) if not is_made_up(name)]
+    theirs = {name.strip().casefold(): k for k, name in reversed(named)}
     ours = [name.strip().casefold() for name in class_names]
     return [(k, theirs[name]) for k, name in enumerate(ours) if name in theirs]
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from checkpoint import read_checkpoint
+from data.class_names import is_made_up
 from training.transfer.released import ReleasedHead
 
 
@@ -22,7 +23,7 @@ def from_own_checkpoint(path: Path) -> ReleasedHead:
         spec["head"],
         {name: t for name, t in content["model"].items() if not name.startswith("backbone.")},
         flags=" ".join([*flags, f"--adapter {spec['adapter']}"]),
-        class_names=content["class_names"],
+        class_names=None if all(map(is_made_up, content["class_names"])) else content["class_names"],
         adapter=spec["adapter"],
         backbone=about["name"],
         brings_backbone=brings_backbone,
