@@ -30,6 +30,33 @@ class UserError(ValueError):
     """
 
 
+LONGEST_TEXT = 20_000
+"""Characters of a message: what a file of somebody's holds may be repeated in it, whole."""
+
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Characters that move the cursor, ring, colour or turn round what a terminal shows; a tab and a line break do not."""
+
+
+def printable(text: str) -> str:
+    """The text as it may go to a terminal: names of files and classes come from outside. Line breaks stay."""
+    if len(text) > LONGEST_TEXT:
+        text = f"{text[:LONGEST_TEXT]} ... ({len(text) - LONGEST_TEXT:,} characters more)"
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    """The same without line breaks, for a name within a text: it cannot begin a line that looks like one of ours."""
+    return printable(text).replace("\n", "\\n")
+
+
+def warn(message: str) -> None:
+    print(f"warning: {printable(message)}", file=sys.stderr)
+
+
+def note(message: str) -> None:
+    print(f"note: {printable(message)}", file=sys.stderr)
+
+
 class Interrupted(BaseException):
     """The run was told to stop; no error, so that nothing that handles errors takes it for one. signum: the signal."""
 
@@ -51,7 +78,7 @@ def run_job(job: Callable[[], int | None]) -> int:
             print(stop, file=sys.stderr)
             return 128 + stop.signum
         except UserError as error:
-            print(f"error: {message_of(error)}", file=sys.stderr)
+            print(f"error: {printable(message_of(error))}", file=sys.stderr)
             return 2
 
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 import re
+import reprlib
 from pathlib import Path
 
 import torch
@@ -71,13 +73,23 @@ def read_normalisation(path: Path, title: str) -> tuple[tuple[float, ...], tuple
     folder = path if path.is_dir() else path.parent
     preprocessor = _read_json(folder / "preprocessor_config.json")
     if "image_mean" in preprocessor and "image_std" in preprocessor:
-        return tuple(preprocessor["image_mean"]), tuple(preprocessor["image_std"])
+        return _colors(preprocessor, "image_mean", "image_std", folder / "preprocessor_config.json")
     if SATELLITE in title:
         return SATELLITE_MEAN, SATELLITE_STD
-    timm_config = _read_json(folder / "config.json").get("pretrained_cfg", {})
-    if "mean" in timm_config and "std" in timm_config:
-        return tuple(timm_config["mean"]), tuple(timm_config["std"])
+    timm_config = _read_json(folder / "config.json").get("pretrained_cfg")
+    if isinstance(timm_config, dict) and "mean" in timm_config and "std" in timm_config:
+        return _colors(timm_config, "mean", "std", folder / "config.json")
     return None
+
+
+def _colors(fields: dict, mean: str, std: str, path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Two entries of three numbers; those of std are positive."""
+    for name in (mean, std):
+        value = fields[name]
+        is_rgb = isinstance(value, list) and len(value) == 3 and all(type(v) in (int, float) for v in value)
+        if not (is_rgb and all(math.isfinite(v) and (v > 0 or name == mean) for v in value)):
+            raise UserError(f"--weights: {path}: {name} is {reprlib.repr(value)}, expected three numbers.")
+    return tuple(map(float, fields[mean])), tuple(map(float, fields[std]))
 
 
 def _weight_file(path: Path, flag: str) -> Path:
@@ -93,7 +105,10 @@ def _weight_file(path: Path, flag: str) -> Path:
 
 def _shards(index: Path, flag: str = "--weights") -> list[Path]:
     """The files that an index names, which lie beside it: a downloaded index may not point elsewhere."""
-    names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise UserError(f"{flag}: {index} has no 'weight_map' from tensors to files; download it again.")
+    names = sorted(set(weight_map.values()))
     strange = [name for name in names if name in ("", ".", "..") or Path(name).name != name or "\\" in name]
     if strange:
         raise UserError(f"{flag}: {index} names {strange[0]!r}, which is no file beside it; download it again.")
@@ -105,7 +120,7 @@ def _read_json(path: Path) -> dict:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--weights: {path} is not valid JSON ({error}); download it again.") from None
     return content if isinstance(content, dict) else {}
 

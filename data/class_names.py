@@ -1,11 +1,11 @@
 """Names of classes: given, from a text file, or made up."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-from data.text_files import read_text
-from errors import UserError
+from data.text_files import is_file, read_text
+from errors import UserError, one_line
 
 FLAG = "--class-names"
 
@@ -17,16 +17,16 @@ def read_class_names(words: Sequence[str] | None, num_classes: int) -> list[str]
     """
     if words is None:
         return [f"class {k}" for k in range(num_classes)]
-    names = list(words)
+    names = [one_line(name) for name in words]
     if len(names) == 1 and num_classes > 1:  # one name is too few: it is a file's
-        if not Path(names[0]).is_file():
+        if not is_file(names[0]):
             raise UserError(
                 f"{FLAG} {names[0]}: there is no such file, and one name is too few for {num_classes} classes"
             )
-        names = [line.strip() for line in read_text(names[0], FLAG).splitlines() if line.strip()]
+        names = [one_line(line.strip()) for line in read_text(names[0], FLAG).splitlines() if line.strip()]
     if len(names) != num_classes:
         raise UserError(f"{FLAG} gives {len(names)} names for {num_classes} classes: give one a class")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise UserError(f"{FLAG} gives {', '.join(twice)} more than once: names must differ")
     return names

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.text_files import parse_json, read_text
-from errors import UserError
+from errors import UserError, one_line
 
 FLAG = "--label-map"
 MAX_CLASSES = 255
@@ -39,7 +39,7 @@ def read_label_map(path: str | Path, source_names: Sequence[str] | None) -> Labe
     unknown = content.keys() - {"classes", "ignore"}
     if unknown:
         raise UserError(f'{where}: \'{min(unknown)}\' is not known: expected "classes" and "ignore"')
-    names = list(content["classes"])
+    names = [one_line(name) for name in content["classes"]]
     if not 1 <= len(names) <= MAX_CLASSES:
         raise UserError(f'{where}: "classes" holds {len(names)} classes, expected 1 to {MAX_CLASSES}')
     if not all(name.strip() for name in names):

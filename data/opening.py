@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH
 
-from errors import UserError
+from errors import UserError, one_line
 
 MAX_PIXELS = 180_000_000
 Image.MAX_IMAGE_PIXELS = None  # PIL's own limit warns or raises in a text that names no flag; ours is checked instead
@@ -63,19 +63,20 @@ def check_size(pixels: int, max_pixels: float) -> None:
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
     """Turns whatever is raised while the file is read into a DecodeError that names it."""
+    name = one_line(str(path))
     try:
         yield
     except Unusable as reason:
-        raise DecodeError(f"{path} {reason}", reason.kind) from None
+        raise DecodeError(f"{name} {reason}", reason.kind) from None
     except FileNotFoundError as error:
-        raise DecodeError(f"{path} does not exist", "missing") from error
+        raise DecodeError(f"{name} does not exist", "missing") from error
     except UnidentifiedImageError as error:
         formats = ", ".join(FORMATS)
         raise DecodeError(
-            f"{path} cannot be read as a picture: it is damaged, or in another format than {formats}: save it as PNG"
+            f"{name} cannot be read as a picture: it is damaged, or in another format than {formats}: save it as PNG"
         ) from error
     except Exception as error:  # for a damaged file PIL raises OSError, SyntaxError, struct.error, zlib.error, ...
-        raise DecodeError(f"{path} cannot be read as a picture, it may be damaged: {error}") from error
+        raise DecodeError(f"{name} cannot be read as a picture, it may be damaged: {error}") from error
 
 
 def unfolded_pixels(image: Image.Image) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.text_files import parse_json, read_text
-from errors import UserError
+from errors import UserError, one_line
 
 FLAG = "--palette"
 MAX_COLORS = 255
@@ -31,7 +31,7 @@ def read_palette(path: str | Path) -> list[tuple[str, int]]:
     palette: dict[str, int] = {}
     place_of: dict[int, str] = {}
     for place, name, color in entries:
-        name = name or f"class {len(palette)}"
+        name = one_line(name) or f"class {len(palette)}"
         if color in place_of:
             raise UserError(
                 f"{FLAG} {path}, {place}: the colour #{color:06x} is also that of {place_of[color]}: "

@@ -8,13 +8,21 @@ from typing import Any
 from errors import UserError
 
 
+def is_file(name: str) -> bool:
+    """Whether a file of that name is there; a text too long or too strange for a name is none."""
+    try:
+        return Path(name).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte in it, no such user behind ~
+        return False
+
+
 def read_text(path: str | Path, flag: str) -> str:
     """UTF-8, with or without a byte order mark."""
     try:
         return Path(path).expanduser().read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be read ({error.strerror}): check the path") from error
-    except UnicodeDecodeError as error:
+    except ValueError as error:  # no UTF-8, or a name with a zero byte
         raise UserError(f"{flag} {path}: expected a text file in UTF-8 ({error})") from error
 
 
@@ -29,7 +37,9 @@ def parse_json(text: str, path: str | Path, flag: str) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=without_repeats)
-    except json.JSONDecodeError as error:
+    except UserError:
+        raise
+    except ValueError as error:  # no JSON, or a number of thousands of digits
         raise UserError(f"{flag} {path}: is no JSON ({error})") from error
     except RecursionError as error:
         raise UserError(f"{flag} {path}: is nested too deeply") from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from errors import UserError, run_job
+from errors import UserError, note, printable, run_job
 from training.arguments import hyphenate
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def build_predictor(args: argparse.Namespace) -> "Predictor":
     if is_bf16:
         segmenter.backbone.cast_weights(torch.bfloat16)  # the same numbers as autocast alone, in half the memory
     if args.threshold is not None and segmenter.task == "semantic":
-        print("note: --threshold changes nothing: every pixel gets the class of the highest score", file=sys.stderr)
+        note("--threshold changes nothing: every pixel gets the class of the highest score")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Predictor(segmenter.to(device), args.threshold, args.eval_mode, args.max_megapixels, is_bf16)
 
@@ -165,7 +165,7 @@ def batches(
                 picture = predictor.read(job.path)
             except UserError as error:
                 failed.append(job)
-                shown.write(f"error: {error}", file=sys.stderr)
+                shown.write(f"error: {printable(str(error))}", file=sys.stderr)
                 continue
             if batch and (len(batch) == size or batch[0][1].shape != picture.shape):
                 yield batch

@@ -202,3 +202,22 @@ class TestRecipesAndTheCommandLine:
         for path in sorted((ROOT / "configs").glob("*.json")):
             recipe = json.loads(path.read_text())
             assert "best_metric" not in recipe or recipe.get("validate"), path.name
+
+
+DIGITS = "1" * 5000
+
+
+@pytest.mark.parametrize("content", [f'{{"epochs": {DIGITS}}}', "[" * 100_000, '{"a": ' * 100_000])
+def test_a_recipe_that_breaks_the_reader_is_one_message(tmp_path, content, capsys):
+    path = tmp_path / "recipe.json"
+    path.write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        parse("--config", str(path))
+    assert stop.value.code == 2 and "--config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["n" * 5000, "a/" * 3000 + "b"])
+def test_a_name_too_long_for_a_file_is_one_message(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--config", name)
+    assert stop.value.code == 2 and "--config" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 from training_helpers import drawn, run_script, train_here
 
 from data.dataset import first_readable
-from errors import UserError, run_job
+from errors import UserError, one_line, printable, run_job
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,6 +74,43 @@ class TestUserError:
         message = capsys.readouterr().err.split("error: ")[1]
         assert message.startswith("none of the 4 training samples can be read") and "Traceback" not in message
         assert "indented: as such" in message
+
+
+HOSTILE = "a\x1b[31mred\x07\nerror: \u202efake.png"
+
+
+class TestWhatIsPrinted:
+    """Names of files and classes come from outside: they move no cursor, ring no bell and begin no line."""
+
+    def test_control_characters_become_escapes(self):
+        assert printable(HOSTILE) == "a\\x1b[31mred\\x07\nerror: \\u202efake.png"
+        assert one_line(HOSTILE) == "a\\x1b[31mred\\x07\\nerror: \\u202efake.png"
+        assert printable("Größe\tñ 漢字 🙂") == "Größe\tñ 漢字 🙂"
+
+    def test_a_message_of_megabytes_is_cut(self, capsys):
+        def job():
+            raise UserError("x" * 10_000_000)
+
+        assert run_job(job) == 2 and len(capsys.readouterr().err) < 21_000
+
+    def test_in_the_check_training_and_messages(self, tmp_path, capsys):
+        """A mask of that name that is broken, and a class of that name."""
+        data = drawn(tmp_path / "data")
+        for kind in ("images", "masks"):
+            folder = tmp_path / "data" / kind / "train"
+            (folder / "0000.png").rename(folder / HOSTILE)
+        path = tmp_path / "data" / "masks" / "train" / HOSTILE
+        path.write_bytes(path.read_bytes()[:-40])
+        data += ["--class-names", HOSTILE, "b", "c", "d", "e", "--max-steps", "1"]
+        assert train_here("linear", tmp_path / "run", *data) == 2
+        assert train_here("linear", tmp_path / "run", *data, "--on-bad-sample", "skip") == 0
+        check = [sys.executable, str(ROOT / "demo/check_dataset.py"), *data[:10], *data[12:-2]]
+        done = subprocess.run(check, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2
+        captured = capsys.readouterr()
+        for text in (captured.out, captured.err, done.stdout, done.stderr):
+            assert not set(text) & set("\x1b\x07\u202e") and "\nerror: fake" not in text
+        assert "\\x1b[31mred" in captured.err and "\\x1b[31mred" in done.stdout
 
 
 class TestSignals:

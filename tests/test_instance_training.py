@@ -74,6 +74,19 @@ def test_more_objects_than_queries_is_said(tmp_path, coco, capsys):
     assert "--num-queries 1 find no more than that" in capsys.readouterr().err
 
 
+def test_that_coco_counts_100_objects_of_a_class_is_said(tmp_path, coco, capsys):
+    path = tmp_path / "data" / "train" / "_annotations.coco.json"
+    content = json.loads(path.read_text())
+    first, box = content["images"][0]["id"], [2.0, 2.0, 9.0, 2.0, 9.0, 9.0]
+    content["annotations"] += [
+        {"id": 10_000 + k, "image_id": first, "category_id": 1, "segmentation": [box], "iscrowd": 0} for k in range(120)
+    ]
+    path.write_text(json.dumps(content))
+    assert train_here("m2f", tmp_path / "run", *coco, "--num-queries", "130", "--max-steps", "1") == 0
+    err = capsys.readouterr().err
+    assert "--num-queries" not in err and "counts the 100 best" in err
+
+
 def test_a_mistake_in_the_file_is_told_before_the_first_step(tmp_path, coco, capsys):
     path = tmp_path / "data" / "train" / "_annotations.coco.json"
     content = json.loads(path.read_text())

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from data.class_names import read_class_names
 from data.label_map import read_label_map
 from data.palette import read_palette
+from errors import UserError
 
 
 def written(path: Path, content: object) -> str:
@@ -115,3 +117,21 @@ def test_names_and_ids_that_the_palette_lacks_are_refused(tmp_path):
     path = written(tmp_path / "map.json", {"classes": {"a": 0}, "ignore": [2]})
     with pytest.raises(ValueError, match=r'"ignore": the --palette has no id 2: its colours are 0 to 1'):
         read_label_map(path, ["Void", "Animal"])
+
+
+@pytest.mark.parametrize("name", ["n" * 5000, "a/" * 3000 + "b", "a\0b", "~nobody-of-that-name/x"])
+def test_names_too_long_or_strange_for_a_file(name):
+    with pytest.raises(UserError, match="--class-names"):
+        read_class_names([name], 3)
+    for read in (read_palette, lambda path: read_label_map(path, None)):
+        with pytest.raises(UserError):
+            read(name)
+
+
+@pytest.mark.parametrize("content", ['{"classes": {"a": ' + "1" * 5000 + "}}", "[" * 100_000, '{"a":' * 100_000])
+def test_json_that_breaks_the_reader(tmp_path, content):
+    path = tmp_path / "map.json"
+    path.write_text(content)
+    for read in (read_palette, lambda path: read_label_map(path, None)):
+        with pytest.raises(UserError, match="map"):
+            read(path)

@@ -1,6 +1,7 @@
 """Facts of files, their memory, and the bound on what is decoded at a time."""
 
 import json
+import math
 import os
 import threading
 
@@ -96,6 +97,21 @@ def test_a_changed_file_is_read_again(make, monkeypatch):
     assert found.masks[path].counts == {0: 32, 255: 64}
 
 
+def test_a_replacement_of_the_same_size_and_time_is_read_again(make, monkeypatch):
+    """As rsync --times or an archive leaves them: only inode and ctime tell."""
+    look(make)
+    spy = Spy(monkeypatch)
+    path = make.path("masks", "train", "b.png")
+    old = path.stat()
+    make.mask("b", [2, 1, 0])
+    new = path.read_bytes()
+    path.write_bytes(new.ljust(old.st_size, b"\0"))  # what follows the image's end counts for nothing
+    assert path.stat().st_size == old.st_size
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    look(make)
+    assert spy.since() == ["masks/train/b.png"]
+
+
 def test_masks_as_colours_are_other_facts_and_pictures_the_same(make, monkeypatch):
     ids = look(make)
     spy = Spy(monkeypatch)
@@ -122,13 +138,15 @@ def test_a_broken_memory_is_as_none(make, monkeypatch, content):
     assert spy.since() == []
 
 
-@pytest.mark.parametrize("entry", [None, 3, [], {}, [1, 2, 3], [1, 2, {"size_wh": [1]}], "same-but-broken"])
+@pytest.mark.parametrize("entry", [None, 3, [], {}, [1, 2, 3], [[1], {"size_wh": [1]}], "same-but-broken", "infinite"])
 def test_a_broken_entry_is_as_none(make, monkeypatch, entry):
     first = look(make)
     (memory,) = cache_folder().iterdir()
     content = json.loads(memory.read_text())
     name = str(make.path("masks", "train", "a.png"))
-    content["ids"][name] = [*content["ids"][name][:2], {"mode": 1}] if entry == "same-but-broken" else entry
+    stamp, facts = content["ids"][name]
+    whole = {"same-but-broken": [stamp, {"mode": 1}], "infinite": [stamp, {**facts, "num_values": math.inf}]}
+    content["ids"][name] = whole.get(entry, entry) if isinstance(entry, str) else entry
     memory.write_text(json.dumps(content))
     spy = Spy(monkeypatch)
     assert look(make) == first

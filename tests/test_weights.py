@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import pickle
+import shutil
 import socket
 import threading
 import time
@@ -21,6 +22,7 @@ from backbones.frozen import build_backbone
 from backbones.hub import WeightsUnavailable
 from backbones.names import SATELLITE_MEAN, SATELLITE_STD
 from backbones.timm_models import create
+from errors import UserError
 
 IMAGES = torch.from_numpy(standard_normal("image", (1, 3, 64, 96)))
 
@@ -374,3 +376,28 @@ def test_a_text_file_in_the_place_of_weights_is_called_that(tmp_path):
     path.write_text("in this folder are weights")
     with pytest.raises(ValueError, match=r"notes\.pth.*no file of torch\.save"):
         build_backbone("dinov3_vits16", str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("preprocessor_config.json", '{"image_mean": 0.5, "image_std": [1, 1, 1]}'),
+        ("preprocessor_config.json", '{"image_mean": [0, 0, 0], "image_std": [1, 0, 1]}'),
+        ("preprocessor_config.json", '{"image_mean": ["a", "b", "c"], "image_std": [1, 1, 1]}'),
+        ("preprocessor_config.json", "[" * 100_000),
+        ("preprocessor_config.json", '{"a": ' + "1" * 5000 + "}"),
+        ("config.json", '{"pretrained_cfg": {"mean": null, "std": [1, 1]}}'),
+        ("model.safetensors.index.json", '{"weight_map": ["a"]}'),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 3}}'),
+        ("model.safetensors.index.json", "{}"),
+    ],
+)
+def test_malformed_json_beside_weights_is_one_message(vit_folder, tmp_path, name, content):
+    folder = tmp_path / "weights"
+    shutil.copytree(vit_folder, folder)
+    (folder / "preprocessor_config.json").unlink(missing_ok=True)
+    if "index" in name:
+        (folder / "model.safetensors").unlink()
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=name):
+        build_backbone("dinov3_vits16", str(folder))

@@ -1,7 +1,6 @@
 """The data of instance and panoptic segmentation: COCO files and their pictures, checked before the first step."""
 
 import argparse
-import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from data.coco.dataset import CocoEvalDataset, CocoTrainDataset
 from data.coco.read import truth_objects, truth_segments
 from data.image_rule import ImageRule
 from data.transforms import EvalTransform, TrainTransform
-from errors import UserError
+from errors import UserError, note, warn
 from evaluation.evaluate import Evaluator
 from evaluation.instance import InstanceEvaluator
 from evaluation.instance_metrics import MOST_DETECTIONS, InstanceTruth
@@ -117,24 +116,22 @@ def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> LeftOut:
     max_pixels, rule = round(args.max_megapixels * 1e6), ImageRule.from_dict(vars(args))
     report = check_coco(sets["train"], sets.get("val"), max_pixels, rule=rule, test=sets.get("test"))
     for finding in report.of("warning"):
-        print(f"warning: {finding.message} {finding.remedy}", file=sys.stderr)
+        warn(f"{finding.message} {finding.remedy}")
     if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
         raise UserError(error_message(report))
     bad = report.bad_sample_ids
     if any(bad.values()):
-        print(f"warning: {sum(map(len, bad.values()))} samples are left out", file=sys.stderr)
+        warn(f"{sum(map(len, bad.values()))} samples are left out")
     most = report.train.most_objects
     if most > args.num_queries:
-        print(
-            f"warning: a picture has {most} objects, but --num-queries {args.num_queries} find no more than that: "
+        warn(
+            f"a picture has {most} objects, but --num-queries {args.num_queries} find no more than that: "
             f"the others count as missed; pass --num-queries {most}",
-            file=sys.stderr,
         )
     if args.task == "instance" and most > MOST_DETECTIONS:
-        print(
-            f"note: an image has {most} objects; COCO's AP, and so validation, counts the {MOST_DETECTIONS} best "
+        note(
+            f"an image has {most} objects; COCO's AP, and so validation, counts the {MOST_DETECTIONS} best "
             "predictions of each class in an image, while prediction returns all",
-            file=sys.stderr,
         )
     return bad
 

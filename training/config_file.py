@@ -49,8 +49,10 @@ def read_config(parser: argparse.ArgumentParser, path: str) -> dict:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         parser.error(f"--config {path}: cannot be read ({error.strerror})")
-    except ValueError as error:
+    except ValueError as error:  # also a number of thousands of digits
         parser.error(f"--config {path}: is not JSON ({error})")
+    except RecursionError:
+        parser.error(f"--config {path}: is nested too deeply")
     if not isinstance(content, dict):
         parser.error(f"--config {path}: expected an object {{flag: value}}")
     return content

@@ -1,6 +1,5 @@
 """Everything that takes part in a run, and how its state is saved."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from data.dataset import EpochBatches
-from errors import Interrupted, StopRequest, UserError
+from errors import Interrupted, StopRequest, UserError, warn
 from segmenter import Segmenter
 from training.checkpoints import checkpoint_state, keep_newest, save_checkpoint
 from training.files import RunFiles
@@ -88,7 +87,7 @@ class Run:
                 self.save(path, progress)
                 self.log.say(f"saved {path}")
             except Exception as error:  # the reason of the end must be told, not this one
-                print(f"warning: what was trained since the last checkpoint is lost: {error}", file=sys.stderr)
+                warn(f"what was trained since the last checkpoint is lost: {error}")
         if isinstance(reason, Interrupted):
             self.accelerator.wait_for_everyone()  # torchrun ends all processes as soon as one has ended
 

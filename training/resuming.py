@@ -1,6 +1,5 @@
 """Going on from a checkpoint: finding it, refusing what was another run, putting everything in place."""
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from checkpoint import open_checkpoint, read_checkpoint
-from errors import UserError
+from errors import UserError, note, warn
 from segmenter import Segmenter
 from training.files import RunFiles
 from training.progress import Progress
@@ -63,7 +62,7 @@ def newest_valid(files: RunFiles) -> Resumed | None:
         try:
             return Resumed(path, read_checkpoint(path))
         except UserError as error:
-            print(f"warning: {error}; going back to the one before", file=sys.stderr)
+            warn(f"{error}; going back to the one before")
     if found:
         raise UserError(
             f"--resume-checkpoint: none of the {len(found)} checkpoints in {files.folder} can be used; start anew "
@@ -83,7 +82,7 @@ def newest_first(files: RunFiles) -> list[Path]:
         try:
             state = open_checkpoint(path)
         except UserError as error:
-            print(f"warning: {error}", file=sys.stderr)
+            warn(f"{error}")
             continue
         progress = state["progress"]
         ages[path] = (progress["step"], progress["epoch"], not progress["validation_due"])
@@ -108,7 +107,7 @@ def leave_later_ones(files: RunFiles, resumed: Resumed) -> bool:
         folder.mkdir()
         for path in aside:
             path.rename(folder / path.name)
-        print(f"note: {len(aside)} checkpoints beyond {resumed.path.name} are set aside in {folder}", file=sys.stderr)
+        note(f"{len(aside)} checkpoints beyond {resumed.path.name} are set aside in {folder}")
     return bool(later)
 
 

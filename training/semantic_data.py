@@ -1,7 +1,6 @@
 """The data of semantic segmentation: pairs of pictures and masks, checked before the first step."""
 
 import argparse
-import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from data.label_options import label_options
 from data.pairs import Pair, Pairing
 from data.read import PairReader
 from data.transforms import EvalTransform, TrainTransform
-from errors import UserError
+from errors import UserError, note, warn
 from evaluation.colors import class_colors
 from evaluation.evaluate import Evaluator
 from evaluation.semantic import SemanticEvaluator
@@ -51,10 +50,8 @@ class SemanticData:
 
     def image_sizes(self, split: str) -> set[tuple[int, int]]:
         assert split == "val"
-        return {
-            decode_image(pair.image, self.reader.max_pixels, rule=self.reader.rule).pixels.shape[1:]
-            for pair in self.val
-        }
+        limit, rule = self.reader.max_pixels, self.reader.image_rule
+        return {decode_image(pair.image, limit, rule=rule).pixels.shape[1:] for pair in self.val}
 
     def description(self) -> list[str]:
         return self.reader.labels.describe(self.class_names)
@@ -102,10 +99,10 @@ def check(
     """What cannot be used. Raises UserError where training must not begin."""
     report = check_pairs(train, val, reader.labels, class_names, reader.max_pixels, rule=reader.image_rule)
     for finding in report.of("warning"):
-        print(f"warning: {finding.message} {finding.remedy}", file=sys.stderr)
+        warn(f"{finding.message} {finding.remedy}")
     for finding in report.of("note"):
         if finding.code == "not-images":
-            print(f"note: {finding.message} {', '.join(finding.files[:FILES_NAMED])}", file=sys.stderr)
+            note(f"{finding.message} {', '.join(finding.files[:FILES_NAMED])}")
     if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
         raise UserError(error_message(report))
     bad = report.bad_sample_ids
@@ -113,7 +110,7 @@ def check(
         lone = 0 if pairing is None else len(pairing.lone_images) + len(pairing.lone_masks)
         if bad[split] or lone:
             counts = f"{len(bad[split])} samples that cannot be used and {lone} files without a partner"
-            print(f"warning: {counts} are left out of {split}", file=sys.stderr)
+            warn(f"{counts} are left out of {split}")
     return bad
 
 

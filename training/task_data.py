@@ -1,14 +1,13 @@
 """What training must know of the data of a task; semantic_data.py and coco_data.py each have one kind."""
 
 import hashlib
-import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch.utils.data import Dataset
 
 from data.transforms import EvalTransform, TrainTransform
-from errors import UserError
+from errors import UserError, note
 from evaluation.evaluate import Evaluator
 from training.resuming import Resumed
 
@@ -69,4 +68,4 @@ def compare(resumed: Resumed, record: dict[str, Any]) -> None:
             "held out for validation: some of those would have been trained on. Give the pictures of then, or start "
             "anew in another --checkpoint-dir"
         )
-    print(f"note: the pictures are others than in the run resumed: {numbers}", file=sys.stderr)
+    note(f"the pictures are others than in the run resumed: {numbers}")

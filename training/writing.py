@@ -2,14 +2,13 @@
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from errors import UserError
+from errors import UserError, warn
 
 try:
     import fcntl
@@ -93,7 +92,7 @@ def retried(path: Path, attempt: Callable[[], None]) -> None:
                     f"{path} could not be written ({reason}); the older files are as they were. Make room or mend the "
                     "folder, then go on with --resume-checkpoint auto"
                 ) from error
-            print(f"warning: {path} could not be written ({reason}), next try in {pause_s} s", file=sys.stderr)
+            warn(f"{path} could not be written ({reason}), next try in {pause_s} s")
             time.sleep(pause_s)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from data.checks.check import Report, SplitNumbers
 from data.checks.finding import Finding, Findings, counted, size_text
+from errors import one_line
 
 WIDTH = 110
 FILES_SHOWN = 20
@@ -106,7 +107,7 @@ def finding_lines(finding: Finding) -> list[str]:
         lines += wrapped(remedy, first="  -> ", then="     ")
     if pasted:
         lines += ["", *(f"     {line}" for line in pasted), ""]
-    lines += [f"     {file}" for file in finding.files[:FILES_SHOWN]]
+    lines += [f"     {one_line(file)}" for file in finding.files[:FILES_SHOWN]]
     more = len(finding.files) - FILES_SHOWN
     return [*lines, f"     and {more:,} more"] if more > 0 else lines
 

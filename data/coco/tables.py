@@ -8,7 +8,7 @@ from typing import Any
 
 from data.coco.coco_set import CocoImage
 from data.coco.json_file import Entry, entries, flag, text, unique, whole_numbers
-from errors import UserError
+from errors import UserError, one_line
 
 MOST_PIXELS = 2**31 - 1
 """pycocotools counts pixels of a picture in 32 bits."""
@@ -33,7 +33,7 @@ def read_categories(content: Entry, path: Path, is_panoptic: bool) -> Categories
     ids = whole_numbers(table, "categories", "id", path)
     unique(ids, "categories", "id", path)
     places = [f"{path}: categories[{number}]" for number in range(len(table))]
-    names = [text(entry, place, "name") for entry, place in zip(table, places, strict=True)]
+    names = [one_line(text(entry, place, "name")) for entry, place in zip(table, places, strict=True)]
     things = [not is_panoptic or flag(entry, place, "isthing") for entry, place in zip(table, places, strict=True)]
     rows = sorted(zip(ids, names, things, strict=True))
     return Categories([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])

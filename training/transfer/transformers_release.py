@@ -81,7 +81,7 @@ def read_class_names(path: Path, num_classes: int) -> list[str] | None:
         names = [labels[str(k)] for k in range(num_classes)]
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"--init-head {path}: {config} gives no names (id2label) for the {num_classes} classes of the weights "
             f"({error}): download both again"
