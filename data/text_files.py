@@ -22,6 +22,8 @@ def read_text(path: str | Path, flag: str) -> str:
         return Path(path).expanduser().read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be read ({error.strerror}): check the path") from error
+    except RuntimeError as error:
+        raise UserError(f"{flag} {path}: there is no such user's folder") from error
     except ValueError as error:  # no UTF-8, or a name with a zero byte
         raise UserError(f"{flag} {path}: expected a text file in UTF-8 ({error})") from error
 
