@@ -5,9 +5,11 @@ size.
 """
 
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,14 @@ COLOR_BANDS = {0: 1, 1: 1, 3: 1, 5: 4}
 
 MOST_BYTES_A_PIXEL = 16
 """Of max_pixels: what all bands of a TIFF may take together."""
+
+UNCOMPRESSED, DEFLATE = (1, 32773), (8, 32946)
+"""Of a TIFF's compressions those that tifffile undoes alone; packed bits grow 64 times at most."""
+
+MOST_DEFLATED = 1032
+"""So many times the size at most is what deflated data unfold to."""
+
+PIECE_BYTES = 2**24
 
 FLIPS = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
 """Of each EXIF orientation: axes of (C, H, W) to turn round, after rows and columns were swapped from 5 on."""
@@ -172,18 +182,41 @@ def _with_tifffile(path: Path, max_pixels: int, upright: bool) -> Bands:
         if page.size * dtype.itemsize > max_pixels * MOST_BYTES_A_PIXEL:
             megabytes = page.size * dtype.itemsize / 1e6
             raise Unusable(f"unfolds to {megabytes:,.0f} MB: cut it into tiles, or raise --max-megapixels", "too large")
-        try:
-            values = page.asarray(maxworkers=1)
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
-                raise
-            reason = "is compressed in a way that needs the package imagecodecs: pip install it, or save with deflate"
-            raise Unusable(reason, "no reader") from None
+        _check_compression(page, path, max_pixels * MOST_BYTES_A_PIXEL)
+        values = page.asarray(maxworkers=1)
         orientation = page.tags.valueof("Orientation", default=1)
         has_alpha = len(page.extrasamples) == 1 and page.extrasamples[0] in ALPHA
         bands = values[None] if page.axes == "YX" else values.transpose(2, 0, 1) if page.axes == "YXS" else values
     orientation = orientation if orientation in range(1, 9) else 1
     return Bands(_turned(bands, orientation) if upright else bands, has_alpha, str(dtype), orientation)
+
+
+def _check_compression(page: Any, path: Path, most_bytes: int) -> None:
+    """Raises Unusable where decoding needs a package that is missing, or a part unfolds to more than most_bytes.
+
+    Without imagecodecs tifffile unfolds whatever a part holds, however small the image is.
+    """
+    if find_spec("imagecodecs") is not None:
+        return
+    if page.compression not in (*UNCOMPRESSED, *DEFLATE):
+        reason = "is compressed in a way that needs the package imagecodecs: pip install it, or save with deflate"
+        raise Unusable(reason, "no reader")
+    parts = zip(page.dataoffsets, page.databytecounts, strict=True) if page.compression in DEFLATE else ()
+    for offset, count in parts:
+        if count * MOST_DEFLATED > most_bytes and _unfolded_bytes(path, offset, count, most_bytes) > most_bytes:
+            raise Unusable(f"holds a part that unfolds to more than {most_bytes / 1e6:,.0f} MB", "too large")
+
+
+def _unfolded_bytes(path: Path, offset: int, count: int, most: int) -> int:
+    """Of deflated data, counted in pieces; stops beyond `most`."""
+    unfolding, total = zlib.decompressobj(), 0
+    with open(path, "rb") as file:
+        file.seek(offset)
+        rest = file.read(count)
+    while rest and total <= most:
+        total += len(unfolding.decompress(rest, PIECE_BYTES))
+        rest = unfolding.unconsumed_tail
+    return total
 
 
 def _turned(bands: np.ndarray, orientation: int) -> np.ndarray:

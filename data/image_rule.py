@@ -54,7 +54,7 @@ class ImageRule:
                 f"holds {values.dtype} values, whose range is not known: say with --value-range LOW HIGH which values "
                 "become 0 and 255, or pass --value-range percentile"
             )
-        return np.repeat(eight, 3, axis=0) if len(eight) == 1 else np.ascontiguousarray(eight)
+        return np.repeat(eight, 3, axis=0) if len(eight) == 1 else np.array(eight, order="C")  # PIL's is read-only
 
     def _scaled(self, values: np.ndarray) -> np.ndarray:
         low, high = _percentiles(values) if self.value_range == PERCENTILE else self.value_range

@@ -38,7 +38,16 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     pictures.add_argument("--image-path", "-i", type=Path, default=None, metavar="FILE", help="one picture")
     pictures.add_argument("--input-dir", "-d", type=Path, default=None, metavar="DIR", help="all pictures in a folder")
     pictures.add_argument("--recursive", "-r", action="store_true", help="those in its sub-folders too")
-    pictures.add_argument("--batch", "-b", type=int, default=1, help="pictures at a time, where they have one size")
+    pictures.add_argument(
+        "--batch",
+        "-b",
+        type=int,
+        nargs="?",
+        default=1,
+        const=None,
+        metavar="N",
+        help="pictures at a time, where they have one size; without a number as many as fit, up to 16",
+    )
     pictures.add_argument("--eval-mode", choices=("whole", "slide"), default=None, help="(None = the run's)")
     pictures.add_argument(
         "--max-megapixels", type=float, default=None, help="larger ones are refused (None = the run's)"
@@ -48,6 +57,13 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     output.add_argument("--output-dir", "-od", type=Path, default=None, metavar="DIR", help="of --input-dir")
     output.add_argument(
         "--save", default="overlays,masks", metavar="KINDS", help=f"a comma between them: {', '.join(KINDS)}"
+    )
+    output.add_argument(
+        "--coco-ids",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="COCO annotations whose image ids --save coco takes, by file_name (None = numbers from 1)",
     )
     output.add_argument(
         "--threshold",
@@ -73,7 +89,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if not set(kinds) <= set(KINDS):
         parser.error(f"--save {args.save}: expected some of {', '.join(KINDS)}, with commas between them")
     args.save = [kind for kind in KINDS if kind in kinds]
-    if args.batch < 1:
+    if args.coco_ids is not None and "coco" not in args.save:
+        parser.error("--coco-ids goes with --save coco")
+    if args.batch is not None and args.batch < 1:
         parser.error(f"--batch {args.batch}: must be at least 1")
     if args.threshold is not None and not 0 <= args.threshold <= 1:
         parser.error(f"--threshold {args.threshold:g}: must be from 0 to 1")
@@ -89,6 +107,7 @@ def predict(args: argparse.Namespace) -> int:
         job_of_picture,
         jobs_of_folder,
         save_result,
+        with_ids,
     )  # --help should not wait for torch
     from training.memory import is_out_of_memory
 
@@ -98,13 +117,16 @@ def predict(args: argparse.Namespace) -> int:
     model = predictor.segmenter
     kinds = kinds_of(args.save, model.task)
     if args.image_path is not None:
-        job, coco_path = job_of_picture(args.image_path, args.output, kinds)
+        job, coco_path = job_of_picture(args.image_path, args.output, args.save, kinds)
         jobs = [job]
     else:
         jobs, coco_path = jobs_of_folder(args.input_dir, args.recursive, args.output_dir, kinds)
+    if args.coco_ids is not None:
+        jobs = with_ids(jobs, args.coco_ids)
+    batch_size = predictor.fitting_batch() if args.batch is None else args.batch
     coco = CocoFile(**model.labels, class_names=model.class_names) if "coco" in kinds else None
     failed: list[Job] = []
-    for batch in batches(predictor, jobs, args.batch, failed):
+    for batch in batches(predictor, jobs, batch_size, failed):
         try:
             results = predictor.predict_batch([picture for _, picture in batch])
         except Exception as error:

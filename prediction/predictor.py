@@ -3,6 +3,7 @@
 B batch, K classes, H W a picture's own size, h w its size in the model.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from evaluation.inference import predict_in_windows
 from prediction.results import FoundObject, FoundSegment, InstanceResult, PanopticResult, Result, SemanticResult
 from rows import best_classes, resize_rows
 from segmenter import Segmenter
+from training.memory import estimated_memory_bytes
 
 Picture = str | Path | np.ndarray
 """A file, or RGB pixels (H, W, 3) uint8."""
+
+MOST_IN_A_BATCH = 16
 
 THRESHOLDS = {"instance": 0.5, "panoptic": 0.8}
 """Least scores of objects that are reported. That of panoptic maps is the one of validation."""
@@ -72,6 +76,26 @@ class Predictor:
             shape = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
             raise UserError(f"a picture should be a file name or RGB pixels (H, W, 3) of uint8, not {shape}")
         return picture
+
+    def fitting_batch(self) -> int:
+        """1 to MOST_IN_A_BATCH images of usual shape that fit into half of the free memory; 1 where that is not known.
+
+        Counted is what training would keep of one, several times what prediction needs.
+        """
+        device = next(self.segmenter.parameters()).device
+        if device.type == "cuda":
+            free = torch.cuda.mem_get_info(device)[0]
+        elif hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        else:
+            return 1
+        one, two = (
+            estimated_memory_bytes(
+                self.segmenter.backbone, self.segmenter.spec, self.transform.image_size, batch_size=count
+            )
+            for count in (1, 2)
+        )
+        return max(1, min(MOST_IN_A_BATCH, free // 2 // (two - one)))
 
     @torch.no_grad()
     def predict_batch(self, pictures: Sequence[np.ndarray]) -> list[Result]:

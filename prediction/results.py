@@ -136,14 +136,13 @@ class InstanceResult:
         return object_colors(len(self.class_names))
 
     def coco(self, image_id: int, file_name: str) -> list[dict[str, Any]]:
-        """Entries of a COCO results file."""
+        """Entries of a COCO results file. Without boxes: of these pycocotools would take the objects' areas."""
         return [
             {
                 "image_id": image_id,
                 "file_name": file_name,
                 "category_id": item.category_id,
                 "segmentation": {"size": list(self.size_hw), "counts": item.rle["counts"].decode()},
-                "bbox": item.box,
                 "score": item.score,
             }
             for item in self.objects

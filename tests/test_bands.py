@@ -1,6 +1,7 @@
 """Images that are not 8-bit RGB: which bands and which values become what a backbone takes."""
 
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import tifffile
 from check_helpers import Maker, codes, only
 from PIL import Image
-from test_decode import with_orientation, write_png
+from test_decode import with_orientation, write_png, write_tiff
 from training_helpers import drawn, train_here
 
 from checkpoint import find_checkpoint, read_checkpoint
@@ -137,6 +138,25 @@ def test_many_bands_count_for_the_limit(tmp_path):
     with pytest.raises(DecodeError) as refused:
         decode_image(path, max_pixels=64)
     assert refused.value.kind == "too large"
+
+
+def test_a_part_that_unfolds_far_beyond_the_image_is_refused(tmp_path):
+    part = zlib.compress(bytes(2**24))
+    tags = {256: (2,), 257: (2,), 258: (8,) * 5, 259: (8,), 262: (1,), 273: ("here",), 277: (5,), 278: (2,)}
+    path = write_tiff(tmp_path / "bomb.tif", tags | {279: (len(part),)}, part)
+    with pytest.raises(DecodeError, match="unfolds to more than") as refused:
+        decode_image(path, max_pixels=2**16, rule=ImageRule((1, 2, 3)))
+    assert refused.value.kind == "too large"
+    small = zlib.compress(bytes(range(20)))
+    fine = write_tiff(tmp_path / "fine.tif", tags | {279: (len(small),)}, small)
+    assert decode_image(fine, rule=ImageRule((1, 2, 3))).pixels[:, 0, 1].tolist() == [5, 6, 7]
+
+
+def test_a_compression_that_needs_another_package_is_named(tmp_path, monkeypatch):
+    path = tiff(tmp_path / "i.tif", BANDS, photometric="minisblack", planarconfig="contig", compression="lzma")
+    monkeypatch.setattr("data.bands.find_spec", lambda name: None)
+    refused = refusal(path)
+    assert refused.kind == "no reader" and "imagecodecs" in str(refused)
 
 
 def test_a_rule_survives_json_and_older_runs_have_none():

@@ -1,6 +1,7 @@
 """Prediction from the shell and from Python: the same pixels, coded as the training data were."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from test_instance_training import panoptic_set
 from training_helpers import drawn, train_here
 
@@ -22,8 +24,9 @@ from data.labels import LabelRule
 from data.transforms import EvalTransform
 from demo import check_dataset
 from demo import predict as script
+from errors import UserError
 from evaluation.colors import class_colors
-from prediction.files import unique_names
+from prediction.files import Job, recorded_names, with_ids
 from prediction.predictor import Predictor
 from prediction.results import FoundObject, InstanceResult, SemanticResult
 from segmenter import Segmenter
@@ -167,9 +170,9 @@ def test_a_folder_keeps_its_shape_and_a_broken_file_stops_nothing(semantic, tmp_
     assert run(*words, "-r") == 1
     err = capsys.readouterr().err
     assert err.count("error:") == 1 and "broken.png cannot be read" in err
-    names = {path.relative_to(out / "masks").as_posix() for path in out.rglob("*") if path.is_file()}
+    names = {os.path.relpath(path, out / "masks") for path in out.rglob("*") if path.is_file()}
     others = {path.name for path in pictures.glob("*.png")} - {first.name, "broken.png"}
-    assert names == {f"{first.name}.png", f"{first.stem}.jpg.png", f"sub/{first.name}", *others}
+    assert names == {"../predictions.json", f"{first.stem}.png", f"{first.name}.png", f"sub/{first.name}", *others}
     masks = [np.array(Image.open(out / "masks" / name)) for name in (f"{first.name}.png", f"sub/{first.name}")]
     assert np.array_equal(*masks)
 
@@ -178,9 +181,102 @@ def test_a_folder_keeps_its_shape_and_a_broken_file_stops_nothing(semantic, tmp_
     assert run(*words) == 0 and not (out / "masks" / "sub").exists()
 
 
-def test_names_never_meet():
-    pictures = [Path(name) for name in ("a.jpg", "a.png", "a.jpg.png", "s/a.jpg", "b.c.png")]
-    assert unique_names(pictures) == ["a.jpg", "a.png", "a.jpg.png", "s/a", "b.c"]
+def test_names_never_meet_and_stay_whatever_comes_later(tmp_path):
+    record = tmp_path / "out" / "predictions.json"
+    assert recorded_names(record, ["a.png", "b.c.png"]) == {"a.png": "a", "b.c.png": "b.c"}
+    later = ["a.jpg", "a.jpg.png", "a.png", "a.tif", "s/a.jpg"]
+    names = recorded_names(record, later)
+    assert [names[name] for name in later] == ["a.jpg", "a.jpg.png", "a", "a.tif", "s/a"]
+    assert recorded_names(record, ["a.jpg"]) == names  # what is gone keeps its name: its results still lie there
+    assert recorded_names(tmp_path / "new" / "predictions.json", later) == {
+        "a.jpg": "a",
+        "a.jpg.png": "a.jpg",
+        "a.png": "a.png",
+        "a.tif": "a.tif",
+        "s/a.jpg": "s/a",
+    }
+    met = ["a.bmp", "a.jpg", "a.jpg.bmp", "a.jpg.jpg"]
+    assert len(set(recorded_names(tmp_path / "met" / "predictions.json", met).values())) == 4
+    record.write_text("[1]")
+    with pytest.raises(UserError, match=r"predictions\.json"):
+        recorded_names(record, ["a.jpg"])
+
+
+def test_a_picture_that_comes_later_changes_no_other_result(semantic, tmp_path):
+    pictures, out = tmp_path / "in", tmp_path / "out"
+    pictures.mkdir()
+    first, second = sorted((semantic / "data" / "images" / "val").glob("*.png"))[:2]
+    shutil.copy(first, pictures / "b.png")
+    words = ["-m", semantic / "run", "-d", pictures, "-od", out, "--save", "masks"]
+    assert run(*words) == 0
+    before = np.array(Image.open(out / "masks" / "b.png"))
+    Image.open(second).convert("RGB").save(pictures / "b.bmp")  # comes first in the order of names
+    assert run(*words) == 0
+    assert {path.name for path in (out / "masks").iterdir()} == {"b.png", "b.bmp.png"}
+    assert np.array_equal(np.array(Image.open(out / "masks" / "b.png")), before)
+
+
+def test_results_of_another_prediction_are_no_pictures(semantic, tmp_path, capsys):
+    pictures = tmp_path / "photos"
+    shutil.copytree(semantic / "data" / "images" / "val", pictures)
+    words = ["-m", semantic / "run", "-d", pictures, "-r"]
+    for number in (1, 2):
+        assert run(*words, "-od", pictures / f"out{number}") == 0
+        captured = capsys.readouterr()
+        assert "3 of 3 pictures" in captured.out and ("skipped" in captured.err) == (number == 2)
+    (pictures / "out1" / "predictions.json").unlink()  # as older versions left it
+    (pictures / "out2" / "own").mkdir()
+    shutil.copy(next(pictures.glob("*.png")), pictures / "out2" / "own" / "x.png")
+    assert run(*words, "-od", pictures / "out3") == 0
+    assert "4 of 4 pictures" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "files"),
+    [
+        ("semantic", ["-o", "q.json", "--save", "json"], {"q.json"}),
+        ("semantic", ["-o", "q.png", "--save", "masks"], {"q.png"}),
+        ("semantic", ["-o", "q.jpg", "--save", "overlays"], {"q.jpg"}),
+        ("semantic", ["-o", "q.json", "--save", "overlays,json"], {"q.json", "q_overlay.png"}),
+        ("semantic", ["-o", "q.png", "--save", "overlays,masks,json"], {"q.png", "q_mask.png", "q.json"}),
+        ("objects", ["-o", "q.json", "--save", "coco"], {"q.json"}),
+        ("objects", ["-o", "q.json", "--save", "json"], {"q.json"}),
+        ("objects", ["-o", "q.png", "--save", "masks"], {"q.png", "q.json"}),
+        ("segments", ["-o", "q.json", "--save", "coco"], {"q.json", "q_mask.png"}),
+    ],
+)
+def test_each_kind_alone_has_its_natural_ending(request, semantic, tmp_path, monkeypatch, model, words, files):
+    folder, here = request.getfixturevalue(model), tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert run("-m", folder / "run", "-i", picture_of(semantic, (64, 64)), *words) == 0
+    assert {path.name for path in here.iterdir()} == files
+    for name in files:
+        assert json.loads(Path(name).read_text()) is not None if name.endswith("json") else Image.open(name).size
+
+
+@pytest.mark.parametrize("count", [3, 1])
+def test_batch_without_a_number_takes_what_fits(semantic, tmp_path, monkeypatch, count):
+    words = ["-m", semantic / "run", "-d", semantic / "data" / "images" / "val", "--save", "masks"]
+    assert script.parse_arguments([str(w) for w in [*words, "-od", tmp_path / "x", "--batch"]]).batch is None
+    assert script.parse_arguments([str(w) for w in [*words, "-od", tmp_path / "x", "-b", "5"]]).batch == 5
+    sizes = []
+    predict_batch = Predictor.predict_batch
+    monkeypatch.setattr(Predictor, "fitting_batch", lambda self: count)
+    monkeypatch.setattr(Predictor, "predict_batch", lambda self, p: sizes.append(len(p)) or predict_batch(self, p))
+    assert run(*words, "-b", "-od", tmp_path / "out") == 0
+    assert sizes == ([3] if count == 3 else [1, 1, 1])
+
+
+def test_the_batch_that_fits_follows_the_free_memory(semantic, monkeypatch):
+    predictor = Predictor(Segmenter.load(semantic / "run"))
+    pages = {"SC_PAGE_SIZE": 1, "SC_AVPHYS_PAGES": 0}
+    monkeypatch.setattr("prediction.predictor.os.sysconf", lambda name: pages[name])
+    found = []
+    for free in (0, 10**7, 10**8, 10**12):
+        pages["SC_AVPHYS_PAGES"] = free
+        found.append(predictor.fitting_batch())
+    assert found == sorted(found) and found[0] == 1 and found[-1] == 16
 
 
 def test_batches_change_nothing(semantic, objects, tmp_path):
@@ -246,6 +342,7 @@ def test_objects_go_into_a_coco_file_with_the_ids_of_the_data(objects, tmp_path)
     assert len(loaded.anns) == len(found) > 0
     assert {item["category_id"] for item in found} <= {category["id"] for category in truth["categories"]}
     assert all(files[item["image_id"] - 1] == item["file_name"] for item in found)
+    assert not any("bbox" in item for item in found)
 
     segmenter = Segmenter.load(objects / "run")
     ids = segmenter.labels["category_ids"]
@@ -264,6 +361,71 @@ def test_objects_go_into_a_coco_file_with_the_ids_of_the_data(objects, tmp_path)
         claimed |= object_.mask
         assert object_.score >= 0.1
     assert not segmenter.predict(pictures / files[0], threshold=1.0).objects
+
+
+def test_average_precision_by_size_is_that_of_the_masks(tmp_path):
+    """A thin diagonal has a large box and few pixels. With a box in the results pycocotools takes the box's area."""
+    thin, block = np.eye(100, dtype=np.uint8), np.zeros((100, 100), np.uint8)
+    block[:20, 80:] = 1
+    rles = [coco_mask.encode(np.asfortranarray(mask)) for mask in (thin, block)]
+    objects = [FoundObject(0, "a", 7, score, rle) for score, rle in zip((0.9, 0.8), rles, strict=True)]
+    results = InstanceResult(objects, ["a"], (100, 100)).coco(1, "a.png")
+    annotation = {"id": 1, "image_id": 1, "category_id": 7, "iscrowd": 0, "area": 400, "bbox": [80, 0, 20, 20]}
+    annotation["segmentation"] = results[1]["segmentation"]
+    images = [{"id": 1, "file_name": "a.png", "height": 100, "width": 100}]
+    truth = {"images": images, "annotations": [annotation], "categories": [{"id": 7, "name": "a"}]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    loaded = COCO(str(tmp_path / "truth.json"))
+    evaluation = COCOeval(loaded, loaded.loadRes(str(tmp_path / "results.json")), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[3] == pytest.approx(0.5, abs=0.01)  # small: the thin one is small, too, and wrong
+
+
+def test_no_result_at_all_is_an_empty_list_and_said(objects, tmp_path, capsys):
+    words = ["-m", objects / "run", "-d", objects / "data" / "valid", "-od", tmp_path / "out", "--save", "coco"]
+    assert run(*words, "-t", "1") == 0
+    assert json.loads((tmp_path / "out" / "coco.json").read_text()) == []
+    assert "loadRes does not take" in capsys.readouterr().err
+
+
+def test_ids_of_an_annotation_file_make_results_that_can_be_evaluated(objects, tmp_path, capsys):
+    pictures, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(objects / "data" / "valid", pictures)
+    truth = json.loads((pictures / "_annotations.coco.json").read_text())
+    for image in truth["images"]:
+        image["id"] += 500
+        image["file_name"] = f"val2017/{image['file_name']}" if image["id"] == 502 else image["file_name"]
+    for annotation in truth["annotations"]:
+        annotation["image_id"] += 500
+    path = tmp_path / "truth.json"
+    path.write_text(json.dumps(truth))
+    words = ["-m", objects / "run", "-d", pictures, "-od", out, "-t", "0", "--save", "coco", "--coco-ids", path]
+    assert run(*words) == 0 and "warning" not in capsys.readouterr().err
+    loaded = COCO(str(path))
+    results = loaded.loadRes(str(out / "coco.json"))
+    for image_id in (501, 502, 503):
+        name = loaded.loadImgs(image_id)[0]["file_name"].removeprefix("val2017/")
+        assert {a["file_name"] for a in results.loadAnns(results.getAnnIds(imgIds=[image_id]))} == {name}
+    COCOeval(loaded, results, "segm").evaluate()
+
+    truth["images"] = [image for image in truth["images"] if image["id"] != 503]
+    path.write_text(json.dumps(truth))
+    assert run(*words) == 0
+    assert "0002.png" in capsys.readouterr().err
+    assert {item["image_id"] for item in json.loads((out / "coco.json").read_text())} == {501, 502}
+    truth["images"] = [
+        image | {"file_name": f"x{image['file_name']}"} for image in truth["images"] if image["id"] == 501
+    ]
+    path.write_text(json.dumps(truth))
+    assert run(*words) == 2 and "lists none of the images" in capsys.readouterr().err
+    path.write_text(json.dumps({"images": [{"id": 1, "file_name": "a.png"}]}))
+    (pictures / "sub").mkdir()
+    jobs = [Job(k, pictures / name, name, "", {}) for k, name in enumerate(("a.png", "sub/a.png"))]
+    with pytest.raises(UserError, match=r"a\.png and sub/a\.png would both be image 1"):
+        with_ids(jobs, path)
 
 
 def test_numbers_of_objects_beyond_255_stay_apart():
@@ -296,6 +458,7 @@ def test_panoptic_files_can_be_read_as_training_data(segments, tmp_path):
         (["-i", "a.png", "-d", "in", "-od", "out"], "expected either --image-path"),
         (["-d", "in", "-od", "in"], "another folder than --input-dir"),
         (["-i", "a.png", "-o", "b.png", "--save", "mask"], "--save mask: expected some of overlays, masks, json, coco"),
+        (["-i", "a.png", "-o", "b.png", "--coco-ids", "x.json"], "--coco-ids goes with --save coco"),
         (["-i", "a.png", "-o", "b.png", "-r"], "--recursive goes with --input-dir"),
         (["-i", "a.png", "-o", "b.png", "-t", "2"], "--threshold 2: must be from 0 to 1"),
     ],
@@ -311,7 +474,11 @@ def test_mistakes_are_one_line(semantic, objects, tmp_path, capsys):
     one = ["-i", picture, "-o", tmp_path / "out.png"]
     for model, words, message in (
         (semantic, [*one, "--save", "coco"], "--save coco: this model gives class maps"),
-        (semantic, ["-i", picture, "-o", tmp_path / "out.tif"], "should end in .png or .jpg"),
+        (
+            semantic,
+            ["-i", picture, "-o", tmp_path / "out.tif"],
+            "should end as what is saved there (overlays: .png or .jpg or .jpeg; masks: .png)",
+        ),
         (semantic, ["-i", picture, "-o", picture], "would be written over the picture"),
         (semantic, ["-i", tmp_path / "gone.png", "-o", tmp_path / "out.png"], "gone.png: there is no such file"),
         (semantic, ["-d", tmp_path, "-od", tmp_path / "out"], "holds no picture; --recursive"),
