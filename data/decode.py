@@ -174,7 +174,7 @@ def _is_stretched(image: Image.Image) -> bool:
 def _rgb(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8."""
     image.info.pop("transparency", None)  # PIL warns that it cannot keep it
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # convert() would copy it
 
 
 def _packed(rgb: np.ndarray) -> np.ndarray:

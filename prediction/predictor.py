@@ -109,7 +109,10 @@ class Predictor:
         outputs, results = self._outputs(images), []
         for i in range(len(images)):
             found = head.instances(outputs, i, size_hw, threshold=self.threshold)
-            objects = [FoundObject(o.label, names[o.label], ids[o.label], o.score, rle_of(o.mask)) for o in found]
+            objects = [
+                FoundObject(o.label, names[o.label], ids[o.label], o.score, rle_of(o.part, o.corner, o.size_hw))
+                for o in found
+            ]
             results.append(InstanceResult(objects, names, size_hw))
         return results
 
