@@ -3,6 +3,7 @@
 B batch, K classes, H W a picture's own size, h w its size in the model.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class Predictor:
         self.window_px = of_run["image_size"] if mode == "slide" else None
         self.max_pixels = round((max_megapixels or of_run["max_megapixels"]) * 1e6)
         self.is_bf16 = is_bf16
+        self.has_noted_frame = False
         backbone = segmenter.backbone
         self.transform = EvalTransform(of_run["image_size"], backbone.mean, backbone.std)
 
@@ -62,9 +64,19 @@ class Predictor:
         return self.predict_batch([self.read(picture)])[0]
 
     def read(self, picture: Picture) -> np.ndarray:
-        """RGB pixels (H, W, 3) uint8; a file's are turned upright as its EXIF orientation says. Raises UserError."""
+        """RGB pixels (H, W, 3) uint8; a file's are turned upright as its EXIF orientation says, unless the run's
+        annotations were of the pixels as stored: then they are left so, which the first such file's note on stderr
+        says. Raises UserError."""
         if isinstance(picture, str | Path):
-            return decode_image(Path(picture), self.max_pixels).pixels.transpose(1, 2, 0)
+            decoded = decode_image(Path(picture), self.max_pixels, self.segmenter.frame == "upright")
+            if self.segmenter.frame == "stored" and decoded.orientation != 1 and not self.has_noted_frame:
+                self.has_noted_frame = True
+                print(
+                    f"note: {picture} has the EXIF orientation {decoded.orientation}, which is not applied: the model "
+                    "was trained on annotations of images as stored, and results are in that frame",
+                    file=sys.stderr,
+                )
+            return decoded.pixels.transpose(1, 2, 0)
         if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,)):
             shape = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
             raise UserError(f"a picture should be a file name or RGB pixels (H, W, 3) of uint8, not {shape}")

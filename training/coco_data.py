@@ -39,6 +39,11 @@ class CocoData:
     max_pixels: int
 
     @property
+    def frame(self) -> str:
+        """ "stored" where annotations were made on pixels as stored, before EXIF orientation, otherwise "upright"."""
+        return self.record["frame"]
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         return METRICS[self.task]
 
@@ -53,7 +58,12 @@ class CocoData:
     def description(self) -> list[str]:
         counts = {split: sum(len(i.objects) for i in images) for split, images in self.images.items()}
         objects = ", ".join(f"{count:,} in {split}" for split, count in counts.items() if count)
-        return [f"objects: {objects}", f"category ids {', '.join(map(str, self.category_ids))}"]
+        frame = ["EXIF orientation is not applied: the annotations fit the images as stored"]
+        return [
+            f"objects: {objects}",
+            f"category ids {', '.join(map(str, self.category_ids))}",
+            *(frame if self.frame == "stored" else []),
+        ]
 
     def train_set(self, transform: TrainTransform, seed: int) -> Dataset:
         return CocoTrainDataset(self.images["train"], transform, seed, self.max_pixels)
@@ -87,7 +97,7 @@ def coco_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resum
         compare(resumed, record)
         left_out = resumed.state["data"]["left_out"]
         sets = without(sets, left_out)
-    found = agreed(accelerator, lambda: check(args, sets))
+    found, frame = agreed(accelerator, lambda: check(args, sets))
     if not resumed:
         left_out = found
         sets = without(sets, found)
@@ -98,13 +108,14 @@ def coco_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resum
         first.class_names,
         first.category_ids,
         first.is_thing,
-        {**record, "left_out": left_out},
+        {**record, "left_out": left_out, "frame": frame},
         round(args.max_megapixels * 1e6),
     )
 
 
-def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> LeftOut:
-    """What cannot be used. Raises UserError where training must not begin."""
+def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> tuple[LeftOut, str]:
+    """What cannot be used, and the frame of the training annotations: see CocoData.frame. Raises UserError where
+    training must not begin."""
     report = check_coco(sets["train"], sets.get("val"), round(args.max_megapixels * 1e6))
     for finding in report.of("warning"):
         print(f"warning: {finding.message} {finding.remedy}", file=sys.stderr)
@@ -120,7 +131,7 @@ def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> LeftOut:
             f"the others count as missed; pass --num-queries {most}",
             file=sys.stderr,
         )
-    return bad
+    return bad, report.train.frame
 
 
 def check_test(args: argparse.Namespace, sets: dict[str, CocoSet]) -> list[str]:
