@@ -25,14 +25,25 @@ def resize_rows(maps: Tensor, size_hw: tuple[int, int], rows: slice | None = Non
     """Rows `rows` of the maps (B, C, h, w) resized to size_hw, bilinear: (B, C, rows, W); None = all rows."""
     if rows is None:
         return F.interpolate(maps, size=size_hw, mode="bilinear", align_corners=False)
-    height = maps.shape[-2]
-    wanted = torch.arange(rows.start, rows.stop, device=maps.device, dtype=torch.float32)
-    source = ((wanted + 0.5) * (height / size_hw[0]) - 0.5).clamp(min=0)
-    above = source.floor().long().clamp(max=height - 1)
-    below = (above + 1).clamp(max=height - 1)
-    share = (source - above)[:, None]
-    strip = torch.lerp(maps[:, :, above], maps[:, :, below], share.to(maps.dtype).expand(-1, maps.shape[-1]))
-    return F.interpolate(strip, size=(len(wanted), size_hw[1]), mode="bilinear", align_corners=False)
+    strip = _resized_axis(maps, -2, size_hw[0], rows)
+    return F.interpolate(strip, size=(strip.shape[-2], size_hw[1]), mode="bilinear", align_corners=False)
+
+
+def resize_box(maps: Tensor, size_hw: tuple[int, int], rows: slice, columns: slice) -> Tensor:
+    """Rows and columns of the maps (..., h, w) resized to size_hw, bilinear: (..., rows, columns)."""
+    return _resized_axis(_resized_axis(maps, -2, size_hw[0], rows), -1, size_hw[1], columns)
+
+
+def _resized_axis(maps: Tensor, axis: int, size: int, part: slice) -> Tensor:
+    """The part of the axis, -2 or -1, resized to `size`."""
+    length = maps.shape[axis]
+    wanted = torch.arange(part.start, part.stop, device=maps.device, dtype=torch.float32)
+    source = ((wanted + 0.5) * (length / size) - 0.5).clamp(min=0)
+    before = source.floor().long().clamp(max=length - 1)
+    after = (before + 1).clamp(max=length - 1)
+    share = (source - before).to(maps.dtype)
+    share = share[:, None] if axis == -2 else share
+    return torch.lerp(maps.index_select(axis, before), maps.index_select(axis, after), share)
 
 
 def best_classes(scores_of_rows: Callable[[slice], Tensor], size_hw: tuple[int, int], num_classes: int) -> Tensor:

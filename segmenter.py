@@ -37,6 +37,7 @@ class Segmenter(nn.Module):
     class_names: list[str]
     labels: dict[str, Any]
     arguments: dict[str, Any]
+    frame: str = "upright"
 
     def __init__(self, backbone: FrozenBackbone, spec: HeadSpec):
         super().__init__()
@@ -99,7 +100,8 @@ class Segmenter(nn.Module):
 
         checkpoint: a file, or a folder (see find_checkpoint). The model knows its task, class_names, the arguments of
         its run, and in labels what mask values meant (data.labels.LabelRule.from_dict reads it), or category_ids and
-        is_thing of each class of COCO data.
+        is_thing of each class of COCO data. frame: "stored" where the annotations were made on images whose EXIF
+        orientation was not applied, so that prediction reads them so too; otherwise "upright".
         """
         checkpoint = find_checkpoint(checkpoint)
         state = read_checkpoint(checkpoint)
@@ -119,4 +121,5 @@ class Segmenter(nn.Module):
         segmenter.class_names, segmenter.labels = state["class_names"], state["labels"]
         segmenter.task = state.get("task", "semantic")  # older checkpoints do not say it
         segmenter.arguments = state["arguments"]
+        segmenter.frame = state["data"].get("frame", "upright")  # older checkpoints do not say it
         return segmenter.eval()

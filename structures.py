@@ -118,11 +118,27 @@ class LossScope:
 
 @dataclass
 class Instance:
-    """One object found in a picture: its class, score in [0, 1], and mask (H, W) bool."""
+    """One object found in an image (H, W): its class, score in [0, 1], and mask.
+
+    part: (h, w) bool, the mask where it is not empty. corner: row and column of its first pixel in the image.
+    size_hw: H and W; None: `part` is the whole mask.
+    """
 
     label: int
     score: float
-    mask: Tensor
+    part: Tensor
+    corner: tuple[int, int] = (0, 0)
+    size_hw: tuple[int, int] | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        """The whole mask (H, W) bool, made anew."""
+        if self.size_hw is None:
+            return self.part
+        (top, left), (height, width) = self.corner, self.part.shape
+        mask = self.part.new_zeros(self.size_hw)
+        mask[top : top + height, left : left + width] = self.part
+        return mask
 
 
 @dataclass

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
@@ -23,6 +24,12 @@ LONGEST_OVER_SHORTEST = 4
 """In evaluation the long side is at most this many times image_size, so that a panorama does not exhaust the memory."""
 
 RGB = tuple[float, float, float]
+
+Pixels = tuple[np.ndarray, np.ndarray]
+"""Rows and columns of an image, int64: a mask is cut, resized and flipped by taking its pixels there."""
+
+OUTSIDE = -1
+"""In the place of a row or column that the image does not have."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,14 @@ class View:
         mask, padding = self.window.resized(mask[None], self.size, is_mask=True)
         return self._flipped(F.pad(mask, padding, fill=fill))[0]
 
+    def pixels(self, height: int, width: int) -> Pixels:
+        """Return the row of the image (H, W) that each row of the view shows, and the same for columns: `mask` takes
+        exactly these pixels of a mask. OUTSIDE where the view leaves the image."""
+        window = self.window
+        rows = _pixels_inside(window.top, window.height, height, self.size)
+        columns = _pixels_inside(window.left, window.width, width, self.size)
+        return rows, columns[::-1] if self.is_flipped else columns
+
     def _flipped(self, picture: Tensor) -> Tensor:
         return F.horizontal_flip(picture) if self.is_flipped else picture
 
@@ -160,6 +175,25 @@ def resize_masks(masks: Tensor, size_hw: list[int]) -> Tensor:
     Not through tv_tensors.Mask: that takes plain "nearest", which lies up to half a source pixel off the picture.
     """
     return F.resize(masks, size_hw, InterpolationMode.NEAREST_EXACT)
+
+
+def resized_pixels(height: int, width: int, size_hw: list[int]) -> Pixels:
+    """Return the rows and columns that `resize_masks` takes of masks (N, H, W)."""
+    return _nearest(0, height, size_hw[0]), _nearest(0, width, size_hw[1])
+
+
+def _pixels_inside(start: int, length: int, picture_length: int, size: int) -> np.ndarray:
+    """Along one axis: as View.pixels."""
+    inside, begin, end = _inside(start, length, picture_length, size)
+    pixels = np.full(size, OUTSIDE)
+    pixels[begin:end] = _nearest(inside.start, inside.stop, end - begin)
+    return pixels
+
+
+def _nearest(first: int, last: int, size: int) -> np.ndarray:
+    """Which of the pixels [first, last) `resize_masks` takes for each of `size`."""
+    numbers = torch.arange(last - first, dtype=torch.float32)  # exact for all sides that can be decoded
+    return resize_masks(numbers[None, :, None], [size, 1])[0, :, 0].numpy().astype(np.int64) + first
 
 
 def _resize_image(image: Tensor, size_hw: list[int]) -> Tensor:

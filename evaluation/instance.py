@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from evaluation.evaluate import Model, Result
 from evaluation.instance_metrics import InstancePrediction, InstanceTruth, instance_metrics, rle_of
 from evaluation.object_pictures import Drawn, ShownObjects, object_comparison, of_instances, shown_objects
+from evaluation.tiles import fitted_size
+from run_lengths import mask_at, runs_of_code
 from structures import Batch
 
 TruthOf = Callable[[str], tuple[tuple[int, int], list[InstanceTruth]]]
@@ -42,7 +44,8 @@ class InstanceEvaluator:
         for i, sample_id in enumerate(batch.sample_ids):
             size_hw, truth = self.truth_of(sample_id)
             objects = [
-                InstancePrediction(o.label, rle_of(o.mask), o.score) for o in model.head.instances(outputs, i, size_hw)
+                InstancePrediction(o.label, rle_of(o.part, o.corner, o.size_hw), o.score)
+                for o in model.head.instances(outputs, i, size_hw)
             ]
             self.found.append(FoundInstances(sample_id, loss, objects))
             if len(self.samples) < self.num_samples:
@@ -51,10 +54,13 @@ class InstanceEvaluator:
                 self.samples.append(shown_objects(batch.images[i], size_hw, self._drawn(truth), predicted))
 
     def _drawn(self, truth: list[InstanceTruth]) -> Iterator[Drawn]:
-        """Small ones first, which lie on top."""
+        """Small ones first, which lie on top; at the size at which they are shown."""
         for item in sorted(truth, key=lambda item: item.area):
             if not item.is_crowd:
-                yield Drawn(item.label, coco_mask.decode(item.rle).astype(bool), "")
+                height, width = item.rle["size"]
+                sides = zip(fitted_size(width, height), (width, height), strict=True)
+                columns, rows = ((2 * np.arange(shown) + 1) * side // (2 * shown) for shown, side in sides)
+                yield Drawn(item.label, mask_at(runs_of_code(item.rle["counts"]), height, rows, columns), "")
 
     def state(self) -> list[FoundInstances]:
         return self.found

@@ -14,6 +14,8 @@ from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from run_lengths import runs_of_part
+
 MOST_DETECTIONS = 100
 """Of one class in one picture; the others, those of the lowest scores, do not count."""
 
@@ -58,9 +60,11 @@ class InstanceMetrics:
     by_class: list[float]
 
 
-def rle_of(mask: Tensor) -> dict[str, Any]:
-    """mask: (H, W) bool -> {"size": [H, W], "counts": bytes}, a few hundred bytes for most objects."""
-    return coco_mask.encode(np.asfortranarray(mask.cpu().numpy(), dtype=np.uint8))
+def rle_of(part: Tensor, corner: tuple[int, int] = (0, 0), size_hw: tuple[int, int] | None = None) -> dict[str, Any]:
+    """A mask as {"size": [H, W], "counts": bytes}, a few hundred bytes for most objects; arguments as in Instance."""
+    height, width = size_hw or part.shape
+    runs = runs_of_part(part.cpu().numpy(), *corner, (height, width))
+    return coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
 
 
 def instance_metrics(

@@ -4,13 +4,17 @@ Cheng et al. 2022, "Masked-attention Mask Transformer for Universal Image Segmen
 Cheng et al. 2021, section 3.4. Q queries, K classes, h w size of the mask logits, H W the wanted size.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from rows import resize_rows, strips
+from rows import resize_box, resize_rows, strips
 from structures import Instance, Segment
+
+PART_ELEMENTS = 2**18
+"""Values of a mask that are worked on at a time: 1 MiB of float32 stays in the processor's cache."""
 
 
 @torch.no_grad()
@@ -27,8 +31,9 @@ def instances(
     class_logits: (Q, K + 1), the last class is "no object"; mask_logits: (Q, h, w). Of all pairs the top_k most
     probable (None = Q) are looked at; those of stuff classes (thing_classes: one per class, None = all are things),
     empty masks and scores below `threshold` are dropped. Score = class probability x mean mask probability over the
-    mask's own pixels. Only one mask of size_hw is held at a time, the one that was handed out last: each is resized
-    twice, for its score and for the caller, because all scores are needed to know the best.
+    mask's own pixels. Only one mask is held at a time, the one that was handed out last, and of it only the part where
+    the logits can be positive: each is resized twice, for its score and for the caller, because all scores are needed
+    to know the best.
     """
     probability = class_logits.float().softmax(-1)[:, :-1]
     num_classes = probability.shape[1]
@@ -45,25 +50,49 @@ def instances(
         if mean_of_query[query] > 0 and score >= threshold:
             found.append((score, query, label))
 
-    last_query, mask = None, None
+    last_query, mask, box = None, None, None
     for score, query, label in sorted(found, key=lambda item: -item[0]):
         if query != last_query:
             mask = None  # before the next one is made
-            last_query, mask = query, resized(mask_logits[query], size_hw) > 0
-        yield Instance(label, score, mask)
+            last_query, box = query, box_of(mask_logits[query], size_hw)
+            mask = torch.cat([logits > 0 for logits in strips_of_columns(mask_logits[query], size_hw, box)]).t()
+        yield Instance(label, score, mask, (box[0].start, box[1].start), size_hw)
 
 
 def mean_mask_probability(mask_logits: Tensor, size_hw: tuple[int, int]) -> float:
     """Over the pixels that are more likely inside than outside; 0 where there is none. mask_logits: (h, w)."""
-    logits = resized(mask_logits, size_hw)
-    inside = logits > 0
-    total = logits.sigmoid_().mul_(inside).sum()
-    return (total / inside.sum().clamp(min=1)).item()
+    total, count = mask_logits.new_zeros(2, dtype=torch.float32)
+    for logits in strips_of_columns(mask_logits, size_hw, box_of(mask_logits, size_hw)):
+        inside = logits > 0
+        total += logits.sigmoid_().mul_(inside).sum()
+        count += inside.sum()
+    return (total / count.clamp(min=1)).item()
 
 
-def resized(mask_logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """(h, w) -> (H, W) float32."""
-    return resize_rows(mask_logits[None, None].float(), size_hw)[0, 0]
+def box_of(mask_logits: Tensor, size_hw: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of size_hw outside of which no resized logit is positive; empty where none is."""
+    is_positive = mask_logits > 0
+    return tuple(_reached(is_positive.any(1 - axis), size_hw[axis]) for axis in (0, 1))
+
+
+def _reached(is_positive: Tensor, size: int) -> slice:
+    """Along one axis: a resized value is made of its two neighbours, so each reaches to the next one on both sides."""
+    places = is_positive.nonzero()[:, 0]
+    if not len(places):
+        return slice(0, 0)
+    first, last = places[[0, -1]].tolist()
+    zoom = size / len(is_positive)
+    return slice(max(0, math.floor((first - 0.5) * zoom - 0.5)), min(size, math.ceil((last + 1.5) * zoom + 0.5)))
+
+
+def strips_of_columns(mask_logits: Tensor, size_hw: tuple[int, int], box: tuple[slice, slice]) -> Iterator[Tensor]:
+    """The box of the resized mask, float32, some columns at a time, (columns, rows): a column lies in one piece, as
+    run-length codes want it. mask_logits: (h, w)."""
+    turned = mask_logits.float().t()
+    step = max(1, PART_ELEMENTS // max(1, box[0].stop - box[0].start))
+    for start in range(box[1].start, box[1].stop, step):
+        columns = slice(start, min(start + step, box[1].stop))
+        yield resize_box(turned, size_hw[::-1], columns, box[0])
 
 
 @torch.no_grad()

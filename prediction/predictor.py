@@ -16,7 +16,7 @@ from data.decode import decode_image
 from data.image_rule import ImageRule
 from data.labels import LabelRule
 from data.transforms import EvalTransform
-from errors import UserError
+from errors import UserError, note
 from evaluation.inference import predict_in_windows
 from prediction.results import FoundObject, FoundSegment, InstanceResult, PanopticResult, Result, SemanticResult
 from rows import best_classes, resize_rows
@@ -60,6 +60,7 @@ class Predictor:
         self.max_pixels = round((max_megapixels or of_run["max_megapixels"]) * 1e6)
         self.image_rule = ImageRule.from_dict(of_run)
         self.is_bf16 = is_bf16
+        self.has_noted_frame = False
         backbone = segmenter.backbone
         self.transform = EvalTransform(of_run["image_size"], backbone.mean, backbone.std)
 
@@ -68,10 +69,19 @@ class Predictor:
         return self.predict_batch([self.read(picture)])[0]
 
     def read(self, picture: Picture) -> np.ndarray:
-        """RGB pixels (H, W, 3) uint8; a file's are turned upright as its EXIF orientation says, and made of the bands
-        and values that the run was trained on. Raises UserError."""
+        """RGB pixels (H, W, 3) uint8, made of the bands and values that the run was trained on. A file's are turned
+        upright as its EXIF orientation says, unless the run's annotations were of the pixels as stored: then they stay
+        so, which a note says once. Raises UserError."""
         if isinstance(picture, str | Path):
-            return decode_image(Path(picture), self.max_pixels, rule=self.image_rule).pixels.transpose(1, 2, 0)
+            is_upright = self.segmenter.frame == "upright"
+            decoded = decode_image(Path(picture), self.max_pixels, is_upright, self.image_rule)
+            if not is_upright and decoded.orientation != 1 and not self.has_noted_frame:
+                self.has_noted_frame = True
+                note(
+                    f"{picture} has the EXIF orientation {decoded.orientation}, which is not applied: the model was "
+                    "trained on annotations of images as stored, and results are in that frame"
+                )
+            return decoded.pixels.transpose(1, 2, 0)
         if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,)):
             shape = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
             raise UserError(f"a picture should be a file name or RGB pixels (H, W, 3) of uint8, not {shape}")
@@ -136,7 +146,10 @@ class Predictor:
         outputs, results = self._outputs(images), []
         for i in range(len(images)):
             found = head.instances(outputs, i, size_hw, threshold=self.threshold)
-            objects = [FoundObject(o.label, names[o.label], ids[o.label], o.score, rle_of(o.mask)) for o in found]
+            objects = [
+                FoundObject(o.label, names[o.label], ids[o.label], o.score, rle_of(o.part, o.corner, o.size_hw))
+                for o in found
+            ]
             results.append(InstanceResult(objects, names, size_hw))
         return results
 

@@ -95,6 +95,21 @@ def test_exif_is_a_question_only_where_the_size_does_not_answer_it(make):
     assert report.of("error") == []
 
 
+@pytest.mark.parametrize(
+    ("stored", "upright", "frame", "is_told"),
+    [(0, 0, "upright", False), (2, 0, "stored", False), (0, 2, "upright", False), (1, 2, "upright", True)],
+)
+def test_the_frame_is_that_of_most_pictures_with_an_orientation(make, stored, upright, frame, is_told):
+    make.object(make.image("plain.png"))
+    for number in range(stored + upright):
+        size_hw = (20, 30) if number < stored else (30, 20)
+        make.object(make.image(f"{number}.png", size_hw, (20, 30), orientation=6))
+    report = check(make.read())
+    assert report.train.frame == frame and ("mixed-frames" in codes(report)) == is_told
+    if is_told:
+        assert len(only(report, "mixed-frames").files) == 1
+
+
 def test_mistakes_are_told_with_file_and_annotation(make):
     a, b = make.image("a.png"), make.image("b.png")
     make.object(a)

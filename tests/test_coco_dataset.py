@@ -16,7 +16,7 @@ from data.coco.dataset import CocoEvalDataset, CocoTrainDataset
 from data.coco.read import read_image, truth_objects, truth_segments
 from data.dataset import EpochBatches, Skipped, collate
 from data.decode import decode_image
-from data.transforms import Augmentation, EvalTransform, TrainTransform
+from data.transforms import Augmentation, EvalTransform, TrainTransform, resize_masks, resized_pixels
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 OFF = Augmentation(scale=None, crop=False, flip=False, color_jitter=False)
@@ -127,29 +127,68 @@ def test_evaluation_keeps_the_aspect(make):
     assert shares.tolist() == pytest.approx([900 / (90 * 120)] * 2, rel=0.05)
 
 
-def test_only_one_full_mask_is_in_memory(make, monkeypatch):
-    """300 objects of a picture of 4 megapixels would be 1.2 GB."""
+def test_no_mask_is_decoded_whole(make, monkeypatch):
+    """300 objects of an image of 12 megapixels took seconds, most of them for pixels that no view shows."""
     image = make.image("a.png", (2000, 2000))
     for index in range(300):
         make.object(image, segmentation=[square(10 + 6 * index, 900, 60)])
     images = make.read().images
-    alive, most = 0, 0
-    decode = coco_mask.decode
-
-    class Counted(np.ndarray):
-        def __del__(self):
-            nonlocal alive
-            alive -= self.base is not None and self.nbytes == 4_000_000
-
-    def counting(rle):
-        nonlocal alive, most
-        alive += 1
-        most = max(most, alive)
-        return decode(rle).view(Counted)
-
-    monkeypatch.setattr("data.coco.read.coco_mask.decode", counting)
+    monkeypatch.setattr("data.coco.read.coco_mask.decode", lambda rle: pytest.fail("a mask was decoded whole"))
     assert len(train_set(images, OFF)[0, 0].target.labels) == 300
-    assert 1 <= most <= 2
+    assert len(CocoEvalDataset(images, EvalTransform(32, MEAN, STD))[0].target.labels) > 250
+
+
+def shapes(size_hw: tuple[int, int], random: np.random.Generator) -> dict:
+    """A segmentation: a polygon that may be thin, or cross itself or the border; or specks."""
+    height, width = size_hw
+    if random.random() < 0.7:
+        corners = random.uniform(-0.1, 1.1, (random.integers(3, 9), 2)) * (width, height)
+        centre = corners[0]
+        return {"segmentation": [(centre + (corners - centre) * random.uniform(0.05, 1)).ravel().tolist()]}
+    mask = random.random(size_hw) < random.choice([0.002, 0.3, 1.0])
+    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    return {"segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}}
+
+
+@pytest.mark.parametrize("size_hw", [(7, 5), (50, 200), (333, 96), (64, 64), (1500, 20), (211, 457)])
+def test_masks_of_a_view_equal_those_of_whole_masks(make, size_hw):
+    """Bit for bit, and the same objects: decoded whole, then cut, resized and flipped by the view."""
+    random = np.random.default_rng(size_hw)
+    number = make.image("a.png", size_hw)
+    for _ in range(12):
+        make.object(number, **shapes(size_hw, random), iscrowd=int(random.random() < 0.1))
+    (image,) = make.read().images
+    content, kept = read_image(image), []
+    eval_size = list(EvalTransform(64, MEAN, STD)(content.pixels).shape[1:])
+    transforms = [
+        TrainTransform(64, one, MEAN, STD) for one in (ONLY_PLACE, OFF, replace(ONLY_PLACE, scale=(0.1, 9.0)))
+    ]
+    for seed in range(40):
+        view = transforms[seed % 3].view(*size_hw, seed)
+        whole = [(label, view.mask(mask, fill=0).bool()) for label, mask in content.masks()]
+        pixels = view.pixels(*size_hw)
+        if seed == 0:
+            whole = [(label, resize_masks(mask[None], eval_size)[0].bool()) for label, mask in content.masks()]
+            pixels = resized_pixels(*size_hw, eval_size)
+        whole = [(label, mask) for label, mask in whole if mask.any()]
+        target = content.target(*pixels)
+        assert target.labels.tolist() == [label for label, _ in whole] and target.masks.dtype == torch.bool
+        assert all(torch.equal(ours, mask) for ours, (_, mask) in zip(target.masks, whole, strict=True))
+        kept.append(len(whole))
+    assert min(kept) < max(kept) or max(kept) > 5
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_segments_of_a_view_equal_those_of_whole_masks(tmp_path, seed):
+    make = PanopticMaker(tmp_path / "set")
+    (image,) = make.read().images
+    view = TrainTransform(32, ONLY_PLACE, MEAN, STD).view(4, 6, seed)
+    content = read_image(image)
+    whole = [(label, view.mask(mask, fill=0).bool()) for label, mask in content.masks()]
+    target = content.target(*view.pixels(4, 6))
+    assert [(k, m.tolist()) for k, m in zip(target.labels.tolist(), target.masks, strict=True)] == [
+        (label, mask.tolist()) for label, mask in whole if mask.any()
+    ]
 
 
 # EXIF

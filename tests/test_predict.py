@@ -532,3 +532,37 @@ def test_visualizations_have_the_colours_of_the_palette(tmp_path, monkeypatch):
     for path in (best, tmp_path / "o.png", tmp_path / "p.png"):
         assert shown(path) & ours and not shown(path) & default, path
     assert ours <= shown(best)
+
+
+def test_prediction_reads_pictures_in_the_frame_of_the_annotations(objects, tmp_path, capsys):
+    """Trained on pictures with EXIF whose annotations fit them as stored. Older checkpoints read them upright."""
+    make_coco_demo_set(tmp_path / "data", 2, 1, 64)
+    pictures = sorted((tmp_path / "data").glob("*/*.png"))
+    for path in pictures:
+        image = Image.open(path)
+        exif = image.getexif()
+        exif[0x0112] = 6
+        image.save(path, exif=exif)
+    options = ["--task", "instance", "--coco-dir", str(tmp_path / "data"), "--image-size", "64", "--max-steps", "1"]
+    assert train_here("m2f", tmp_path / "run", *options) == 0
+    assert Segmenter.load(tmp_path / "run").frame == "stored" and Segmenter.load(objects / "run").frame == "upright"
+    capsys.readouterr()
+    segmenter = Segmenter.load(tmp_path / "run")
+    stored = np.array(Image.open(pictures[0]).convert("RGB"))
+    predictor = Predictor(segmenter)
+    assert np.array_equal(predictor.read(pictures[0]), stored)
+    predictor.read(pictures[1])
+    assert capsys.readouterr().err.count("note: ") == 1  # once, not for every picture
+    words = ["-i", pictures[0], "-o", tmp_path / "out.png", "--save", "coco,overlays", "-t", "0"]
+    assert run("-m", tmp_path / "run", *words) == 0
+    (result,) = (segmenter.predict(stored, threshold=0.0),)
+    found = json.loads((tmp_path / "out_coco.json").read_text())
+    assert [item["segmentation"]["counts"].encode() for item in found] == [o.rle["counts"] for o in result.objects]
+
+    state = read_checkpoint(find_checkpoint(tmp_path / "run"))
+    del state["format"], state["checksum"], state["data"]["frame"]
+    torch.save(sealed(state), tmp_path / "run" / "checkpoint_epoch_1.pth")
+    old = Predictor(Segmenter.load(tmp_path / "run" / "checkpoint_epoch_1.pth"))
+    assert np.array_equal(old.read(pictures[0]), np.rot90(stored, -1))
+    resumed = ["--resume-checkpoint", str(tmp_path / "run" / "checkpoint_epoch_1.pth")]
+    assert train_here("m2f", tmp_path / "run", *options[:-1], "2", *resumed) == 0

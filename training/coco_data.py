@@ -41,6 +41,11 @@ class CocoData:
     rule: ImageRule
 
     @property
+    def frame(self) -> str:
+        """ "stored" where annotations were made on pixels as stored, before EXIF orientation, otherwise "upright"."""
+        return self.record["frame"]
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         return METRICS[self.task]
 
@@ -58,7 +63,12 @@ class CocoData:
     def description(self) -> list[str]:
         counts = {split: sum(len(i.objects) for i in images) for split, images in self.images.items()}
         objects = ", ".join(f"{count:,} in {split}" for split, count in counts.items() if count)
-        return [f"objects: {objects}", f"category ids {', '.join(map(str, self.category_ids))}"]
+        frame = ["EXIF orientation is not applied: the annotations fit the images as stored"]
+        return [
+            f"objects: {objects}",
+            f"category ids {', '.join(map(str, self.category_ids))}",
+            *(frame if self.frame == "stored" else []),
+        ]
 
     def train_set(self, transform: TrainTransform, seed: int) -> Dataset:
         return CocoTrainDataset(self.images["train"], transform, seed, self.max_pixels, self.rule)
@@ -92,7 +102,7 @@ def coco_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resum
         compare(resumed, record)
         left_out = resumed.state["data"]["left_out"]
         sets = without(sets, left_out)
-    found = decided(accelerator, "checking the data", lambda: check(args, sets))
+    found, frame = decided(accelerator, "checking the data", lambda: check(args, sets))
     if not resumed:
         left_out = found
         sets = without(sets, found)
@@ -105,14 +115,15 @@ def coco_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resum
         first.class_names,
         first.category_ids,
         first.is_thing,
-        {**record, "left_out": left_out},
+        {**record, "left_out": left_out, "frame": frame},
         round(args.max_megapixels * 1e6),
         ImageRule.from_dict(vars(args)),
     )
 
 
-def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> LeftOut:
-    """What cannot be used. Raises UserError where training must not begin."""
+def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> tuple[LeftOut, str]:
+    """What cannot be used, and the frame of the training annotations: see CocoData.frame. Raises UserError where
+    training must not begin."""
     max_pixels, rule = round(args.max_megapixels * 1e6), ImageRule.from_dict(vars(args))
     report = check_coco(sets["train"], sets.get("val"), max_pixels, rule=rule, test=sets.get("test"))
     for finding in report.of("warning"):
@@ -133,7 +144,7 @@ def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> LeftOut:
             f"an image has {most} objects; COCO's AP, and so validation, counts the {MOST_DETECTIONS} best "
             "predictions of each class in an image, while prediction returns all",
         )
-    return bad
+    return bad, report.train.frame
 
 
 def without(sets: dict[str, CocoSet], left_out: LeftOut) -> dict[str, CocoSet]:

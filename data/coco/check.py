@@ -17,7 +17,8 @@ class CocoNumbers:
     """One of the sets in numbers, of which objects are counted in usable pictures only.
 
     class_objects: without crowds, for each class; most_objects: in one picture, without crowds: more than a head has
-    queries cannot be found. sizes_wh: pictures of each size in the file, the most frequent first.
+    queries cannot be found. sizes_wh: pictures of each size in the file, the most frequent first. frames: usable
+    images with an EXIF orientation, by whether the annotations are of the pixels as "stored" or turned "upright".
     """
 
     pictures: int
@@ -26,11 +27,18 @@ class CocoNumbers:
     crowds: int
     sizes_wh: dict[tuple[int, int], int]
     pictures_without_objects: list[str]
+    frames: dict[str, int]
     bad_sample_ids: list[str]
 
     @property
     def usable(self) -> int:
         return self.pictures - len(self.bad_sample_ids)
+
+    @property
+    def frame(self) -> str:
+        """That of most images with an EXIF orientation, "stored" where they are equal; "upright" where none has one."""
+        stored = self.frames.get("stored", 0)
+        return "stored" if stored and stored >= self.frames.get("upright", 0) else "upright"
 
     @property
     def objects(self) -> int:
@@ -107,5 +115,6 @@ def _numbers(samples: Sequence[CheckedImage], num_classes: int) -> CocoNumbers:
         crowds=sum(thing.is_crowd for image in usable for thing in image.objects),
         sizes_wh=dict(Counter(sample.image.size_hw[::-1] for sample in samples).most_common()),
         pictures_without_objects=[image.sample_id for image in usable if not image.objects],
+        frames=dict(Counter(sample.frame for sample in samples if sample.usable and sample.frame)),
         bad_sample_ids=[sample.image.sample_id for sample in samples if not sample.usable],
     )

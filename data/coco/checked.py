@@ -34,6 +34,12 @@ class CheckedImage:
         return self.image.size_hw == self.facts.size_wh[::-1]
 
     @property
+    def frame(self) -> str:
+        """ "stored" or "upright": which pixels the annotations are of, as `read_image` takes them; "" where EXIF says
+        nothing, so that both are the same."""
+        return "" if self.facts.orientation == 1 else "stored" if self.fits_stored else "upright"
+
+    @property
     def sizes_differ(self) -> bool:
         """Those of picture or PNG from that in the file."""
         differs = not self.facts.failure and not (self.fits_stored or self.fits_upright)

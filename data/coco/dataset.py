@@ -3,20 +3,17 @@
 N objects, S the training size in pixels, h w a picture's size in evaluation.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.coco.coco_set import CocoImage
-from data.coco.read import ReadImage, read_image
+from data.coco.read import read_image
 from data.dataset import Sample, Skipped, first_readable, seed_of
 from data.decode import MAX_PIXELS
 from data.image_rule import PLAIN, ImageRule
-from data.transforms import EvalTransform, TrainTransform, resize_masks
+from data.transforms import EvalTransform, TrainTransform, resized_pixels
 from errors import UserError
-from structures import Target
 
 
 class CocoTrainDataset(Dataset):
@@ -50,8 +47,7 @@ class CocoTrainDataset(Dataset):
             self.images, first, lambda image: read_image(image, self.max_pixels, self.rule)
         )
         view = self.transform.view(*image.size_hw, seed_of(self.seed, epoch, image.sample_id))
-        size_hw = (self.transform.image_size, self.transform.image_size)
-        target = _object_target(content, lambda mask: view.mask(mask, fill=0), size_hw)
+        target = content.target(*view.pixels(*image.size_hw))
         return Sample(view.image(content.pixels), target, image.sample_id, skipped)
 
 
@@ -82,18 +78,5 @@ class CocoEvalDataset(Dataset):
         except UserError as error:
             return Skipped(image.sample_id, str(error))
         pixels = self.transform(content.pixels)
-        size_hw = (pixels.shape[1], pixels.shape[2])
-        target = _object_target(content, lambda mask: resize_masks(mask[None], list(size_hw))[0], size_hw)
-        return Sample(pixels, target, image.sample_id)
-
-
-def _object_target(content: ReadImage, view: Callable[[Tensor], Tensor], size_hw: tuple[int, int]) -> Target:
-    """view: (H, W) uint8 -> size_hw. Objects without a pixel there are left out."""
-    masks, labels = [], []
-    for label, full in content.masks():
-        mask = view(full).bool()
-        if mask.any():
-            masks.append(mask)
-            labels.append(label)
-    stacked = torch.stack(masks) if masks else torch.zeros(0, *size_hw, dtype=torch.bool)
-    return Target(masks=stacked, labels=torch.tensor(labels, dtype=torch.int64))
+        size_hw = [pixels.shape[1], pixels.shape[2]]
+        return Sample(pixels, content.target(*resized_pixels(*image.size_hw, size_hw)), image.sample_id)

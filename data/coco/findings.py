@@ -57,6 +57,7 @@ def coco_findings(
     yield from unreadable(f.failure for f in facts if f.failure)
     yield from _sizes(all_samples)
     yield from _maybe_turned(all_samples)
+    yield from _mixed_frames(all_samples)
     yield from _mistakes(sets, all_samples)
     yield from _segment_ids(all_samples)
     yield from _boxes(all_samples)
@@ -94,6 +95,23 @@ def _maybe_turned(samples: Sequence[CheckedImage]) -> Iterator[Finding]:
             "annotations were made before or after turning; the pictures are taken as stored, as COCO does.",
             "Look at them; if objects are turned, save the pictures upright without EXIF orientation.",
             [f"{sample.image.path}: orientation {sample.facts.orientation}" for sample in doubtful],
+        )
+
+
+def _mixed_frames(samples: Sequence[CheckedImage]) -> Iterator[Finding]:
+    of_frame = {
+        frame: [str(s.image.path) for s in samples if s.usable and s.frame == frame] for frame in ("stored", "upright")
+    }
+    stored, upright = of_frame.values()
+    if stored and upright:
+        fewer = min(of_frame.values(), key=len)
+        yield Finding(
+            "warning",
+            "mixed-frames",
+            f"Of the pictures with an EXIF orientation {len(stored):,} fit their annotations as stored and "
+            f"{len(upright):,} turned upright; each is taken as it fits, but prediction can do one of both only.",
+            "Save the pictures upright without EXIF orientation, and export annotations made on these.",
+            fewer,
         )
 
 

@@ -1,4 +1,4 @@
-"""Reads a picture of a COCO set as a tensor, and its objects' masks one at a time.
+"""Reads a picture of a COCO set as a tensor, and its objects' masks: one at a time, or what a view shows of them.
 
 H W are the picture's size in pixels, as the annotations give it.
 """
@@ -16,6 +16,11 @@ from data.coco.panoptic import color_of, segment_colors
 from data.decode import MAX_PIXELS, decode_image
 from data.image_rule import PLAIN, ImageRule
 from errors import UserError
+from run_lengths import mask_at, runs_of_code
+from structures import Target
+
+Part = tuple[int, tuple[slice, slice], np.ndarray]
+"""Of an object: label, rows and columns of the view that it may touch, and its mask there."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,45 @@ class ReadImage:
             else:
                 mask = coco_mask.decode(thing.rle)
             yield thing.label, torch.from_numpy(mask)
+
+    def target(self, rows: np.ndarray, columns: np.ndarray) -> Target:
+        """Masks (N, h, w) and labels (N,) of the objects at these h rows and w columns of the image, without crowds
+        and objects that have no pixel there. Rows and columns ascend or descend, with repeats; OUTSIDE is empty.
+
+        Polygons and run lengths are never decoded whole.
+        """
+        parts = list(self._parts_of_png(rows, columns) if self.colors is not None else self._parts(rows, columns))
+        masks = np.zeros((len(parts), len(rows), len(columns)), bool)  # the system gives memory only where it is filled
+        for whole, (_, box, part) in zip(masks, parts, strict=True):
+            whole[box] = part
+        labels = torch.tensor([label for label, _, _ in parts], dtype=torch.int64)
+        return Target(masks=torch.from_numpy(masks), labels=labels)
+
+    def _parts(self, rows: np.ndarray, columns: np.ndarray) -> Iterator[Part]:
+        things = [thing for thing in self.image.objects if not thing.is_crowd]
+        boxes = coco_mask.toBbox([thing.rle for thing in things]).astype(np.int64) if things else []
+        for thing, (x, y, width, height) in zip(things, boxes, strict=True):
+            box = _shown(rows, y, height), _shown(columns, x, width)
+            if box[0].stop and box[1].stop:
+                runs = runs_of_code(thing.rle["counts"])
+                part = mask_at(runs, self.image.size_hw[0], rows[box[0]], columns[box[1]])
+                if part.any():
+                    yield thing.label, box, part
+
+    def _parts_of_png(self, rows: np.ndarray, columns: np.ndarray) -> Iterator[Part]:
+        box = tuple(_shown(pixels, 0, side) for pixels, side in zip((rows, columns), self.colors.shape, strict=True))
+        colors = self.colors[np.ix_(rows[box[0]], columns[box[1]])]
+        present = set(np.unique(colors).tolist())
+        for thing in self.image.objects:
+            color = color_of(thing.annotation_id)
+            if not thing.is_crowd and color in present:
+                yield thing.label, box, colors == color
+
+
+def _shown(pixels: np.ndarray, first: int, length: int) -> slice:
+    """Where the pixels [first, first + length) are among these, which ascend or descend; slice(0, 0) if nowhere."""
+    found = np.flatnonzero((pixels >= first) & (pixels < first + length))
+    return slice(found[0], found[-1] + 1) if len(found) else slice(0, 0)
 
 
 def read_image(image: CocoImage, max_pixels: int = MAX_PIXELS, rule: ImageRule = PLAIN) -> ReadImage:

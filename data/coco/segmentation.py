@@ -11,15 +11,13 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from data.coco.coco_set import Rle
+from run_lengths import runs_of_code
 
 LEAST_NUMBERS = 6
 """Of a polygon: three corners."""
 
 OUTSIDE_TOLERATED_PX = 2.0
 """Tools that count pixels from their corners or centres, and round, differ by this much."""
-
-LONGEST_CODE = 7
-"""Characters of one run length: 5 bits each, for numbers of 32 bits and a sign."""
 
 
 class SegmentationError(Exception):
@@ -106,23 +104,7 @@ def _runs_of_list(counts: Any) -> np.ndarray:
 
 
 def _runs_of_text(counts: str) -> np.ndarray:
-    """The run lengths of a compressed code.
-
-    Each character holds 5 bits of a number, lowest first, and a bit that says whether another one follows; the highest
-    bit of the last one is the sign. From the fourth number on a number is the difference to the one before the last.
-    """
-    codes = np.frombuffer(counts.encode("utf-8", errors="replace"), np.uint8).astype(np.int64) - 48
-    is_last = (codes & 32) == 0
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not is_last[-1]:
+    runs = runs_of_code(counts.encode("utf-8", errors="replace"))
+    if runs is None:
         raise SegmentationError("bad-rle", "has a corrupt RLE text")
-    ends = np.flatnonzero(is_last)
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    if (ends - starts).max() >= LONGEST_CODE:
-        raise SegmentationError("bad-rle", "has a corrupt RLE text")
-    place = np.arange(len(codes)) - np.repeat(starts, ends - starts + 1)
-    numbers = np.add.reduceat((codes & 31) << 5 * place, starts)
-    numbers -= np.where(codes[ends] & 16, 1 << 5 * (ends - starts + 1), 0)
-    runs = numbers.copy()
-    runs[1::2] = np.cumsum(numbers[1::2])
-    runs[2::2] = np.cumsum(numbers[2::2])
     return runs
