@@ -39,6 +39,10 @@ FIELDS = {
 PROGRESS = {"step": int, "epoch": int, "samples": int, "validation_due": bool}
 
 
+class _Unsound(Exception):
+    """The file is not as torch.save writes it; the text is a part of the message."""
+
+
 def sealed(state: dict[str, Any]) -> dict[str, Any]:
     """The state as it goes into a file: with format number and checksum."""
     state = {"format": CHECKPOINT_FORMAT, **state}
@@ -109,42 +113,42 @@ def _load(path: str | Path, mmap: bool) -> dict[str, Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """Raises ValueError where the file is no archive as torch writes them, or would unpack to more than it holds."""
+    """Raises _Unsound where the file is no archive as torch writes them, or would unpack to more than it holds."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, UnicodeDecodeError, NotImplementedError) as error:
         with path.open("rb") as file:
             kind = "the end of the file is missing" if file.read(4) == b"PK\x03\x04" else "it is no file of torch.save"
-        raise ValueError(kind) from error
+        raise _Unsound(kind) from error
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise ValueError("it is compressed, which torch.save never does")
+        raise _Unsound("it is compressed, which torch.save never does")
     if sum(entry.file_size for entry in entries) > path.stat().st_size:
-        raise ValueError("it names more bytes than it has")
+        raise _Unsound("it names more bytes than it has")
 
 
 def _check_content(content: Any, file_bytes: int) -> None:
-    """Raises ValueError unless it is a dictionary of plain, dense tensors and plain values that fit into the file.
+    """Raises _Unsound unless it is a dictionary of plain, dense tensors and plain values that fit into the file.
 
     Values that are shared or hold themselves count each time they are met, so that no file makes us walk for ever.
     """
     if not isinstance(content, dict):
-        raise ValueError("it holds no dictionary")
+        raise _Unsound("it holds no dictionary")
     left, waiting = file_bytes, [(content, 0)]
     while waiting:
         value, depth = waiting.pop()
         left -= value.numel() * value.element_size() if isinstance(value, Tensor) else 1
         if left < 0 or depth > MAX_DEPTH:
-            raise ValueError("its values are nested or repeated without end")
+            raise _Unsound("its values are nested or repeated without end")
         if isinstance(value, dict):
             waiting += [(item, depth + 1) for pair in value.items() for item in pair]
         elif isinstance(value, list | tuple):
             waiting += [(item, depth + 1) for item in value]
         elif isinstance(value, Tensor):
             if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
-                raise ValueError(f"it holds a tensor of another kind ({value.layout}, {value.device})")
+                raise _Unsound(f"it holds a tensor of another kind ({value.layout}, {value.device})")
         elif not isinstance(value, str | int | float | bool | None):
-            raise ValueError(f"it holds a {type(value).__name__}")
+            raise _Unsound(f"it holds a {type(value).__name__}")
 
 
 def checksum(value: Any) -> str:

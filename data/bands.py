@@ -86,7 +86,7 @@ def pixels_by_header(path: Path) -> int:
 def rgb_of(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8."""
     image.info.pop("transparency", None)  # PIL warns that it cannot keep it
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))  # convert() would copy it
 
 
 def _extra_bands(image: Image.Image) -> tuple[int, bool]:
