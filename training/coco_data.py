@@ -119,6 +119,13 @@ def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> tuple[LeftOut, 
     report = check_coco(sets["train"], sets.get("val"), round(args.max_megapixels * 1e6))
     for finding in report.of("warning"):
         print(f"warning: {finding.message} {finding.remedy}", file=sys.stderr)
+    for one in sets.values():
+        if one.by_name:
+            print(
+                f"note: {one.json_path}: {len(one.by_name)} categories with other ids than in the training set are "
+                "matched by their names",
+                file=sys.stderr,
+            )
     if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
         raise UserError(error_message(report))
     bad = {**report.bad_sample_ids, "test": check_test(args, sets)}

@@ -56,6 +56,7 @@ def coco_findings(
     yield from _maybe_turned(both)
     yield from _mixed_frames(both)
     yield from _mistakes(sets, both)
+    yield from _matched_by_name(sets)
     yield from _segment_ids(both)
     yield from _boxes(both)
     yield from _objects(train, both)
@@ -124,6 +125,19 @@ def _mistakes(sets: Sequence[CocoSet], samples: Sequence[CheckedImage]) -> Itera
         what, remedy = MISTAKES[code]
         message = f"{counted(len(files), 'annotation')} {what}."
         yield Finding("error" if is_fatal else "warning", code, message, remedy, list(files), per_sample=is_fatal)
+
+
+def _matched_by_name(sets: Sequence[CocoSet]) -> Iterator[Finding]:
+    """Also of the set of one file alone: the training set's ids count then."""
+    renumbered = [coco_set for coco_set in sets if coco_set.by_name]
+    if renumbered:
+        yield Finding(
+            "note",
+            "matched-by-name",
+            "Categories with other ids than in the training set were matched by their names.",
+            "Nothing to do where equal names mean the same.",
+            [f"{coco_set.json_path}: {', '.join(coco_set.by_name)}" for coco_set in renumbered],
+        )
 
 
 def _segment_ids(samples: Sequence[CheckedImage]) -> Iterator[Finding]:
