@@ -169,6 +169,7 @@ BROKEN = {
     "id a word": (change("categories", "id", "seven"), r"'id' is 'seven'"),
     "ids partly text": (change("categories", "id", "7"), "number in some entries and text in others"),
     "size zero": (change("images", "width", 0), r"images\[0\] is 0 x 20 pixels"),
+    "a side beyond all bounds": (change("images", "width", 1_000_001), "with sides up to 1,000,000"),
     "size beyond all bounds": (change("images", "width", 10**9), "expected 1 x 1 to 2 gigapixels"),
     "image twice": (repeat("images", file_name="b.png"), r"images\[0\] and images\[1\] have the same 'id' 1"),
     "category twice": (repeat("categories", name="other"), "have the same 'id' 7"),

@@ -24,6 +24,7 @@ MISTAKES = {
     ),
     "bad-polygon": ("whose polygon cannot be read", EXPORT_AGAIN),
     "far-outside": ("far outside of the picture", "Look whether the annotations belong to pictures of another size."),
+    "too-long": ("with an outline that goes through the picture too often to be drawn", EXPORT_AGAIN),
     "bad-rle": ("whose RLE cannot be read", EXPORT_AGAIN),
     "bad-crowd": ("with an iscrowd that is neither 0 nor 1", EXPORT_AGAIN),
     "bad-segment-id": ("with an id that no PNG can hold", EXPORT_AGAIN),
