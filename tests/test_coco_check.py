@@ -95,6 +95,15 @@ def test_exif_is_a_question_only_where_the_size_does_not_answer_it(make):
     assert report.of("error") == []
 
 
+def test_categories_matched_by_name_are_noted(make, tmp_path):
+    make.object(make.image("a.png"), 3)
+    other = CocoMaker(tmp_path / "other")
+    other.content["categories"] = [{"id": 5, "name": "ant"}]
+    other.object(other.image("b.png"), 5)
+    finding = only(check(make.read(), other.read()), "matched-by-name")
+    assert finding.severity == "note" and finding.files == [f"{other.json_path}: ant"]
+
+
 @pytest.mark.parametrize(
     ("stored", "upright", "frame", "is_told"),
     [(0, 0, "upright", False), (2, 0, "stored", False), (0, 2, "upright", False), (1, 2, "upright", True)],

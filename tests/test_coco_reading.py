@@ -13,6 +13,7 @@ from data.coco.annotations import read_coco
 from data.coco.coco_set import common_classes
 from data.coco.layout import find_splits
 from data.coco.panoptic import read_panoptic
+from errors import UserError
 
 
 @pytest.fixture
@@ -102,8 +103,8 @@ def test_splits_share_the_classes_that_any_of_them_uses(tmp_path):
 @pytest.mark.parametrize(
     ("val_categories", "told"),
     [
-        ([(1, "ant"), (2, "bee")], "category 2 is 'bee', but .*train.* has no category of that id"),
-        ([(1, "Ant"), (2, "x")], "category 1 is 'Ant', but .* calls it 'ant'"),
+        ([(1, "ant"), (2, "bee")], "category 2 is 'bee', but .*train.* has no category of that name"),
+        ([(1, "Ant"), (2, "x")], "category 1 is 'Ant', but .* has no category of that name"),
     ],
 )
 def test_a_category_that_train_lacks_is_an_error(tmp_path, val_categories, told):
@@ -111,6 +112,21 @@ def test_a_category_that_train_lacks_is_an_error(tmp_path, val_categories, told)
     val = split(tmp_path / "val", [1, 2], val_categories)
     with pytest.raises(ValueError, match=told):
         common_classes([train, val])
+
+
+def test_categories_with_other_ids_are_matched_by_name(tmp_path):
+    train = split(tmp_path / "train", [3, 7], [(3, "ant"), (7, "cat"), (8, "cow")])
+    val = split(tmp_path / "val", [1, 3, 8], [(1, "ant"), (3, "cat"), (8, "cow")])
+    train, val = common_classes([train, val])
+    assert val.class_names == train.class_names == ["ant", "cat", "cow"] and val.category_ids == [3, 7, 8]
+    assert [o.label for o in val.images[0].objects] == [0, 1, 2] and [o.label for o in train.images[0].objects] == [
+        0,
+        1,
+    ]
+    assert (train.by_name, val.by_name) == ([], ["ant", "cat"])
+    doubtful = split(tmp_path / "doubtful", [1], [(1, "x"), (5, "x")])
+    with pytest.raises(UserError, match="has several categories of that name"):
+        common_classes([split(tmp_path / "other", [3], [(3, "x"), (7, "x")]), doubtful])
 
 
 def test_one_name_for_two_used_categories_and_no_annotation_at_all(tmp_path):
@@ -153,6 +169,7 @@ BROKEN = {
     "id a word": (change("categories", "id", "seven"), r"'id' is 'seven'"),
     "ids partly text": (change("categories", "id", "7"), "number in some entries and text in others"),
     "size zero": (change("images", "width", 0), r"images\[0\] is 0 x 20 pixels"),
+    "a side beyond all bounds": (change("images", "width", 1_000_001), "with sides up to 1,000,000"),
     "size beyond all bounds": (change("images", "width", 10**9), "expected 1 x 1 to 2 gigapixels"),
     "image twice": (repeat("images", file_name="b.png"), r"images\[0\] and images\[1\] have the same 'id' 1"),
     "category twice": (repeat("categories", name="other"), "have the same 'id' 7"),
@@ -337,3 +354,16 @@ def test_a_folder_without_train_or_with_two_validation_splits(tmp_path):
     (tmp_path / "val" / "_annotations.coco.json").unlink()
     with pytest.raises(ValueError, match=r"has no train/_annotations\.coco\.json"):
         find_splits(tmp_path)
+
+
+def test_many_categories_take_no_quadratic_time(tmp_path):
+    """20,000 names once were compared with one another: minutes."""
+    count, outline = 20_000, [[1, 1, 5, 1, 5, 5]]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 8, "width": 8}],
+        "categories": [{"id": k, "name": f"class {k}"} for k in range(count)],
+        "annotations": [{"id": k, "image_id": 1, "category_id": k, "segmentation": outline} for k in range(count)],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    read = read_coco(tmp_path / "a.json", tmp_path)
+    assert [len(one.class_names) for one in common_classes([read, read])] == [count, count]

@@ -1,5 +1,10 @@
 """Run lengths and polygons: read as pycocotools does, and nothing that is corrupt ever reaches its C code."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -8,6 +13,7 @@ from pycocotools import mask as coco_mask
 
 from data.coco.segmentation import SegmentationError, checked_segmentation
 
+ROOT = Path(__file__).resolve().parents[1]
 sides = st.integers(1, 40)
 
 
@@ -80,3 +86,39 @@ def test_polygons_inside_are_drawn_as_pycocotools_does(polygon):
 def test_several_polygons_are_one_object():
     left, right = [0, 0, 3, 0, 3, 3, 0, 3], [5, 0, 8, 0, 8, 3, 5, 3]
     assert coco_mask.area(made([left, right, left], (9, 8))) == 18
+
+
+def in_little_memory(segmentation, size_hw: tuple[int, int]) -> subprocess.CompletedProcess:
+    """What another process, of at most 1 GiB beyond its libraries, makes of it: pycocotools could end this one."""
+    code = (
+        "import json, resource, sys\n"
+        "from data.coco.segmentation import SegmentationError, checked_segmentation\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))\n"
+        "segmentation, size_hw = json.load(sys.stdin)\n"
+        "try:\n"
+        "    checked_segmentation({'segmentation': segmentation}, tuple(size_hw))\n"
+        "except SegmentationError as error:\n"
+        "    print(error.code)\n"
+    )
+    words = [sys.executable, "-c", code]
+    return subprocess.run(words, input=json.dumps([segmentation, size_hw]), cwd=ROOT, capture_output=True, text=True)
+
+
+def zigzag(corners: int, width: int, height: int) -> list[list[int]]:
+    return [[value for k in range(corners) for value in (k % 2 * width, k % 3 * height // 2)]]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="limits memory as Linux does")
+@pytest.mark.parametrize(
+    ("polygons", "size_hw", "told"),
+    [
+        ([[0, 0, 4e8, 0, 4e8, 1, 0, 1]], (1, 400_000_000), "too-long"),
+        (zigzag(20_000, 4000, 3000), (3000, 4000), "too-long"),
+        (zigzag(60, 4000, 3000) * 400, (3000, 4000), "too-long"),
+        (zigzag(100, 4000, 3000), (3000, 4000), ""),
+    ],
+)
+def test_outlines_are_bounded_before_they_are_drawn(polygons, size_hw, told):
+    done = in_little_memory(polygons, size_hw)
+    assert (done.returncode, done.stdout.strip()) == (0, told), done.stderr

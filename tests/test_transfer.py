@@ -4,6 +4,8 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from training.transfer.fit import transfer
 from training.transfer.meta_release import from_meta
 from training.transfer.read import read_released
 
+ROOT = Path(__file__).resolve().parents[1]
 CLASSES, DIM, QUERIES = 6, 64, 12
 NAMES = ["wall", "Tree", "car", "sky", "road", "dog"]
 GOLDEN = Path(__file__).parent / "golden"
@@ -243,7 +246,7 @@ def test_a_pickle_that_names_anything_else_is_refused_and_runs_nothing(tmp_path)
     assert not (tmp_path / "it ran").exists()
 
 
-@pytest.mark.parametrize("protocol", [3, 4])
+@pytest.mark.parametrize("protocol", [2, 3, 4])
 def test_arrays_of_a_pickle_are_read_bit_for_bit(tmp_path, protocol):
     arrays = OrderedDict(a=np.arange(6, dtype=">f4").reshape(2, 3).T, b=np.array(3), c=np.zeros((0, 2), np.float16))
     path = tmp_path / "arrays.pkl"
@@ -252,6 +255,82 @@ def test_arrays_of_a_pickle_are_read_bit_for_bit(tmp_path, protocol):
     assert content["n"] == 1 and content["words"] == ["x", None, True]
     for name, array in arrays.items():
         assert torch.equal(content["model"][name], torch.tensor(array.astype(array.dtype.newbyteorder("="))))
+
+
+PYTHON_2 = (  # cPickle of {"w": numpy.float32([1, 2])}, protocol 2
+    b"\x80\x02}q\x01U\x01wq\x02cnumpy.core.multiarray\n_reconstruct\nq\x03cnumpy\nndarray\nq\x04K\x00\x85U\x01b\x87Rq\x05"
+    b"(K\x01K\x02\x85cnumpy\ndtype\nq\x06U\x02f4K\x00K\x01\x87Rq\x07(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    b"\x89U\x08\x00\x00\x80?\x00\x00\x00@tbs."
+)
+
+
+def test_a_pickle_of_python_2(tmp_path):
+    (tmp_path / "old.pkl").write_bytes(PYTHON_2)
+    assert read_array_pickle(tmp_path / "old.pkl", "--weights")["w"].tolist() == [1.0, 2.0]
+
+
+class Calls:
+    """Pickles as a call of this with these arguments."""
+
+    def __init__(self, called, *arguments):
+        self.called, self.arguments = called, arguments
+
+    def __reduce__(self):
+        return self.called, self.arguments
+
+
+def named_often(times: int) -> dict:
+    array = np.zeros(10_000, np.float32)
+    return {f"a{k}": array for k in range(times)}
+
+
+def nested_often(depth: int) -> dict:
+    value = {"a": 1}
+    for _ in range(depth):
+        value = {"a": value, "b": value}
+    return value
+
+
+HOSTILE = {
+    "a pointer of the file's choosing": lambda: Calls(OrderedDict, Calls(np.ndarray, (1,), "O", b"A" * 8)),
+    "a large array": lambda: Calls(np.ndarray, (10**9,)),
+    "a large place in the memo": lambda: b"\x80\x04Nr\x00\x00\x00\x10\x8f.",
+    "a large text": lambda: b"\x80\x04\x8e" + (2**33).to_bytes(8, "little") + b"x.",
+    "an array named often": lambda: named_often(5_000),
+    "a dictionary in a dictionary, twice each": lambda: nested_often(60),
+    "a key that takes ages to compare": lambda: (
+        b"\x80\x04})" + b"".join(b"\x94h" + bytes([k]) + b"\x86" for k in range(60)) + b"K\x01s."
+    ),
+    "objects": lambda: np.array([None, 1]),
+    "several fields": lambda: np.zeros(2, [("a", "f4"), ("b", "i4")]),
+    "protocol 5": lambda: b"\x80\x05\x96\x01\x00\x00\x00\x00\x00\x00\x00x.",
+    "a shape without content": lambda: pickle.dumps(np.zeros(3, np.float32), 4).replace(b"K\x03\x85", b"M\xff\xff\x85"),
+    "no end": lambda: b"\x80\x04" + b"(" * 100_000,
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_pickles_are_refused_in_little_memory(tmp_path, case):
+    """In another process, of at most 500 MB beyond its libraries: some ended the process, or took gigabytes."""
+    content = HOSTILE[case]()
+    path = tmp_path / "model.pkl"
+    path.write_bytes(content if isinstance(content, bytes) else pickle.dumps({"model": content}, 4))
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from backbones.numpy_pickle import read_array_pickle\n"
+        "from errors import UserError\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 500_000_000,) * 2)\n"
+        "try:\n"
+        "    read_array_pickle(Path(sys.argv[1]), '--weights')\n"
+        "except UserError as error:\n"
+        "    assert 'MemoryError' not in repr(error.__context__) and len(str(error)) < 1000\n"
+        "    print('refused')\n"
+    )
+    words = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04", b"not a pickle", pickle.dumps([1])])

@@ -128,6 +128,12 @@ def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> tuple[LeftOut, 
     report = check_coco(sets["train"], sets.get("val"), max_pixels, rule=rule, test=sets.get("test"))
     for finding in report.of("warning"):
         warn(f"{finding.message} {finding.remedy}")
+    for one in sets.values():
+        if one.by_name:
+            note(
+                f"{one.json_path}: {len(one.by_name)} categories with other ids than in the training set are matched "
+                "by their names"
+            )
     if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
         raise UserError(error_message(report))
     bad = report.bad_sample_ids

@@ -3,6 +3,7 @@
 H W are a picture's size in pixels, as the file gives it.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -67,7 +68,8 @@ class CocoSet:
     """One COCO file. class_names, category_ids (as in the file) and is_thing have one entry a class.
 
     used_labels: classes that some annotation names, be it usable or not. strays: mistakes of annotations that belong
-    to no picture.
+    to no picture. by_name: names of classes whose ids in the file are others than category_ids, those of the training
+    set: they were matched by name.
     """
 
     json_path: Path
@@ -77,49 +79,74 @@ class CocoSet:
     is_thing: list[bool]
     used_labels: frozenset[int]
     strays: list[Mistake] = field(default_factory=list)
+    by_name: list[str] = field(default_factory=list)
 
 
 def common_classes(sets: Iterable[CocoSet]) -> list[CocoSet]:
     """The same sets with one list of classes: the categories that any of them uses, by ascending id.
 
-    The first set, the training set, decides. Raises UserError where another one uses a category that this one lacks
-    or names otherwise, where two categories in use have one name, or where no annotation names any.
+    The first set, the training set, decides. A category with another id there, or none, is that of the same name.
+    Raises UserError where a set uses a category whose name the first one lacks or has more than once, where two
+    categories in use have one name, or where no annotation names any.
     """
     first, *others = sets = list(sets)
-    position = {category_id: label for label, category_id in enumerate(first.category_ids)}
-    used = {first.category_ids[label] for label in first.used_labels}
-    for other in others:
-        for label in sorted(other.used_labels):
-            category_id, name = other.category_ids[label], other.class_names[label]
-            known = first.class_names[position[category_id]] if category_id in position else None
-            if known != name:
-                there = "has no category of that id" if known is None else f"calls it '{known}'"
-                raise UserError(
-                    f"{other.json_path}: category {category_id} is '{name}', but {first.json_path} {there}: "
-                    "export all splits with the same categories"
-                )
-            used.add(category_id)
+    matches = [{label: label for label in first.used_labels}, *(_matched(first, other) for other in others)]
+    used = sorted({label for match in matches for label in match.values()})  # labels ascend with the ids
     if not used:
         raise UserError(f"{first.json_path}: has no annotation, so there is nothing to learn: export it with objects")
-    category_ids = sorted(used)
-    kept = [position[category_id] for category_id in category_ids]
-    names = [first.class_names[label] for label in kept]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        ids = [str(k) for k, name in zip(category_ids, names, strict=True) if name == twice[0]]
-        raise UserError(
-            f"{first.json_path}: the categories {' and '.join(ids)} are both named '{twice[0]}': "
-            "rename one, or merge them in the file"
-        )
-    is_thing = [first.is_thing[label] for label in kept]
-    return [_relabelled(one, category_ids, names, is_thing) for one in sets]
-
-
-def _relabelled(one: CocoSet, category_ids: list[int], class_names: list[str], is_thing: list[bool]) -> CocoSet:
-    new_label = {category_id: label for label, category_id in enumerate(category_ids)}
-    images = [
-        replace(image, objects=[replace(o, label=new_label[one.category_ids[o.label]]) for o in image.objects])
-        for image in one.images
+    names = [first.class_names[label] for label in used]
+    ids = [first.category_ids[label] for label in used]
+    _check_names(first, used)
+    new_label = {label: position for position, label in enumerate(used)}
+    is_thing = [first.is_thing[label] for label in used]
+    return [
+        _relabelled(one, {label: new_label[found] for label, found in match.items()}, ids, names, is_thing)
+        for one, match in zip(sets, matches, strict=True)
     ]
-    used = frozenset(new_label[one.category_ids[label]] for label in one.used_labels)
-    return CocoSet(one.json_path, images, class_names, category_ids, is_thing, used, one.strays)
+
+
+def _matched(first: CocoSet, other: CocoSet) -> dict[int, int]:
+    """The label in the first set of each one that the other uses."""
+    _check_names(other, sorted(other.used_labels))
+    label_of = {category_id: label for label, category_id in enumerate(first.category_ids)}
+    times = Counter(first.class_names)
+    label_of_name = {name: label for label, name in enumerate(first.class_names)}
+    match = {}
+    for label in sorted(other.used_labels):
+        category_id, name = other.category_ids[label], other.class_names[label]
+        same_id = label_of.get(category_id)
+        if same_id is not None and first.class_names[same_id] == name:
+            match[label] = same_id
+        elif times[name] == 1:
+            match[label] = label_of_name[name]
+        else:
+            there = "has no category of that name" if not times[name] else "has several categories of that name"
+            raise UserError(
+                f"{other.json_path}: category {category_id} is '{name}', but {first.json_path} {there}: "
+                "export all splits with the same categories"
+            )
+    return match
+
+
+def _check_names(one: CocoSet, labels: list[int]) -> None:
+    """Raises UserError where two of these categories have one name."""
+    id_of: dict[str, int] = {}
+    for label in labels:
+        name, category_id = one.class_names[label], one.category_ids[label]
+        if name in id_of:
+            raise UserError(
+                f"{one.json_path}: the categories {id_of[name]} and {category_id} are both named '{name}': "
+                "rename one, or merge them in the file"
+            )
+        id_of[name] = category_id
+
+
+def _relabelled(
+    one: CocoSet, new_label: dict[int, int], category_ids: list[int], class_names: list[str], is_thing: list[bool]
+) -> CocoSet:
+    images = [
+        replace(image, objects=[replace(o, label=new_label[o.label]) for o in image.objects]) for image in one.images
+    ]
+    used = frozenset(new_label.values())
+    by_name = [one.class_names[k] for k, new in new_label.items() if one.category_ids[k] != category_ids[new]]
+    return CocoSet(one.json_path, images, class_names, category_ids, is_thing, used, one.strays, by_name)

@@ -24,6 +24,7 @@ MISTAKES = {
     ),
     "bad-polygon": ("whose polygon cannot be read", EXPORT_AGAIN),
     "far-outside": ("far outside of the picture", "Look whether the annotations belong to pictures of another size."),
+    "too-long": ("with an outline that goes through the picture too often to be drawn", EXPORT_AGAIN),
     "bad-rle": ("whose RLE cannot be read", EXPORT_AGAIN),
     "bad-crowd": ("with an iscrowd that is neither 0 nor 1", EXPORT_AGAIN),
     "bad-segment-id": ("with an id that no PNG can hold", EXPORT_AGAIN),
@@ -59,6 +60,7 @@ def coco_findings(
     yield from _maybe_turned(all_samples)
     yield from _mixed_frames(all_samples)
     yield from _mistakes(sets, all_samples)
+    yield from _matched_by_name(sets)
     yield from _segment_ids(all_samples)
     yield from _boxes(all_samples)
     yield from _objects(train, val, test)
@@ -127,6 +129,19 @@ def _mistakes(sets: Sequence[CocoSet], samples: Sequence[CheckedImage]) -> Itera
         what, remedy = MISTAKES[code]
         message = f"{counted(len(files), 'annotation')} {what}."
         yield Finding("error" if is_fatal else "warning", code, message, remedy, list(files), per_sample=is_fatal)
+
+
+def _matched_by_name(sets: Sequence[CocoSet]) -> Iterator[Finding]:
+    """Also of the set of one file alone: the training set's ids count then."""
+    renumbered = [coco_set for coco_set in sets if coco_set.by_name]
+    if renumbered:
+        yield Finding(
+            "note",
+            "matched-by-name",
+            "Categories with other ids than in the training set were matched by their names.",
+            "Nothing to do where equal names mean the same.",
+            [f"{coco_set.json_path}: {', '.join(coco_set.by_name)}" for coco_set in renumbered],
+        )
 
 
 def _segment_ids(samples: Sequence[CheckedImage]) -> Iterator[Finding]:

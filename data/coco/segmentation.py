@@ -20,6 +20,11 @@ OUTSIDE_TOLERATED_PX = 2.0
 """Tools that count pixels from their corners or centres, and round, differ by this much."""
 
 
+LONGEST_OUTLINE_PX = 2_000_000
+"""Of all polygons of an annotation. pycocotools keeps five points for each pixel of an outline, 0.1 kB in all: more
+takes gigabytes, and more than 2^31 points end the process."""
+
+
 class SegmentationError(Exception):
     """A segmentation that gives no mask; the text completes the sentence 'annotation 7 ...'. code: see Mistake."""
 
@@ -45,6 +50,11 @@ def checked_segmentation(annotation: dict[str, Any], size_hw: tuple[int, int]) -
         whole = [polygon for polygon in polygons if len(polygon) >= LEAST_NUMBERS]
         if not whole:
             raise SegmentationError("no-area", "has no polygon of three or more corners", fatal=False)
+        length = sum(map(_outline_px, whole))
+        if length > LONGEST_OUTLINE_PX:
+            raise SegmentationError(
+                "too-long", f"has an outline of {length:.4g} pixels, expected at most {LONGEST_OUTLINE_PX:,}"
+            )
         rle = coco_mask.merge(coco_mask.frPyObjects(whole, *size_hw))
         is_cut = any(_reaches_outside(polygon, size_hw) for polygon in whole)
     else:
@@ -73,6 +83,12 @@ def _checked_polygon(raw: Any, size_hw: tuple[int, int]) -> np.ndarray:
             "far-outside", f"lies more than a whole picture outside of its picture of {width} x {height} pixels"
         )
     return polygon
+
+
+def _outline_px(polygon: np.ndarray) -> float:
+    """Steps from pixel to pixel around it, at least one from corner to corner."""
+    corners = polygon.reshape(-1, 2)
+    return float((np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1) + 1).sum())
 
 
 def _reaches_outside(polygon: np.ndarray, size_hw: tuple[int, int]) -> bool:

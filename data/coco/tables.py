@@ -2,6 +2,7 @@
 
 import math
 import os
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -12,6 +13,9 @@ from errors import UserError, one_line
 
 MOST_PIXELS = 2**31 - 1
 """pycocotools counts pixels of a picture in 32 bits."""
+
+LONGEST_SIDE = 1_000_000
+"""In pixels. pycocotools multiplies coordinates, which may lie beyond the picture, in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,11 @@ def read_images(content: Entry, image_folder: Path, path: Path) -> dict[int, Coc
     unique([str(PurePosixPath(name)) for name in names], "images", "file_name", path)
     heights, widths = (whole_numbers(table, "images", key, path) for key in ("height", "width"))
     for number, (height, width) in enumerate(zip(heights, widths, strict=True)):
-        if height < 1 or width < 1 or height * width > MOST_PIXELS:
-            raise UserError(f"{path}: images[{number}] is {width} x {height} pixels, expected 1 x 1 to 2 gigapixels")
+        if not (1 <= height <= LONGEST_SIDE and 1 <= width <= LONGEST_SIDE and height * width <= MOST_PIXELS):
+            raise UserError(
+                f"{path}: images[{number}] is {reprlib.repr(width)} x {reprlib.repr(height)} pixels, expected 1 x 1 to "
+                f"2 gigapixels, with sides up to {LONGEST_SIDE:,}"
+            )
     return {
         image_id: CocoImage(name, image_folder / name, (height, width), image_id)
         for image_id, name, height, width in zip(ids, names, heights, widths, strict=True)
