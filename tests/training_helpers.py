@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,8 +77,10 @@ def start_script(
         start += ["-m", *launchers[launcher]]
         environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
 
-    def limit_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, resource.RLIM_INFINITY))
+    def prepare() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+        if largest_file_bytes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, resource.RLIM_INFINITY))
 
     return subprocess.Popen(
         [*start, str(script), *words(head, checkpoint_dir, *more)],
@@ -87,7 +90,7 @@ def start_script(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=limit_files if largest_file_bytes else None,
+        preexec_fn=prepare,
     )
 
 
