@@ -119,6 +119,7 @@ class TestSignals:
         """Nothing is raised into an import, where it would come out as another error."""
         code = f"""
             import os, signal, sys
+            signal.signal({int(signum)}, signal.SIG_DFL)  # the tests themselves may run under nohup
             from errors import run_job
             class Finder:
                 def find_spec(self, name, path=None, target=None):
