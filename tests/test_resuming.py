@@ -9,6 +9,7 @@ import torch
 from training_helpers import assert_same_state, drawn, log_without_speed, metrics, train_here
 
 from checkpoint import read_checkpoint, sealed
+from training.trainer import Trainer
 
 EXACT = ["--warmup-epochs", "1.5", "--drop-path", "0.3"]
 
@@ -143,14 +144,12 @@ def test_a_run_that_ends_within_an_epoch_and_gets_more_steps_equals_an_unbroken_
 def test_a_signal_in_the_last_step_leaves_the_last_validation_to_the_resumed_run(tmp_path, monkeypatch):
     data = drawn(tmp_path / "data", train=5)
     options = [*data, "--max-steps", "4", "--log-interval", "1", "--resume-checkpoint", "auto"]
-    import training.loop
+    real = Trainer.update
 
-    real = training.loop.train_step
+    def stopped(self, micro_batches):
+        return replace(real(self, micro_batches), stop_signal=15 if self.progress.step == 3 else 0)
 
-    def stopped(run, micro_batches, step):
-        return replace(real(run, micro_batches, step), stop_signal=15 if step == 3 else 0)
-
-    monkeypatch.setattr(training.loop, "train_step", stopped)
+    monkeypatch.setattr(Trainer, "update", stopped)
     assert train_here("linear", tmp_path / "run", *options) == 143
     monkeypatch.undo()
     assert [line["step"] for line in metrics(tmp_path / "run", "linear_", "val")] == [3]

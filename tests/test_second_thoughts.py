@@ -69,7 +69,7 @@ def test_a_best_model_that_could_not_be_written_is_not_claimed(tmp_path, monkeyp
         raise WriteFailed("no room")
 
     data = drawn(tmp_path / "data")
-    monkeypatch.setattr("training.validation.save_best", fail)
+    monkeypatch.setattr("training.trainer.save_best", fail)
     assert train_here("linear", tmp_path / "run", *data, "--epochs", "1") == 2
     monkeypatch.undo()
     progress = read_checkpoint(tmp_path / "run" / "linear_checkpoint_epoch_1.pth")["progress"]

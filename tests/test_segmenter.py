@@ -10,9 +10,9 @@ from heads.build import HeadSpec
 from heads.norm import BatchNorm2d
 from segmenter import Segmenter
 from structures import IGNORE_INDEX, Target
-from training.loop import groups_of
 from training.memory import estimated_memory_bytes
 from training.schedule import build_optimizer
+from training.trainer import groups_of
 
 OPTIONS = {"m2f": {"m2f_size": "paper", "num_queries": 6, "num_points": 64}, "upernet": {}, "linear": {}}
 

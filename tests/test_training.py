@@ -79,7 +79,7 @@ def test_validation_that_fails_loses_no_step(tmp_path, monkeypatch):
         raise RuntimeError("out of luck")
 
     data = drawn(tmp_path / "data")
-    monkeypatch.setattr("training.validation.evaluate", fail)
+    monkeypatch.setattr("training.trainer.evaluate", fail)
     with pytest.raises(RuntimeError, match="out of luck"):
         train_here("upernet", tmp_path / "run", *data, "--epochs", "2", "--save-interval", "2")
     state = read_checkpoint(tmp_path / "run" / "upernet_checkpoint_step_2.pth")

@@ -1,36 +1,12 @@
 """What a checkpoint holds, and which ones a run keeps."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
-from checkpoint import sealed
-from segmenter import Segmenter
 from training.files import RunFiles
-from training.progress import Progress
 from training.writing import write_atomically
-
-
-def checkpoint_state(
-    about: dict[str, Any], segmenter: Segmenter, optimizer: Optimizer, progress: Progress, pending_log: dict[str, Any]
-) -> dict[str, Any]:
-    """Adapter, head, optimizer and progress; of a frozen backbone only what `about` says.
-
-    about: what does not change during a run (see run_identity in training/resuming.py); pending_log: what the next line
-    of the log already adds up.
-    """
-    return sealed(
-        {
-            **about,
-            "model": segmenter.trainable_state(),
-            "optimizer": optimizer.state_dict(),
-            "progress": asdict(progress),
-            "log": pending_log,
-        }
-    )
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

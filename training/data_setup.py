@@ -12,6 +12,7 @@ from errors import UserError, ignore_signals
 from training.resuming import Resumed
 from training.semantic_data import semantic_data
 from training.task_data import TaskData
+from training.trainer import Loaders
 
 
 def prepare_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resumed | None) -> TaskData:
@@ -34,22 +35,31 @@ def augmentation(args: argparse.Namespace) -> Augmentation:
     return Augmentation(scale, crop, not (off or args.no_flip), not (off or args.no_color_jitter))
 
 
-def train_loader(
-    args: argparse.Namespace, backbone: FrozenBackbone, order: EpochBatches, data: TaskData, accelerator: Accelerator
-) -> DataLoader:
-    transform = TrainTransform(args.image_size, augmentation(args), backbone.mean, backbone.std)
-    return DataLoader(data.train_set(transform, args.seed), batch_sampler=order, **common(args, accelerator))
-
-
-def eval_loader(
-    args: argparse.Namespace, backbone: FrozenBackbone, split: str, data: TaskData, accelerator: Accelerator
-) -> DataLoader | None:
-    """One picture at a time: they differ in size, and big ones fill the memory. None where the split is not there."""
-    if not data.sizes.get(split):
-        return None
-    transform = EvalTransform(args.image_size, backbone.mean, backbone.std)
-    share = data.eval_set(split, transform, accelerator.process_index, accelerator.num_processes)
-    return DataLoader(share, batch_size=1, **common(args, accelerator))
+def make_loaders(
+    args: argparse.Namespace, backbone: FrozenBackbone, data: TaskData, accelerator: Accelerator
+) -> Loaders:
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    order = EpochBatches(data.sizes["train"], args.batch_size, args.seed, rank, world_size)
+    options = {
+        "num_workers": args.num_workers,
+        "collate_fn": collate,
+        "pin_memory": accelerator.device.type == "cuda",
+        "persistent_workers": args.num_workers > 0,
+        "worker_init_fn": ignore_signals,
+    }
+    view = TrainTransform(args.image_size, augmentation(args), backbone.mean, backbone.std)
+    whole = EvalTransform(args.image_size, backbone.mean, backbone.std)
+    # In evaluation one image at a time: they differ in size, and big ones fill the memory.
+    return Loaders(
+        order,
+        DataLoader(data.train_set(view, args.seed), batch_sampler=order, **options),
+        *(
+            DataLoader(data.eval_set(split, whole, rank, world_size), batch_size=1, **options)
+            if data.sizes.get(split)
+            else None
+            for split in ("val", "test")
+        ),
+    )
 
 
 def end_workers(loader: DataLoader | None) -> None:
@@ -57,13 +67,3 @@ def end_workers(loader: DataLoader | None) -> None:
     iterator = getattr(loader, "_iterator", None)
     if hasattr(iterator, "_shutdown_workers"):
         iterator._shutdown_workers()
-
-
-def common(args: argparse.Namespace, accelerator: Accelerator) -> dict:
-    return {
-        "num_workers": args.num_workers,
-        "collate_fn": collate,
-        "pin_memory": accelerator.device.type == "cuda",
-        "persistent_workers": args.num_workers > 0,
-        "worker_init_fn": ignore_signals,
-    }

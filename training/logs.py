@@ -25,18 +25,21 @@ NAMES_SHOWN = 8
 class RunLog:
     """Only the first process writes. A terminal gets a bar, a log file gets a line every `interval` steps."""
 
-    def __init__(self, files: RunFiles, total_steps: int, progress: Progress, interval: int, is_main: bool):
-        """progress: where the run goes on; what an earlier process logged after that is taken out."""
+    def __init__(self, files: RunFiles, interval: int, is_main: bool):
         self.files, self.interval, self.is_main = files, interval, is_main
-        self.total_steps, self.first_step = total_steps, progress.step
         self._sums: dict[str, float] = defaultdict(float)
         self._count = self._images = 0
+        self.bar: tqdm | None = None
+
+    def start(self, total_steps: int, progress: Progress) -> None:
+        """Opens the files. progress: where the run starts; what an earlier process logged after that is removed."""
+        self.total_steps, self.first_step = total_steps, progress.step
         self._window_start = self._start = time.perf_counter()
-        if not is_main:
+        if not self.is_main:
             return
-        files.folder.mkdir(parents=True, exist_ok=True)
-        drop_later_lines(files, progress)
-        self.tensorboard = SummaryWriter(files.tensorboard, purge_step=self.first_step + 1)
+        self.files.folder.mkdir(parents=True, exist_ok=True)
+        drop_later_lines(self.files, progress)
+        self.tensorboard = SummaryWriter(self.files.tensorboard, purge_step=self.first_step + 1)
         self.on_terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=total_steps, initial=self.first_step, unit="step", disable=not self.on_terminal, dynamic_ncols=True
@@ -115,7 +118,7 @@ class RunLog:
             self.bar.write(one_line(text), file=sys.stderr)
 
     def close(self) -> None:
-        if self.is_main:
+        if self.bar is not None:
             self.bar.close()
             with suppress(OSError):
                 self.tensorboard.close()

@@ -4,11 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch.optim import Optimizer
-
 from checkpoint import open_checkpoint, read_checkpoint
 from errors import UserError, note, warn
-from segmenter import Segmenter
 from training.files import RunFiles
 from training.progress import Progress
 
@@ -150,20 +147,6 @@ def identity(about: dict[str, Any]) -> dict[str, Any]:
         "range of values": about["arguments"].get("value_range"),
         "seed": about["seed"],
     }
-
-
-def restore(resumed: Resumed, segmenter: Segmenter, optimizer: Optimizer, best_metric: str) -> Progress:
-    """Puts weights and optimizer in place."""
-    segmenter.load_trainable_state(resumed.state["model"])
-    chosen = [{key: group[key] for key in ("weight_decay", "lr_multiplier")} for group in optimizer.param_groups]
-    optimizer.load_state_dict(resumed.state["optimizer"])
-    for group, values in zip(optimizer.param_groups, chosen, strict=True):
-        group.update(values)  # like the learning rate, they may be changed on the way
-    progress = Progress(**resumed.state["progress"])
-    if progress.best_metric != best_metric:
-        best = progress.best if best_metric in progress.best else {}
-        progress = replace(progress, best_metric=best_metric, best=best)
-    return progress
 
 
 def adopt_best(files: RunFiles, progress: Progress, about: dict[str, Any]) -> None:

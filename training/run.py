@@ -6,22 +6,18 @@ import re
 import sys
 import traceback
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from accelerate import Accelerator
 
-from data.dataset import EpochBatches
 from errors import UserError, stopping_at_once, stopping_gently
 from segmenter import Segmenter
-from training.data_setup import end_workers, eval_loader, prepare_data, train_loader
+from training.data_setup import end_workers, make_loaders, prepare_data
 from training.files import RunFiles
-from training.logs import RunLog, is_tested
-from training.loop import train
+from training.logs import is_tested
 from training.memory import is_out_of_memory, out_of_memory_message
 from training.model_setup import build_segmenter, check_backbone
-from training.parts import Run
-from training.plan import is_finished, loop_settings
 from training.processes import check_shared, decided, make_accelerator
 from training.progress import Progress
 from training.resuming import (
@@ -32,15 +28,13 @@ from training.resuming import (
     check_identity,
     find_resumed,
     read_resumed,
-    restore,
 )
 from training.run_folder import check_free, check_writable, line_of_training
-from training.schedule import build_optimizer
 from training.summary import outcome, run_record, summary
 from training.task_data import TaskData
+from training.trainer import Trainer, TrainerSettings
 from training.transfer.fit import transfer
 from training.transfer.start import head_to_begin_with
-from training.validation import test
 from training.writing import locked, write_json
 
 LOST_WORKER = (
@@ -102,72 +96,49 @@ def run_with(
 ) -> None:
     """init_head: what run.json says of the head that the run began with."""
     about = run_identity(args, segmenter, data, init_head)
-    backbone = segmenter.backbone
-    optimizer = build_optimizer(
-        [segmenter.adapter, segmenter.head],
-        args.lr,
-        args.weight_decay,
-        backbone if backbone.is_trained else None,
-        args.backbone_lr_multiplier,
-    )
-    model, optimizer = accelerator.prepare(segmenter, optimizer)
-    progress = Progress(args.best_metric)
+    loaders = make_loaders(args, segmenter.backbone, data, accelerator)
+    trainer = Trainer(segmenter, data, loaders, trainer_settings(args), files, accelerator, about)
     if resumed:
         check_identity(resumed, about)
-        progress = restore(resumed, segmenter, optimizer, args.best_metric)
-        adopt_best(files, progress, about)
-    order = EpochBatches(
-        data.sizes["train"], args.batch_size, args.seed, accelerator.process_index, accelerator.num_processes
-    )
-    settings = loop_settings(args, order, accelerator.num_processes, progress)
-    is_test_due = bool(data.sizes.get("test")) and not is_tested(files, progress)
-    if is_finished(settings, order, progress) and not is_test_due:
-        finished_already(args, resumed, files, progress)
+        trainer.load_state_dict(resumed.state)
+        adopt_best(files, trainer.progress, about)
+    is_test_due = loaders.test is not None and not is_tested(files, trainer.progress)
+    if trainer.is_finished and not is_test_due:
+        finished_already(args, resumed, trainer.progress)
         return
     if accelerator.is_main_process:
         changed = changes(resumed, about["arguments"]) if resumed else []
-        print(summary(args, settings, segmenter, data, accelerator, progress, resumed, changed), flush=True)
+        print(summary(args, trainer, resumed, changed), flush=True)
         about["line"] = line_of_training(args, files, resumed)
         write_json(files.run_json, run_record(about, data))
-    log = RunLog(files, settings.total_steps, progress, args.log_interval, accelerator.is_main_process)
-    if resumed:
-        log.restore(resumed.state["log"])
     with stopping_gently() as stop:
-        loaders = {
-            "train": train_loader(args, backbone, order, data, accelerator),
-            **{split: eval_loader(args, backbone, split, data, accelerator) for split in ("val", "test")},
-        }
-        run = Run(
-            accelerator,
-            segmenter,
-            model,
-            optimizer,
-            data,
-            order,
-            loaders["train"],
-            loaders["val"],
-            files,
-            log,
-            settings,
-            about,
-            stop,
-            saved_step=progress.step,
-        )
         try:
-            train(run, progress)
-            if loaders["test"] is not None:
-                test(run, progress, loaders["test"])
+            trainer.fit(stop)
+            if loaders.test is not None:
+                trainer.test()
         except (RuntimeError, OSError, EOFError) as error:
             reason = lost_worker(error)
             if reason:
                 raise UserError(LOST_WORKER.format(reason=reason, num=args.num_workers)) from error
             raise
         finally:
-            log.close()
-            for loader in loaders.values():
+            trainer.log.close()
+            for loader in (loaders.train, loaders.val, loaders.test):
                 end_workers(loader)
     if accelerator.is_main_process:
-        print(outcome(files, progress, segmenter.backbone.weights), flush=True)
+        print(outcome(files, trainer.progress, segmenter.backbone.weights), flush=True)
+
+
+def trainer_settings(args: argparse.Namespace) -> TrainerSettings:
+    values = {field.name: getattr(args, field.name) for field in fields(TrainerSettings) if hasattr(args, field.name)}
+    every = args.checkpointing_steps
+    values |= {
+        "lr_milestones": tuple(args.lr_milestones),
+        "save_interval": 1 if every == "epoch" else args.save_interval,
+        "checkpointing_steps": 0 if every in (None, "epoch") else every,
+        "window_px": args.image_size if args.eval_mode == "slide" else None,
+    }
+    return TrainerSettings(**values)
 
 
 def lost_worker(error: Exception) -> str:
@@ -209,7 +180,7 @@ def run_identity(
     return json.loads(json.dumps(about))
 
 
-def finished_already(args: argparse.Namespace, resumed: Resumed, files: RunFiles, progress: Progress) -> None:
+def finished_already(args: argparse.Namespace, resumed: Resumed, progress: Progress) -> None:
     """Raises UserError where a file was named; with "auto" it is well: a launcher may be started until all is done."""
     done = f"{resumed.path} has done {progress.epoch} epochs, {progress.step} steps: nothing is left to do"
     if args.resume_checkpoint != AUTO:

@@ -10,29 +10,19 @@ import accelerate
 import timm
 import torch
 import torchvision
-from accelerate import Accelerator
 
-from segmenter import Segmenter
 from training.files import RunFiles
 from training.memory import count_parameters, estimated_memory_bytes
-from training.parts import LoopSettings
 from training.progress import Progress
 from training.resuming import Resumed
 from training.task_data import TaskData
+from training.trainer import Trainer
 
 
-def summary(
-    args: argparse.Namespace,
-    settings: LoopSettings,
-    segmenter: Segmenter,
-    data: TaskData,
-    accelerator: Accelerator,
-    progress: Progress,
-    resumed: Resumed | None,
-    changed: list[str],
-) -> str:
+def summary(args: argparse.Namespace, trainer: Trainer, resumed: Resumed | None, changed: list[str]) -> str:
     """changed: flags that are others than in the run resumed."""
-    backbone = segmenter.backbone
+    segmenter, data, accelerator, plan = trainer.segmenter, trainer.data, trainer.accelerator, trainer.plan
+    backbone, progress = segmenter.backbone, trainer.progress
     bf16 = accelerator.mixed_precision == "bf16"
     memory = estimated_memory_bytes(backbone, segmenter.spec, args.image_size, args.batch_size)
     learning = "trainable" if backbone.is_trained else "frozen"
@@ -51,7 +41,7 @@ def summary(
             f"{effective} = {args.batch_size} x {args.gradient_accumulation_steps} accumulated x "
             f"{accelerator.num_processes} processes",
         ),
-        ("steps", f"{settings.total_steps} in {settings.epochs} epochs, {settings.warmup_steps} of them warm-up"),
+        ("steps", f"{plan.total_steps} in {plan.epochs} epochs, {plan.warmup_steps} of them warm-up"),
         ("learning rate", f"{args.lr:g}, {args.lr_schedule}; weight decay {args.weight_decay:g}"),
         ("precision", f"{'bf16' if bf16 else 'fp32'} on {accelerator.device}"),
         (
@@ -63,7 +53,7 @@ def summary(
     if resumed:
         rows.append(("resumed", f"{resumed.path}: {progress.epoch} epochs, {progress.step} steps done"))
         rows += [("changed", change) for change in changed]
-    if settings.warmup_steps == settings.total_steps:
+    if plan.warmup_steps == plan.total_steps:
         rows.append(("note", "--warmup-epochs covers the whole run: the learning rate only rises"))
     if args.best_metric != "loss" and not num_val:
         rows.append(("note", f"--best-metric {args.best_metric} needs --validate: no best checkpoint will be kept"))
