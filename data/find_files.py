@@ -3,7 +3,8 @@
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from errors import UserError
@@ -34,29 +35,60 @@ def find_files(patterns: Sequence[str], flag: str) -> list[Path]:
 
 def _expand(pattern: str) -> list[Path]:
     if os.path.isdir(pattern):
-        names = [name for name in _below(pattern) if Path(name).suffix.lower() in PICTURE_EXTENSIONS]
+        files = (entry.path for folder in _folders([pattern]) for entry in _entries(folder) if not entry.is_dir())
+        names = [name for name in files if Path(name).suffix.lower() in PICTURE_EXTENSIONS]
     else:
-        names = [pattern] if os.path.exists(pattern) else glob.glob(_glob_for(pattern), recursive=True)
+        names = [pattern] if os.path.exists(pattern) else _glob(_glob_for(pattern))
     return [Path(os.path.abspath(name)) for name in names if os.path.isfile(name) or _is_broken_link(name)]
 
 
-def _below(folder: str, above: tuple[Path, ...] = ()) -> Iterator[str]:
-    """All files below it, but for hidden ones. above: the folders on the way here, without links.
+def _glob(pattern: str) -> list[str]:
+    """As glob.glob, but `**` enters each folder once, however many links lead to it: glob would go round in circles."""
+    found, parts = None, list(Path(pattern).parts)
+    while "**" in parts:
+        place = parts.index("**")
+        found = _folders(_matches(found, parts[:place]))
+        parts = parts[place + 1 :] or ["*"]
+    return _matches(found, parts)
 
-    Links to folders are followed, yet not round in a circle, where glob would find every file many times.
+
+def _matches(folders: Iterable[str] | None, parts: list[str]) -> list[str]:
+    """What the pattern means in these folders, or by itself where they are None."""
+    if not parts:
+        return ["."] if folders is None else list(folders)
+    if folders is None:
+        return glob.glob(os.path.join(*parts))
+    return [name for folder in folders for name in glob.glob(os.path.join(glob.escape(folder), *parts))]
+
+
+def _folders(tops: Iterable[str]) -> Iterator[str]:
+    """The folders and all below them, except hidden ones, each once: under its own path rather than that of a link.
+
+    A link to a folder that lies above it is not followed, so that nothing beside the folders comes in.
     """
-    real = Path(os.path.realpath(folder))
-    if any(passed.is_relative_to(real) for passed in above):
-        return
+    seen: set[str] = set()
+    links: deque[tuple[str, tuple[Path, ...]]] = deque((top, ()) for top in tops if os.path.isdir(top))
+    while links:
+        waiting = [links.popleft()]
+        while waiting:
+            folder, above = waiting.pop()
+            real = os.path.realpath(folder)
+            if real in seen or any(passed.is_relative_to(real) for passed in above):
+                continue
+            seen.add(real)
+            yield folder
+            for entry in _entries(folder):
+                if entry.is_dir():
+                    (links if entry.is_symlink() else waiting).append((entry.path, (*above, Path(real))))
+
+
+def _entries(folder: str) -> list[os.DirEntry]:
+    """What lies in the folder, except hidden things. Raises UserError where it cannot be read."""
     try:
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(f"{folder} cannot be read ({error.strerror}): check the rights to it") from error
-    for entry in entries:
-        if entry.is_dir():
-            yield from _below(entry.path, (*above, real))
-        else:
-            yield entry.path
 
 
 def _is_broken_link(name: str) -> bool:

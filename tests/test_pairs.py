@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.find_files import find_files
 from data.pairs import Pair, match_files, pair_files, split_pairs
 
 
@@ -208,3 +209,22 @@ def test_split_depends_on_the_seed_and_checks_its_input():
         split_pairs(pairs, 1.5, seed=0)
     with pytest.raises(ValueError, match="at least 2"):
         split_pairs(pairs[:1], 0.5, seed=0)
+
+
+@pytest.mark.parametrize("pattern", ["{}", "{}/**/*.png", "{}/**", "{}/**/**/*.png"])
+def test_links_are_followed_once(tmp_path, pattern):
+    """A link to the folder itself, and folders of which each has two links to the next: 2 ** 30 paths to one image."""
+    top = tmp_path / "top"
+    for number in range(30):
+        (top / f"d{number}").mkdir(parents=True)
+        if number:
+            for name in ("x", "y"):
+                os.symlink(f"../d{number}", top / f"d{number - 1}" / name)
+    (tmp_path / "outside").mkdir()
+    for folder in (top / "d29", tmp_path / "outside", top):
+        (folder / "a.png").write_bytes(b"")
+    for name in ("loop", "again"):
+        os.symlink(".", top / name)
+    os.symlink(tmp_path / "outside", top / "out")
+    found = find_files([pattern.format(top)], "--image-paths")
+    assert [path.relative_to(top).as_posix() for path in found] == ["a.png", "d29/a.png", "out/a.png"]
