@@ -19,6 +19,9 @@ from typing import TextIO
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 """SIGHUP: the terminal was closed. Windows has none."""
 
+STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Control characters, separators of lines, and marks that reverse the direction of what follows."""
+
 SAME_REQUEST_S = 2
 """Ctrl-C under torchrun comes twice, from the terminal and from torchrun: signals so close together are one request."""
 
@@ -51,8 +54,19 @@ def run_job(job: Callable[[], int | None]) -> int:
             print(stop, file=sys.stderr)
             return 128 + stop.signum
         except UserError as error:
-            print(f"error: {message_of(error)}", file=sys.stderr)
+            print(f"error: {printable(message_of(error), are_lines=True)}", file=sys.stderr)
             return 2
+
+
+def printable(text: object, are_lines: bool = False) -> str:
+    """The text with what steers a terminal, or starts a line, as escapes: names of files and classes may hold it.
+
+    are_lines: line breaks and tabs stay.
+    """
+    return STEERING.sub(
+        lambda found: found[0] if are_lines and found[0] in "\n\t" else found[0].encode("unicode_escape").decode(),
+        str(text),
+    )
 
 
 def message_of(error: UserError) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from errors import UserError, run_job
+from errors import UserError, printable, run_job
 from training.arguments import hyphenate
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def batches(
                 picture = predictor.read(job.path)
             except UserError as error:
                 failed.append(job)
-                shown.write(f"error: {error}", file=sys.stderr)
+                shown.write(f"error: {printable(error)}", file=sys.stderr)
                 continue
             if batch and (len(batch) == size or batch[0][1].shape != picture.shape):
                 yield batch

@@ -15,7 +15,7 @@ from torch import Tensor
 from data.decode import decode_image
 from data.labels import LabelRule
 from data.transforms import EvalTransform
-from errors import UserError
+from errors import UserError, printable
 from evaluation.inference import predict_in_windows
 from prediction.results import FoundObject, FoundSegment, InstanceResult, PanopticResult, Result, SemanticResult
 from rows import best_classes, resize_rows
@@ -72,8 +72,8 @@ class Predictor:
             if self.segmenter.frame == "stored" and decoded.orientation != 1 and not self.has_noted_frame:
                 self.has_noted_frame = True
                 print(
-                    f"note: {picture} has the EXIF orientation {decoded.orientation}, which is not applied: the model "
-                    "was trained on annotations of images as stored, and results are in that frame",
+                    f"note: {printable(picture)} has the EXIF orientation {decoded.orientation}, which is not "
+                    "applied: the model was trained on annotations of images as stored, and results are in that frame",
                     file=sys.stderr,
                 )
             return decoded.pixels.transpose(1, 2, 0)

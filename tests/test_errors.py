@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from training_helpers import drawn, run_script, train_here
 
+from data.checks.finding import Finding
+from data.checks.report import finding_lines, short_name
 from data.dataset import first_readable
-from errors import UserError, run_job
+from errors import STEERING, UserError, printable, run_job
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -172,3 +174,26 @@ def test_ctrl_c_soon_after_the_start_leaves_no_traceback(tmp_path, after_s):
 def test_scripts_tell_a_mistake_in_one_line(tmp_path):
     done = run_script("upernet", tmp_path / "run", "--image-paths", "nowhere/*", "--mask-paths", "nowhere/*")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+NASTY = "a\x1b[2J\x9b\r\u202e\nerror: b"
+
+
+def test_messages_cannot_steer_the_terminal(capsys):
+    def job() -> None:
+        raise UserError(f"{NASTY}: expected something else")
+
+    assert run_job(job) == 2
+    err = capsys.readouterr().err
+    assert err == "error: a\\x1b[2J\\x9b\\r\\u202e\nerror: b: expected something else\n"
+    assert printable(NASTY) == "a\\x1b[2J\\x9b\\r\\u202e\\nerror: b"
+    assert printable("Grüße, 猫 🐈 \u200d.png") == "Grüße, 猫 🐈 \u200d.png"
+
+
+def test_names_in_a_report_start_no_line():
+    finding = Finding("error", "code", f"Of class {NASTY}.", "Mend it.", [NASTY])
+    text = "\n".join([*finding_lines(finding), short_name(NASTY)])
+    assert not STEERING.search(text.replace("\n", "")) and not any(
+        line.startswith("error: b") for line in text.split("\n")
+    )
+    assert len(finding_lines(finding)) == 3

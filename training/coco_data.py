@@ -14,7 +14,7 @@ from data.coco.coco_set import CocoImage, CocoSet
 from data.coco.dataset import CocoEvalDataset, CocoTrainDataset
 from data.coco.read import truth_objects, truth_segments
 from data.transforms import EvalTransform, TrainTransform
-from errors import UserError
+from errors import UserError, printable
 from evaluation.evaluate import Evaluator
 from evaluation.instance import InstanceEvaluator
 from evaluation.instance_metrics import InstanceTruth
@@ -118,12 +118,12 @@ def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> tuple[LeftOut, 
     training must not begin."""
     report = check_coco(sets["train"], sets.get("val"), round(args.max_megapixels * 1e6))
     for finding in report.of("warning"):
-        print(f"warning: {finding.message} {finding.remedy}", file=sys.stderr)
+        print(f"warning: {printable(finding.message)} {printable(finding.remedy, are_lines=True)}", file=sys.stderr)
     for one in sets.values():
         if one.by_name:
             print(
-                f"note: {one.json_path}: {len(one.by_name)} categories with other ids than in the training set are "
-                "matched by their names",
+                f"note: {printable(one.json_path)}: {len(one.by_name)} categories with other ids than in the "
+                "training set are matched by their names",
                 file=sys.stderr,
             )
     if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):

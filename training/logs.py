@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from errors import printable
 from evaluation.evaluate import Result
 from training.files import RunFiles
 from training.progress import Progress
@@ -111,7 +112,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         if self.is_main:
-            self.bar.write(text, file=sys.stderr)
+            self.bar.write(printable(text), file=sys.stderr)
 
     def close(self) -> None:
         if self.is_main:

@@ -8,7 +8,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from checkpoint import open_checkpoint, read_checkpoint
-from errors import UserError
+from errors import UserError, printable
 from segmenter import Segmenter
 from training.files import RunFiles
 from training.progress import Progress
@@ -46,7 +46,7 @@ def find_resumed(word: str, files: RunFiles) -> Resumed | None:
         try:
             return Resumed(path, read_checkpoint(path))
         except UserError as error:
-            print(f"warning: {error}; going back to the one before", file=sys.stderr)
+            print(f"warning: {printable(error)}; going back to the one before", file=sys.stderr)
     if found:
         raise UserError(
             f"--resume-checkpoint auto: none of the {len(found)} checkpoints in {files.folder} can be used; start anew "
@@ -66,7 +66,7 @@ def newest_first(files: RunFiles) -> list[Path]:
         try:
             state = open_checkpoint(path)
         except UserError as error:
-            print(f"warning: {error}", file=sys.stderr)
+            print(f"warning: {printable(error)}", file=sys.stderr)
             continue
         progress = state["progress"]
         ages[path] = (progress["step"], progress["epoch"], not progress["validation_due"])

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from data.dataset import EpochBatches
-from errors import UserError, stopping_at_once, stopping_gently
+from errors import UserError, printable, stopping_at_once, stopping_gently
 from segmenter import Segmenter
 from training.data_setup import end_workers, eval_loader, prepare_data, train_loader
 from training.files import RunFiles
@@ -111,7 +111,8 @@ def run_with(
         return
     if accelerator.is_main_process:
         changed = changes(resumed, about["arguments"]) if resumed else []
-        print(summary(args, settings, segmenter, data, accelerator, progress, resumed, changed), flush=True)
+        text = summary(args, settings, segmenter, data, accelerator, progress, resumed, changed)
+        print(printable(text, are_lines=True), flush=True)
         about["line"] = line_of_training(args, files, resumed)
         write_json(files.run_json, run_record(about, data))
     log = RunLog(files, settings.total_steps, progress, args.log_interval, accelerator.is_main_process)

@@ -15,7 +15,7 @@ from data.label_options import label_options
 from data.pairs import Pair, Pairing
 from data.read import PairReader
 from data.transforms import EvalTransform, TrainTransform
-from errors import UserError
+from errors import UserError, printable
 from evaluation.evaluate import Evaluator
 from evaluation.semantic import SemanticEvaluator
 from training.pairings import find_pairings
@@ -88,7 +88,7 @@ def check(
     """What cannot be used. Raises UserError where training must not begin."""
     report = check_pairs(train, val, reader.labels, class_names, reader.max_pixels)
     for finding in report.of("warning"):
-        print(f"warning: {finding.message} {finding.remedy}", file=sys.stderr)
+        print(f"warning: {printable(finding.message)} {printable(finding.remedy, are_lines=True)}", file=sys.stderr)
     if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
         raise UserError(error_message(report))
     bad = report.bad_sample_ids

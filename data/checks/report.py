@@ -10,6 +10,7 @@ from typing import Any
 
 from data.checks.check import Report, SplitNumbers
 from data.checks.finding import Finding, Findings, counted, size_text
+from errors import printable
 
 WIDTH = 110
 FILES_SHOWN = 20
@@ -74,7 +75,7 @@ def _numbers_table(report: Report) -> list[str]:
 
 
 def _coding(report: Report) -> list[str]:
-    return wrapped(f"values in masks: {'; '.join(report.coding)}", then="    ")
+    return wrapped(f"values in masks: {printable('; '.join(report.coding))}", then="    ")
 
 
 def _class_table(report: Report) -> list[str]:
@@ -97,8 +98,8 @@ def _class_cells(split: SplitNumbers, k: int) -> tuple[str, str]:
 
 
 def finding_lines(finding: Finding) -> list[str]:
-    head = f"{finding.severity} [{finding.code}]: {finding.message}"
-    remedy, *pasted = finding.remedy.split("\n")
+    head = f"{finding.severity} [{finding.code}]: {printable(finding.message)}"
+    remedy, *pasted = printable(finding.remedy, are_lines=True).split("\n")
     lines = [*wrapped(head, then="  ")]
     if '": ' in remedy:  # something to paste must stay on one line
         lines.append(f"  -> {remedy}")
@@ -106,7 +107,7 @@ def finding_lines(finding: Finding) -> list[str]:
         lines += wrapped(remedy, first="  -> ", then="     ")
     if pasted:
         lines += ["", *(f"     {line}" for line in pasted), ""]
-    lines += [f"     {file}" for file in finding.files[:FILES_SHOWN]]
+    lines += [f"     {printable(file)}" for file in finding.files[:FILES_SHOWN]]
     more = len(finding.files) - FILES_SHOWN
     return [*lines, f"     and {more:,} more"] if more > 0 else lines
 
@@ -148,6 +149,7 @@ def _split_json(split: SplitNumbers, class_names: Sequence[str]) -> dict[str, An
 
 
 def short_name(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 3] + "..."
 
 
