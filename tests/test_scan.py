@@ -107,9 +107,36 @@ def test_masks_as_colours_are_other_facts_and_pictures_the_same(make, monkeypatc
     assert spy.since() == []
 
 
+@pytest.mark.parametrize("is_new_file", [True, False])
+def test_a_replacement_of_the_same_size_and_time_is_read(make, monkeypatch, is_new_file):
+    """As `cp -p` and `mv` of another export make it: changed in place, or another file under the name."""
+    look(make)
+    path = make.path("images", "train", "a.png")
+    old, content = os.stat(path), bytearray(path.read_bytes())
+    content[-1] ^= 255
+    if is_new_file:
+        path.with_suffix(".new").write_bytes(content)
+        os.replace(path.with_suffix(".new"), path)
+    else:
+        path.write_bytes(content)
+    os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns))
+    assert (os.stat(path).st_size, os.stat(path).st_mtime_ns) == (old.st_size, old.st_mtime_ns)
+    spy = Spy(monkeypatch)
+    look(make)
+    assert spy.since() == ["images/train/a.png"]
+
+
+@pytest.mark.parametrize("number", ["Infinity", "NaN", "1e999", "9" * 5000])
+def test_strange_numbers_in_the_memory_are_as_none(make, number):
+    look(make)
+    (memory,) = cache_folder().iterdir()
+    memory.write_text(memory.read_text().replace('"orientation":1', f'"orientation":{number}'))
+    assert look(make).images[make.path("images", "train", "a.png")].orientation == 1
+
+
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"version": 0}', '{"version": 1, "image": 3}', "\0\0", "[" * 100_000],
+    ["", "{", "[]", '{"version": 0}', '{"version": 2, "image": 3}', "\0\0", "[" * 100_000],
 )
 def test_a_broken_memory_is_as_none(make, monkeypatch, content):
     first = look(make)

@@ -1,6 +1,6 @@
 """Remembers the facts of files that have not changed, in the user's cache folder, so that a second check is quick.
 
-One JSON file a set of folders: {"version": 1, "image": {path: [size, mtime_ns, facts]}, "ids": ..., "colors": ...}.
+One JSON file a set of folders: {"version": 2, "image": {path: [identity, facts]}, "ids": ..., "colors": ...}.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any
 
 from data.checks.facts import Failure, ImageFacts, MaskFacts
 
-VERSION = 1  # raise it whenever the facts of an unchanged file change, or their form
+VERSION = 2  # raise it whenever the facts of an unchanged file change, or their form
 KINDS = ("image", "ids", "colors")
 """A mask has two sets of facts: as ids, and as colours where a palette is given."""
 
@@ -47,17 +47,15 @@ class ScanMemory:
     def recall(self, kind: str, path: Path, stat: os.stat_result) -> Facts | None:
         """None where nothing is known of the file, or it has changed since."""
         try:
-            size, mtime_ns, fields = self.entries[kind][str(path)]
-            if (size, mtime_ns) != (stat.st_size, stat.st_mtime_ns):
-                return None
-            return _facts(kind, fields)
-        except (KeyError, TypeError, ValueError, AttributeError):  # of another make, or damaged
+            identity, fields = self.entries[kind][str(path)]
+            return _facts(kind, fields) if identity == _identity(stat) else None
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # of another make, or damaged
             return None
 
     def remember(self, kind: str, path: Path, stat: os.stat_result, facts: Facts) -> None:
         """stat: from before the file was read, so that a change meanwhile is seen the next time."""
         if facts.failure is None or facts.failure.kind not in NOT_REMEMBERED:
-            self.entries[kind][str(path)] = [stat.st_size, stat.st_mtime_ns, _fields(facts)]
+            self.entries[kind][str(path)] = [_identity(stat), _fields(facts)]
             self.changed = True
 
     def save(self, scanned: set[Path]) -> None:
@@ -81,6 +79,12 @@ def cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     folder = Path(base) if os.path.isabs(base) else Path(os.path.expanduser("~"), ".cache")
     return folder / "dinov3-segmentation-heads"
+
+
+def _identity(stat: os.stat_result) -> list[int]:
+    """Of a file's content: the time of modification can be set, so a copy may have that of the file it replaces; the
+    time of the last change of its entry cannot, and another file has another number."""
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def _write(path: Path, text: str) -> None:
