@@ -74,13 +74,17 @@ def pixels_by_header(path: Path) -> int:
     try:
         with opened(path) as image:
             return unfolded_pixels(image)
-    except Exception:  # what PIL raises for a damaged file has no common ancestor; decoding it will say what is wrong
+    except (
+        Exception
+    ):  # what readers raise for a damaged file has no common ancestor; decoding it will say what is wrong
         pass
     try:
-        with _tiff_page(path) as page:
-            return page.size
+        if _is_tiff(path):
+            with _tiff_page(path) as page:
+                return page.size
     except Exception:
-        return 0
+        pass
+    return 0
 
 
 def rgb_of(image: Image.Image) -> np.ndarray:
@@ -124,6 +128,7 @@ def _with_pil(path: Path, image: Image.Image, upright: bool) -> Bands:
     def turned(one: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(one) if upright else one
 
+    is_pgm = image.format == "PPM"
     image = turned(image)
     if raw == "LA;16B":
         pixels = np.asarray(image).astype(np.uint16)
@@ -133,7 +138,7 @@ def _with_pil(path: Path, image: Image.Image, upright: bool) -> Bands:
         with opened(path) as again:
             _read_as(again, image.mode, f"{family};{LOWER_BYTE[order]}")
             values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(turned(again))
-    elif mode in GREY_16_BIT:
+    elif mode in GREY_16_BIT or (mode == "I" and is_pgm):  # PIL stretches a PGM to 16 bits
         values = np.asarray(image).astype(np.uint16)
     elif image.mode in ("L", "LA", "RGB", "RGBA", "I", "F"):
         values = np.asarray(image)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from data.text_files import is_file, read_text
 from errors import UserError, one_line
 
-FLAG = "--class-names"
+CLASS_NAMES_FLAG = "--class-names"
 
 
 def read_class_names(words: Sequence[str] | None, num_classes: int) -> list[str]:
@@ -21,14 +21,14 @@ def read_class_names(words: Sequence[str] | None, num_classes: int) -> list[str]
     if len(names) == 1 and num_classes > 1:  # one name is too few: it is a file's
         if not is_file(names[0]):
             raise UserError(
-                f"{FLAG} {names[0]}: there is no such file, and one name is too few for {num_classes} classes"
+                f"{CLASS_NAMES_FLAG} {names[0]}: there is no such file, and one name is too few for {num_classes} classes"
             )
-        names = [one_line(line.strip()) for line in read_text(names[0], FLAG).splitlines() if line.strip()]
+        names = [one_line(line.strip()) for line in read_text(names[0], CLASS_NAMES_FLAG).splitlines() if line.strip()]
     if len(names) != num_classes:
-        raise UserError(f"{FLAG} gives {len(names)} names for {num_classes} classes: give one a class")
+        raise UserError(f"{CLASS_NAMES_FLAG} gives {len(names)} names for {num_classes} classes: give one a class")
     twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
-        raise UserError(f"{FLAG} gives {', '.join(twice)} more than once: names must differ")
+        raise UserError(f"{CLASS_NAMES_FLAG} gives {', '.join(twice)} more than once: names must differ")
     return names
 
 

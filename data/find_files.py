@@ -86,13 +86,16 @@ def _folders(top: str) -> Iterator[tuple[str, list[str]]]:
     """Each folder below `top`, itself first, with its files; nothing hidden.
 
     Links to folders are followed, but each real folder is visited once, by its own path where it has one here: glob
-    would go round in circles. Raises UserError where a folder cannot be read.
+    would go round in circles. A link to a folder above it is not followed: it would bring in what lies beside `top`.
+    Raises UserError where a folder cannot be read.
     """
-    waiting, links, visited = [top], [], set()
+    waiting: list[tuple[str, tuple[Path, ...]]] = [(top, ())]
+    links: list[tuple[str, tuple[Path, ...]]] = []
+    visited: set[Path] = set()
     while waiting or links:
-        folder = waiting.pop() if waiting else links.pop()
-        real = os.path.realpath(folder)
-        if real in visited:
+        folder, above = waiting.pop() if waiting else links.pop()
+        real = Path(os.path.realpath(folder))
+        if real in visited or any(passed.is_relative_to(real) for passed in above):
             continue
         visited.add(real)
         try:
@@ -101,7 +104,7 @@ def _folders(top: str) -> Iterator[tuple[str, list[str]]]:
             raise UserError(f"{folder} cannot be read ({error.strerror}): check the rights to it") from error
         for entry in entries:
             if entry.is_dir():
-                (links if entry.is_symlink() else waiting).append(entry.path)
+                (links if entry.is_symlink() else waiting).append((entry.path, (*above, real)))
         yield folder, [entry.path for entry in entries if not entry.is_dir()]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from data.text_files import parse_json, read_text
 from errors import UserError, one_line
 
-FLAG = "--label-map"
+LABEL_MAP_FLAG = "--label-map"
 MAX_CLASSES = 255
 MAX_ID = 65535
 EXAMPLE = '{"classes": {"road": [0, 1], "person": 11}, "ignore": [30, 31]}'
@@ -32,8 +32,8 @@ def read_label_map(path: str | Path, source_names: Sequence[str] | None) -> Labe
 
     Raises UserError, naming the file, where it is of another form, or an id or a name occurs twice or is not known.
     """
-    content = parse_json(read_text(path, FLAG), path, FLAG)
-    where = f"{FLAG} {path}"
+    content = parse_json(read_text(path, LABEL_MAP_FLAG), path, LABEL_MAP_FLAG)
+    where = f"{LABEL_MAP_FLAG} {path}"
     if not isinstance(content, dict) or not isinstance(content.get("classes"), dict):
         raise UserError(f'{where}: expected "classes" with a name and ids a class, such as {EXAMPLE}')
     unknown = content.keys() - {"classes", "ignore"}

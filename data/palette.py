@@ -8,7 +8,7 @@ from typing import Any
 from data.text_files import parse_json, read_text
 from errors import UserError, one_line
 
-FLAG = "--palette"
+PALETTE_FLAG = "--palette"
 MAX_COLORS = 255
 
 HEX_COLOR = re.compile(r"#([0-9a-fA-F]{6})(?:[\s,;]+|$)(.*)")
@@ -26,7 +26,7 @@ def read_palette(path: str | Path) -> list[tuple[str, int]]:
 
     Raises UserError, naming file and line, where that is not so, or where a colour or a name occurs twice.
     """
-    text = read_text(path, FLAG)
+    text = read_text(path, PALETTE_FLAG)
     entries = _json_entries(text, path) if text.lstrip()[:1] in ("{", "[") else _line_entries(text, path)
     palette: dict[str, int] = {}
     place_of: dict[int, str] = {}
@@ -34,14 +34,16 @@ def read_palette(path: str | Path) -> list[tuple[str, int]]:
         name = one_line(name) or f"class {len(palette)}"
         if color in place_of:
             raise UserError(
-                f"{FLAG} {path}, {place}: the colour #{color:06x} is also that of {place_of[color]}: "
+                f"{PALETTE_FLAG} {path}, {place}: the colour #{color:06x} is also that of {place_of[color]}: "
                 "colours must differ; to merge classes, use --label-map"
             )
         if name in palette:
-            raise UserError(f"{FLAG} {path}, {place}: the name '{name}' occurs more than once: names must differ")
+            raise UserError(
+                f"{PALETTE_FLAG} {path}, {place}: the name '{name}' occurs more than once: names must differ"
+            )
         palette[name], place_of[color] = color, place
     if not 1 <= len(palette) <= MAX_COLORS:
-        raise UserError(f"{FLAG} {path}: holds {len(palette)} colours, expected 1 to {MAX_COLORS}, one a class")
+        raise UserError(f"{PALETTE_FLAG} {path}: holds {len(palette)} colours, expected 1 to {MAX_COLORS}, one a class")
     return list(palette.items())
 
 
@@ -56,11 +58,13 @@ def _line_entries(text: str, path: str | Path) -> Iterator[tuple[str, str, int]]
         elif (found := CVAT_LINE.fullmatch(line)) and not line.startswith("#"):
             yield place, found[1].strip(), _color([int(found[k]) for k in (2, 3, 4)], path, place)
         elif line and not line.startswith("#"):
-            raise UserError(f"{FLAG} {path}, {place}: '{line}': expected R G B and a name, such as 64 128 64 Animal")
+            raise UserError(
+                f"{PALETTE_FLAG} {path}, {place}: '{line}': expected R G B and a name, such as 64 128 64 Animal"
+            )
 
 
 def _json_entries(text: str, path: str | Path) -> Iterator[tuple[str, str, int]]:
-    content = parse_json(text, path, FLAG)
+    content = parse_json(text, path, PALETTE_FLAG)
     if isinstance(content, dict):
         for name, value in content.items():
             yield f"'{name}'", name.strip(), _color(value, path, f"'{name}'")
@@ -76,6 +80,6 @@ def _color(value: Any, path: str | Path, place: str) -> int:
     is_rgb = isinstance(value, list) and len(value) == 3 and all(type(v) is int and 0 <= v <= 255 for v in value)
     if not is_rgb:
         raise UserError(
-            f'{FLAG} {path}, {place}: {value!r} is no colour: expected red, green, blue from 0 to 255, or "#rrggbb"'
+            f'{PALETTE_FLAG} {path}, {place}: {value!r} is no colour: expected red, green, blue from 0 to 255, or "#rrggbb"'
         )
     return value[0] << 16 | value[1] << 8 | value[2]

@@ -90,7 +90,7 @@ def check_masks(args: argparse.Namespace) -> int:
 def check_objects(args: argparse.Namespace) -> int:
     """Of COCO data."""
     from data.coco.check import check_coco
-    from data.coco.report import as_json, as_text
+    from data.coco.report import coco_as_json, coco_as_text
     from data.image_rule import ImageRule
     from training.coco_sets import find_sets
 
@@ -99,7 +99,7 @@ def check_objects(args: argparse.Namespace) -> int:
     rule = ImageRule.from_dict(vars(args))
     with stopping_at_once():  # what was read until then is remembered
         report = check_coco(train, sets.get("val"), max_pixels, rule=rule, test=sets.get("test"))
-    print(json.dumps(as_json(report), indent=2) if args.json else as_text(report))
+    print(json.dumps(coco_as_json(report), indent=2) if args.json else coco_as_text(report))
     if args.preview:
         bad = set(report.bad_sample_ids["train"])
         usable = [image for image in train.images if image.sample_id not in bad]

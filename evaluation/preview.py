@@ -26,12 +26,12 @@ def preview(samples: Sequence[Sample], class_names: Sequence[str], colors: np.nd
     assert samples
     colors = class_colors(len(class_names)) if colors is None else colors
     shown = samples[:MOST_SAMPLES]
-    drawn = (overlay(*_fitted(picture, classes), colors) for picture, classes, _ in shown)
+    drawn = (mask_overlay(*_fitted(picture, classes), colors) for picture, classes, _ in shown)
     rows = in_rows([titled(tile, name) for tile, (_, _, name) in zip(drawn, shown, strict=True)])
-    return stacked([*rows, _legend(shown, class_names, colors, rows[0].width)])
+    return stacked([*rows, _mask_legend(shown, class_names, colors, rows[0].width)])
 
 
-def overlay(picture: np.ndarray, classes: np.ndarray, colors: np.ndarray) -> Image.Image:
+def mask_overlay(picture: np.ndarray, classes: np.ndarray, colors: np.ndarray) -> Image.Image:
     """picture (H, W, 3) uint8 below classes (H, W): tinted in colors (K, 3), black outlines between classes."""
     height, width = classes.shape
     tinted = (1 - MASK_OPACITY) * picture + MASK_OPACITY * color_table(colors)[classes]
@@ -53,7 +53,7 @@ def _fitted(picture: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.nd
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)), np.asarray(mask)
 
 
-def _legend(samples: Sequence[Sample], class_names: Sequence[str], colors: np.ndarray, width: int) -> Image.Image:
+def _mask_legend(samples: Sequence[Sample], class_names: Sequence[str], colors: np.ndarray, width: int) -> Image.Image:
     present = sorted(set().union(*(np.unique(classes).tolist() for _, classes, _ in samples)))
     entries = [(class_names[k], tuple(colors[k].tolist())) for k in present if k != IGNORE_INDEX]
     if IGNORE_INDEX in present:

@@ -234,7 +234,7 @@ class CocoFile:
         if task == "instance" and not self.objects:
             print(
                 f"note: no object reached the threshold: {path} is an empty list, which pycocotools' loadRes does not "
-                "take; all its metrics are 0",
+                "take; its average precision is 0",
                 file=sys.stderr,
             )
         panoptic = {"images": self.images, "annotations": self.segments, "categories": self.categories}

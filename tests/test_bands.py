@@ -57,6 +57,12 @@ def test_all_16_bits_of_a_png_are_read(tmp_path, colour_type, bands, colours):
     assert (decode_image(path).pixels.transpose(1, 2, 0) == eight_bits).all()
 
 
+def test_a_16_bit_pgm_has_a_known_range(tmp_path):
+    path = tmp_path / "i.pgm"
+    path.write_bytes(b"P5 7 5 65535\n" + WIDE[..., 0].astype(">u2").tobytes())
+    assert (values_of(path) == WIDE[..., :1]).all()
+
+
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("byteorder", "<>")
 @pytest.mark.parametrize("planar", ["contig", "separate"])

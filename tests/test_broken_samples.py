@@ -14,7 +14,7 @@ def break_after_check(monkeypatch):
     def breaking(paths):
         import training.semantic_data as semantic_data
 
-        check = semantic_data.check
+        check = semantic_data.check_masks
 
         def check_then_break(*args):
             found = check(*args)
@@ -22,7 +22,7 @@ def break_after_check(monkeypatch):
                 path.write_bytes(path.read_bytes()[:-40])
             return found
 
-        monkeypatch.setattr(semantic_data, "check", check_then_break)
+        monkeypatch.setattr(semantic_data, "check_masks", check_then_break)
 
     return breaking
 

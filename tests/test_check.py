@@ -15,7 +15,7 @@ from data.checks.report import WIDTH, as_json, as_text, error_message
 from data.label_options import label_options
 from data.labels import LabelRule
 from evaluation.colors import class_colors
-from evaluation.preview import overlay, preview
+from evaluation.preview import mask_overlay, preview
 
 SCRIPT = Path(__file__).resolve().parents[1] / "demo" / "check_dataset.py"
 RED, GREEN, GREY = (255, 0, 0), (0, 255, 0), (7, 7, 7)
@@ -340,7 +340,7 @@ class TestPreview:
         classes = np.zeros((8, 8), np.int64)
         classes[:, 4:] = 1
         classes[:, 6:] = 255
-        drawn = np.asarray(overlay(picture, classes, class_colors(2)))
+        drawn = np.asarray(mask_overlay(picture, classes, class_colors(2)))
         assert drawn[0, 0].tolist() == [80, 80, 80]  # half of 100, half of the 60 of class 0
         assert drawn[:, 3].max() == 0 and drawn[:, 5].max() == 0  # the outlines
         assert {tuple(pixel) for pixel in drawn[:, 6:].reshape(-1, 3)} == {(100, 100, 100), (255, 255, 255)}

@@ -13,7 +13,7 @@ from data.checks.finding import Finding
 from data.checks.report import WIDTH, error_message
 from data.coco.check import CocoReport, check_coco
 from data.coco.coco_set import CocoSet, common_classes
-from data.coco.report import as_json, as_text
+from data.coco.report import coco_as_json, coco_as_text
 from demo import check_dataset
 from evaluation.colors import object_colors
 
@@ -198,9 +198,9 @@ def test_the_test_split_is_checked_and_compared_with_both_others(make, tmp_path)
     assert codes(report) == ["damaged-file", "train-pictures-in-test", "val-pictures-in-test"]
     assert len(only(report, "train-pictures-in-test").files) == 2
     assert report.bad_sample_ids == {"train": [], "val": [], "test": ["g3.png"]} and report.can_skip
-    content = as_json(report)
+    content = coco_as_json(report)
     assert content["test"]["pictures"] == 10 and content["test"]["classes"][0] == {"name": "ant", "objects": 4}
-    assert "test" in as_text(report).splitlines()[0]
+    assert "test" in coco_as_text(report).splitlines()[0]
 
 
 def test_a_test_split_without_annotations_stops_nothing(make, tmp_path):
@@ -230,10 +230,10 @@ def test_text_and_json(make):
         make.object(make.image(f"{number}.png"), segmentation=[[1, 1, float("inf"), 1, 2, 2]])
     make.object(make.image("good.png"))
     report = check(make.read())
-    text = as_text(report)
+    text = coco_as_text(report)
     assert all(len(line) <= WIDTH or str(make.folder) in line for line in text.splitlines())
     assert "and 10 more" in text and text.endswith("30 samples cannot be used.")
-    content = json.loads(json.dumps(as_json(report)))
+    content = json.loads(json.dumps(coco_as_json(report)))
     assert len(content["findings"][0]["files"]) == 30 and content["can_skip"]
     assert content["train"]["classes"] == [{"name": "ant", "objects": 1}]
 

@@ -263,3 +263,12 @@ def test_links_to_folders_elsewhere_are_followed(tmp_path):
     (tmp_path / "images" / "link").symlink_to(tmp_path / "elsewhere")
     for pattern in ("images", "images/**/*.png", "images/*/*.png"):
         assert find_files([f"{tmp_path}/{pattern}"], "--image-paths") == [tmp_path / "images" / "link" / "a.png"]
+
+
+def test_a_link_to_a_folder_above_brings_nothing_in_from_beside(tmp_path):
+    for name in ("images/a.png", "masks/a.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    (tmp_path / "images" / "up").symlink_to(tmp_path)
+    for pattern in ("images", "images/**/*.png"):
+        assert find_files([f"{tmp_path}/{pattern}"], "--image-paths") == [tmp_path / "images" / "a.png"]

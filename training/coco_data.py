@@ -101,11 +101,11 @@ def coco_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resum
     if resumed:
         compare(resumed, record)
         left_out = resumed.state["data"]["left_out"]
-        sets = without(sets, left_out)
-    found, frame = decided(accelerator, "checking the data", lambda: check(args, sets))
+        sets = without_images(sets, left_out)
+    found, frame = decided(accelerator, "checking the data", lambda: check_objects(args, sets))
     if not resumed:
         left_out = found
-        sets = without(sets, found)
+        sets = without_images(sets, found)
     if "test" in sets and not any(image.objects for image in sets["test"].images):
         del sets["test"]  # the check has said so
     first = sets["train"]
@@ -121,7 +121,7 @@ def coco_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resum
     )
 
 
-def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> tuple[LeftOut, str]:
+def check_objects(args: argparse.Namespace, sets: dict[str, CocoSet]) -> tuple[LeftOut, str]:
     """What cannot be used, and the frame of the training annotations: see CocoData.frame. Raises UserError where
     training must not begin."""
     max_pixels, rule = round(args.max_megapixels * 1e6), ImageRule.from_dict(vars(args))
@@ -153,7 +153,7 @@ def check(args: argparse.Namespace, sets: dict[str, CocoSet]) -> tuple[LeftOut, 
     return bad, report.train.frame
 
 
-def without(sets: dict[str, CocoSet], left_out: LeftOut) -> dict[str, CocoSet]:
+def without_images(sets: dict[str, CocoSet], left_out: LeftOut) -> dict[str, CocoSet]:
     kept = {}
     for split, one in sets.items():
         unwanted = set(left_out.get(split, ()))

@@ -11,7 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from errors import UserError, stopping_at_once, stopping_gently
+from errors import UserError, printable, stopping_at_once, stopping_gently
 from segmenter import Segmenter
 from training.data_setup import end_workers, make_loaders, prepare_data
 from training.files import RunFiles
@@ -108,7 +108,7 @@ def run_with(
         return
     if accelerator.is_main_process:
         changed = changes(resumed, about["arguments"]) if resumed else []
-        print(summary(args, trainer, resumed, changed), flush=True)
+        print(printable(summary(args, trainer, resumed, changed)), flush=True)
         about["line"] = line_of_training(args, files, resumed)
         write_json(files.run_json, run_record(about, data))
     with stopping_gently() as stop:

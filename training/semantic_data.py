@@ -83,17 +83,17 @@ def semantic_data(args: argparse.Namespace, accelerator: Accelerator, resumed: R
     if resumed:
         compare(resumed, record)
         left_out = resumed.state["data"]["left_out"]
-        train, val = without(train, left_out["train"]), without(val, left_out["val"])
-    found = decided(accelerator, "checking the data", lambda: check(args, train, val, reader, class_names))
+        train, val = without_pairs(train, left_out["train"]), without_pairs(val, left_out["val"])
+    found = decided(accelerator, "checking the data", lambda: check_masks(args, train, val, reader, class_names))
     if not resumed:
         left_out = found
-        train, val = without(train, found["train"]), without(val, found["val"])
+        train, val = without_pairs(train, found["train"]), without_pairs(val, found["val"])
     return SemanticData(
         train.pairs, [] if val is None else val.pairs, reader, class_names, {**record, "left_out": left_out}
     )
 
 
-def check(
+def check_masks(
     args: argparse.Namespace, train: Pairing, val: Pairing | None, reader: PairReader, class_names: list[str]
 ) -> LeftOut:
     """What cannot be used. Raises UserError where training must not begin."""
@@ -114,7 +114,7 @@ def check(
     return bad
 
 
-def without(pairing: Pairing | None, sample_ids: list[str]) -> Pairing | None:
+def without_pairs(pairing: Pairing | None, sample_ids: list[str]) -> Pairing | None:
     if pairing is None or not sample_ids:
         return pairing
     unwanted = set(sample_ids)

@@ -41,7 +41,7 @@ def _not_images(pairings: Sequence[Pairing]) -> Iterator[Finding]:
         yield Finding(
             "note",
             "not-images",
-            f"{counted(len(skipped), 'file')} that {'is no image' if len(skipped) == 1 else 'are no images'} skipped.",
+            f"{counted(len(skipped), 'file')} skipped, being no image{'s' * (len(skipped) > 1)}.",
             "Nothing to do; a narrower glob, such as '*.png', does not match them.",
             skipped,
         )

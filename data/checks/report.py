@@ -10,7 +10,7 @@ from typing import Any
 
 from data.checks.check import Report, SplitNumbers
 from data.checks.finding import Finding, Findings, counted, size_text
-from errors import one_line
+from errors import one_line, printable
 
 WIDTH = 110
 FILES_SHOWN = 20
@@ -98,8 +98,8 @@ def _class_cells(split: SplitNumbers, k: int) -> tuple[str, str]:
 
 
 def finding_lines(finding: Finding) -> list[str]:
-    head = f"{finding.severity} [{finding.code}]: {finding.message}"
-    remedy, *pasted = finding.remedy.split("\n")
+    head = f"{finding.severity} [{finding.code}]: {one_line(finding.message)}"
+    remedy, *pasted = printable(finding.remedy).split("\n")
     lines = [*wrapped(head, then="  ")]
     if '": ' in remedy:  # something to paste must stay on one line
         lines.append(f"  -> {remedy}")

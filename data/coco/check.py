@@ -94,7 +94,7 @@ def check_coco(
     ]
     findings = coco_findings([one for one in sets.values() if one], *samples)
     numbers = [
-        _numbers(some, len(train.class_names)) if one else None
+        _coco_numbers(some, len(train.class_names)) if one else None
         for some, one in zip(samples, sets.values(), strict=True)
     ]
     return CocoReport(
@@ -104,7 +104,7 @@ def check_coco(
     )
 
 
-def _numbers(samples: Sequence[CheckedImage], num_classes: int) -> CocoNumbers:
+def _coco_numbers(samples: Sequence[CheckedImage], num_classes: int) -> CocoNumbers:
     usable = [sample.image for sample in samples if sample.usable]
     labels = [[thing.label for thing in image.objects if not thing.is_crowd] for image in usable]
     counts = Counter(label for some in labels for label in some)

@@ -33,12 +33,12 @@ def make_coco_demo_set(folder: Path, train: int = 240, val: int = 60, size_px: i
 
     def draw(part: Path) -> None:
         for number, (split, count) in enumerate((("train", train), ("val", val))):
-            _draw_split(part / SPLITS[split], number, count, size_px, seed)
+            _draw_coco_split(part / SPLITS[split], number, count, size_px, seed)
 
     draw_once(Path(folder), parameters, {"train": train, "valid": val}, draw)
 
 
-def _draw_split(folder: Path, split_number: int, count: int, size_px: int, seed: int) -> None:
+def _draw_coco_split(folder: Path, split_number: int, count: int, size_px: int, seed: int) -> None:
     folder.mkdir()
     images, annotations = [], []
     for index in range(count):

@@ -12,24 +12,26 @@ from data.checks.report import FILES_SHOWN, aligned, finding_lines, short_name, 
 from data.coco.check import CocoNumbers, CocoReport
 
 
-def as_text(report: CocoReport) -> str:
+def coco_as_text(report: CocoReport) -> str:
     """Numbers, classes and findings."""
-    lines = [*_numbers_table(report), "", *_class_table(report), ""]
+    lines = [*_coco_numbers_table(report), "", *_coco_class_table(report), ""]
     for finding in report.findings:
         lines += [*finding_lines(finding), ""]
     return "\n".join([*lines, summary_line(report)])
 
 
-def as_json(report: CocoReport) -> dict[str, Any]:
+def coco_as_json(report: CocoReport) -> dict[str, Any]:
     """Everything, with all files, as values that json.dumps takes."""
     return {
-        **{split: numbers and _split_json(numbers, report.class_names) for split, numbers in report.splits.items()},
+        **{
+            split: numbers and _coco_split_json(numbers, report.class_names) for split, numbers in report.splits.items()
+        },
         "findings": [asdict(finding) for finding in report.findings],
         "can_skip": report.can_skip,
     }
 
 
-def _numbers_table(report: CocoReport) -> list[str]:
+def _coco_numbers_table(report: CocoReport) -> list[str]:
     titles = {"train": "training", "val": "validation", "test": "test"}
     splits = {titles[split]: numbers for split, numbers in report.splits.items() if numbers}
     rows = [("", *splits)]
@@ -46,7 +48,7 @@ def _numbers_table(report: CocoReport) -> list[str]:
     return aligned(rows)
 
 
-def _class_table(report: CocoReport) -> list[str]:
+def _coco_class_table(report: CocoReport) -> list[str]:
     """A line a class, the first 10 x FILES_SHOWN of them."""
     splits = {split: numbers for split, numbers in report.splits.items() if numbers}
     rows = [("class", "name", *("objects" if split == "train" else f"{split} objects" for split in splits))]
@@ -57,7 +59,7 @@ def _class_table(report: CocoReport) -> list[str]:
     return aligned(rows, right_from=2) + ([f"and {more} more classes"] if more else [])
 
 
-def _split_json(split: CocoNumbers, class_names: Sequence[str]) -> dict[str, Any]:
+def _coco_split_json(split: CocoNumbers, class_names: Sequence[str]) -> dict[str, Any]:
     fields = asdict(split)
     classes = zip(class_names, fields.pop("class_objects"), strict=True)
     return {

@@ -9,9 +9,9 @@ from backbones.keys import rename
 from backbones.mask2former_keys import mask2former_backbone, mask2former_backbone_name
 from training.transfer.released import ReleasedHead, mask2former_flags
 
-PREFIX = "sem_seg_head."
+DETECTRON2_PREFIX = "sem_seg_head."
 BACKBONE_PREFIX = "backbone."
-_RULES = [
+_DETECTRON2_RULES = [
     (r"^sem_seg_head\.", "head."),
     (r"^(head\.pixel_decoder)\.input_proj\.", r"\1.input_convs."),
     (r"^(head\.pixel_decoder)\.transformer\.level_embed$", r"\1.encoder.level_encoding"),
@@ -27,7 +27,7 @@ _RULES = [
 def from_detectron2(path: str, content: dict[str, Tensor]) -> ReleasedHead:
     inside = {k.removeprefix(BACKBONE_PREFIX): t for k, t in content.items() if k.startswith(BACKBONE_PREFIX)}
     backbone, norms = mask2former_backbone(inside)
-    state = rename({k: t for k, t in content.items() if not k.startswith(BACKBONE_PREFIX)}, _RULES)
+    state = rename({k: t for k, t in content.items() if not k.startswith(BACKBONE_PREFIX)}, _DETECTRON2_RULES)
     head = {name: t for name, t in state.items() if name.startswith("head.")}
     return ReleasedHead(
         path,

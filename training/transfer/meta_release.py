@@ -10,12 +10,12 @@ from torch import Tensor
 from backbones.keys import rename
 from training.transfer.released import ReleasedHead, mask2former_flags
 
-PREFIX = "segmentation_model."
-RULES = [(r"^(module\.)?segmentation_model\.0\.", "adapter."), (r"^(module\.)?segmentation_model\.1\.", "head.")]
+META_PREFIX = "segmentation_model."
+_META_RULES = [(r"^(module\.)?segmentation_model\.0\.", "adapter."), (r"^(module\.)?segmentation_model\.1\.", "head.")]
 
 
 def from_meta(path: str, content: dict[str, Tensor]) -> ReleasedHead:
-    state = rename(dict(content), RULES)
+    state = rename(dict(content), _META_RULES)
     known = {name: t for name, t in state.items() if re.match(r"(adapter|head)\.", name)}
     return ReleasedHead(
         path,

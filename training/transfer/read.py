@@ -4,14 +4,16 @@ from pathlib import Path
 
 from backbones.weight_files import read_tensors
 from errors import UserError
-from training.transfer import detectron2_release, meta_release, transformers_release
+from training.transfer.detectron2_release import DETECTRON2_PREFIX, from_detectron2
+from training.transfer.meta_release import META_PREFIX, from_meta
 from training.transfer.own_checkpoint import from_own_checkpoint
 from training.transfer.released import ReleasedHead
+from training.transfer.transformers_release import TRANSFORMERS_PREFIX, from_transformers
 
 SOURCES = {
-    meta_release.PREFIX: meta_release.from_meta,
-    transformers_release.PREFIX: transformers_release.from_transformers,
-    detectron2_release.PREFIX: detectron2_release.from_detectron2,
+    META_PREFIX: from_meta,
+    TRANSFORMERS_PREFIX: from_transformers,
+    DETECTRON2_PREFIX: from_detectron2,
 }
 """By what stands in the names of its tensors."""
 

@@ -12,9 +12,9 @@ from backbones.mask2former_keys import TRANSFORMERS_ENCODER, mask2former_backbon
 from errors import UserError
 from training.transfer.released import ReleasedHead, mask2former_flags
 
-PREFIX = "model.pixel_level_module."
+TRANSFORMERS_PREFIX = "model.pixel_level_module."
 _LAYER = r"^model\.transformer_module\.decoder\.layers\.(\d+)\."
-_RULES = [
+_TRANSFORMERS_RULES = [
     (r"^model\.pixel_level_module\.decoder\.", "head.pixel_decoder."),
     (r"^(head\.pixel_decoder)\.input_projections\.", r"\1.input_convs."),
     (r"^(head\.pixel_decoder)\.level_embed$", r"\1.encoder.level_encoding"),
@@ -65,7 +65,7 @@ def from_transformers(path: str, content: dict[str, Tensor]) -> ReleasedHead:
 def head_state(content: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """(the head's tensors with our names, the names that have no place). transformers has one projection each for
     query, key and value of the self-attention; ours are joined, as in its cross-attention."""
-    state = rename(dict(content), _RULES)
+    state = rename(dict(content), _TRANSFORMERS_RULES)
     for query in [key for key in state if re.search(r"^head\.predictor\..*\.self_attn\.q_proj\.", key)]:
         parts = [state.pop(query.replace("q_proj", f"{part}_proj")) for part in "qkv"]
         state[query.replace("q_proj.", "in_proj_")] = torch.cat(parts)
