@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from data.coco.coco_set import CocoImage
     from data.image_rule import ImageRule
     from data.labels import LabelRule
-    from data.pairs import Pair
+    from data.sources.coco_tables import CocoImage
+    from data.sources.pairs import Pair
 
     Sample = TypeVar("Sample")
 
@@ -66,11 +66,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def check_masks(args: argparse.Namespace) -> int:
     """Of pictures and masks."""
-    from data.checks.check import check_pairs  # after parsing: --help should not wait for numpy
-    from data.checks.report import as_json, as_text
+    from data.check.check import check_pairs  # after parsing: --help should not wait for numpy
+    from data.check.report import as_json, as_text
     from data.image_rule import ImageRule
-    from data.label_options import label_options
-    from training.pairings import find_pairings
+    from data.labels import label_options
+    from training.sets import find_pairings
 
     labels, class_names = label_options(
         args.num_classes, args.class_names, args.ignore_index, args.reduce_zero_label, args.label_map, args.palette
@@ -89,10 +89,10 @@ def check_masks(args: argparse.Namespace) -> int:
 
 def check_objects(args: argparse.Namespace) -> int:
     """Of COCO data."""
-    from data.coco.check import check_coco
-    from data.coco.report import coco_as_json, coco_as_text
+    from data.check.check import check_coco
+    from data.check.report import coco_as_json, coco_as_text
     from data.image_rule import ImageRule
-    from training.coco_sets import find_sets
+    from training.sets import find_sets
 
     sets, _ = find_sets(args)
     train, max_pixels = sets["train"], round(args.max_megapixels * 1e6)
@@ -109,7 +109,7 @@ def check_objects(args: argparse.Namespace) -> int:
 
 def write_preview(path: Path, usable: "list[Sample]", draw: "Callable[[list[Sample]], Image]") -> None:
     """Of samples evenly spaced over the training set."""
-    from evaluation.preview import MOST_SAMPLES
+    from evaluation.visualize import MOST_SAMPLES
 
     if not usable:
         print("no preview: there is no usable sample", file=sys.stderr)
@@ -127,8 +127,8 @@ def mask_preview(
     pairs: "list[Pair]", labels: "LabelRule", class_names: list[str], max_pixels: int, rule: "ImageRule"
 ) -> "Image":
     from data.decode import decode_image, decode_mask
-    from evaluation.colors import class_colors
-    from evaluation.preview import preview
+    from evaluation.drawing import class_colors
+    from evaluation.visualize import preview
 
     samples = []
     for pair in pairs:
@@ -140,8 +140,8 @@ def mask_preview(
 
 
 def coco_preview(images: "list[CocoImage]", class_names: list[str], max_pixels: int, rule: "ImageRule") -> "Image":
-    from data.coco.read import read_image
-    from evaluation.object_pictures import Drawn, object_preview
+    from data.reading import read_image
+    from evaluation.visualize import Drawn, object_preview
 
     contents = (read_image(image, max_pixels, rule) for image in images)
     samples = (

@@ -26,8 +26,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def draw(args: argparse.Namespace) -> None:
-    from data.coco.demo_set import COCO_DEMO_CLASSES, make_coco_demo_set  # only now: --help must not wait for numpy
-    from data.demo_set import DEMO_CLASSES, make_demo_set
+    from data.demo.sets import (  # only now: --help must not wait for numpy
+        COCO_DEMO_CLASSES,
+        DEMO_CLASSES,
+        make_coco_demo_set,
+        make_demo_set,
+    )
 
     make, classes = (make_coco_demo_set, COCO_DEMO_CLASSES) if args.coco else (make_demo_set, DEMO_CLASSES)
     output = args.output or REPOSITORY / "data" / ("demo_coco" if args.coco else "demo")

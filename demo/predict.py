@@ -102,6 +102,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace) -> int:
+    from memory import is_out_of_memory
     from prediction.files import (
         CocoFile,
         job_of_picture,
@@ -109,7 +110,6 @@ def predict(args: argparse.Namespace) -> int:
         save_result,
         with_ids,
     )  # --help should not wait for torch
-    from training.memory import is_out_of_memory
 
     if args.image_path is not None and not args.image_path.is_file():
         raise UserError(f"--image-path {args.image_path}: there is no such file")

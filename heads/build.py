@@ -10,11 +10,11 @@ from typing import Any
 from torch import nn
 
 from errors import UserError
-from heads.dinov3_adapter import DINOv3Adapter
-from heads.light_adapters import FeaturePyramidAdapter, IdentityAdapter, StageNormAdapter
+from heads.adapters.dinov3 import DINOv3Adapter
+from heads.adapters.light import FeaturePyramidAdapter, IdentityAdapter, StageNormAdapter
 from heads.linear import LinearHead
-from heads.mask2former import Mask2FormerHead, mask2former_size
-from heads.mask_loss import MaskLossSettings
+from heads.mask2former.head import Mask2FormerHead, mask2former_size
+from heads.mask2former.loss import MaskLossSettings
 from heads.upernet import UPerNetHead
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.coco.json_file import entries, load_object, text, whole_numbers
-from data.find_files import PICTURE_EXTENSIONS, find_files
+from checkpoint import WriteFailed, write_atomically, write_json
+from data.sources.coco_tables import entries, load_object, text, whole_numbers
+from data.sources.pairs import PICTURE_EXTENSIONS, find_files
 from errors import UserError
-from evaluation.object_pictures import overlay
+from evaluation.visualize import overlay
 from prediction.results import InstanceResult, PanopticResult, Result
-from training.writing import WriteFailed, write_atomically, write_json
 
 ENDINGS = {"overlays": ".png", "masks": ".png", "json": ".json"}
 """Of files in a folder of their kind."""

@@ -17,11 +17,12 @@ from data.image_rule import ImageRule
 from data.labels import LabelRule
 from data.transforms import EvalTransform
 from errors import UserError, note
-from evaluation.inference import predict_in_windows
+from evaluation.evaluate import predict_in_windows
+from evaluation.instance import rle_of
+from memory import estimated_memory_bytes
 from prediction.results import FoundObject, FoundSegment, InstanceResult, PanopticResult, Result, SemanticResult
 from rows import best_classes, resize_rows
 from segmenter import Segmenter
-from training.memory import estimated_memory_bytes
 
 Picture = str | Path | np.ndarray
 """A file, or RGB pixels (H, W, 3) uint8."""
@@ -64,8 +65,15 @@ class Predictor:
         backbone = segmenter.backbone
         self.transform = EvalTransform(of_run["image_size"], backbone.mean, backbone.std)
 
+    @classmethod
+    def load(cls, checkpoint: str | Path, weights: str | None = None, **options: Any) -> "Predictor":
+        """Of a checkpoint: a file, or a folder (see find_checkpoint). weights: where the backbone's are now, if they
+        moved. options: of Predictor(segmenter, ...)."""
+        return cls(Segmenter.load(checkpoint, weights), **options)
+
     def predict(self, picture: Picture) -> Result:
-        """Raises UserError, naming it, where the picture cannot be read."""
+        """Find what the model knows in an image, at the image's own size: a SemanticResult, InstanceResult or
+        PanopticResult, as the run's task was. Raises UserError where a file cannot be read."""
         return self.predict_batch([self.read(picture)])[0]
 
     def read(self, picture: Picture) -> np.ndarray:
@@ -140,8 +148,6 @@ class Predictor:
         return [SemanticResult(one, names, rule) for one in classes.cpu().numpy()]
 
     def _instance(self, images: Tensor, size_hw: tuple[int, int]) -> list[Result]:
-        from evaluation.instance_metrics import rle_of  # only now: semantic segmentation does without pycocotools
-
         head, names, ids = self.segmenter.head, self.segmenter.class_names, self.segmenter.labels["category_ids"]
         outputs, results = self._outputs(images), []
         for i in range(len(images)):

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from data.labels import LabelRule, hex_of
-from evaluation.colors import class_colors, object_colors
-from evaluation.object_pictures import Drawn
+from evaluation.drawing import class_colors, object_colors
+from evaluation.visualize import Drawn
 
 MOST_NUMBERS = 65535
 """What a 16-bit PNG can hold."""

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.checks.check import Report, check_pairs
-from data.checks.facts import image_facts, mask_facts
-from data.checks.finding import Finding
+from data.check.check import Report, check_pairs
+from data.check.finding import Finding
+from data.check.scan import image_facts, mask_facts
 from data.labels import LabelRule
-from data.pairs import match_files
+from data.sources.pairs import match_files
 
 SIZE_WH = (12, 8)
 EXIF_ORIENTATION = 0x0112
@@ -73,8 +73,8 @@ class Spy:
 
     def __init__(self, monkeypatch) -> None:
         self.read: list[str] = []
-        monkeypatch.setattr("data.checks.scan.image_facts", self._watched(image_facts))
-        monkeypatch.setattr("data.checks.scan.mask_facts", self._watched(mask_facts))
+        monkeypatch.setattr("data.check.scan.image_facts", self._watched(image_facts))
+        monkeypatch.setattr("data.check.scan.mask_facts", self._watched(mask_facts))
 
     def _watched(self, function):
         def watched(path, *args, **kwargs):

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.coco.annotations import read_coco
-from data.coco.coco_set import CocoSet
-from data.coco.panoptic import read_panoptic
+from data.sources.coco import read_coco
+from data.sources.coco_tables import CocoSet
+from data.sources.panoptic import read_panoptic
 
 SIZE_HW = (20, 30)
 EXIF_ORIENTATION = 0x0112

@@ -16,8 +16,8 @@ from awkward_data import DataSet
 from training_helpers import train_here
 
 from data.labels import LabelRule
-from data.read import PairReader
-from training.files import RunFiles
+from data.reading import PairReader
+from training.checkpoints import RunFiles
 
 LIMIT_S = 20
 GREY_TOLERANCE = 12

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from training_helpers import drawn, train_here
 
-from backbones.fingerprint import fingerprint
-from backbones.frozen import FrozenBackbone, build_backbone
+from backbones.frozen import FrozenBackbone, build_backbone, fingerprint
 from backbones.keys import check_fit, guess_backbone, to_timm_keys, without_extras
 from backbones.names import BACKBONES, tapped_blocks
 from backbones.timm_models import create, timm_name

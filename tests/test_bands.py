@@ -13,11 +13,11 @@ from test_decode import with_orientation, write_png, write_tiff
 from training_helpers import drawn, train_here
 
 from checkpoint import find_checkpoint, read_checkpoint
-from data.checks.check import check_pairs
+from data.check.check import check_pairs
 from data.decode import DecodeError, decode_image
 from data.image_rule import PLAIN, ImageRule
 from data.labels import LabelRule
-from data.pairs import match_files
+from data.sources.pairs import match_files
 from prediction.predictor import Predictor
 from segmenter import Segmenter
 from training.arguments import parse_training_arguments

@@ -12,7 +12,7 @@ def break_after_check(monkeypatch):
     """Spoils files after the check and before the first step, as a disk would."""
 
     def breaking(paths):
-        import training.semantic_data as semantic_data
+        import training.tasks as semantic_data
 
         check = semantic_data.check_masks
 

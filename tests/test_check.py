@@ -11,11 +11,10 @@ import pytest
 from check_helpers import Maker, codes, only
 from PIL import Image
 
-from data.checks.report import WIDTH, as_json, as_text, error_message
-from data.label_options import label_options
-from data.labels import LabelRule
-from evaluation.colors import class_colors
-from evaluation.preview import mask_overlay, preview
+from data.check.report import WIDTH, as_json, as_text, error_message
+from data.labels import LabelRule, label_options
+from evaluation.drawing import class_colors
+from evaluation.visualize import mask_overlay, preview
 
 SCRIPT = Path(__file__).resolve().parents[1] / "demo" / "check_dataset.py"
 RED, GREEN, GREY = (255, 0, 0), (0, 255, 0), (7, 7, 7)

@@ -9,13 +9,12 @@ import pytest
 from coco_helpers import CocoMaker, PanopticMaker, square
 from PIL import Image
 
-from data.checks.finding import Finding
-from data.checks.report import WIDTH, error_message
-from data.coco.check import CocoReport, check_coco
-from data.coco.coco_set import CocoSet, common_classes
-from data.coco.report import coco_as_json, coco_as_text
+from data.check.check import CocoReport, check_coco
+from data.check.finding import Finding
+from data.check.report import WIDTH, coco_as_json, coco_as_text, error_message
+from data.sources.coco_tables import CocoSet, common_classes
 from demo import check_dataset
-from evaluation.colors import object_colors
+from evaluation.drawing import object_colors
 
 
 @pytest.fixture

@@ -11,11 +11,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
-from data.coco.coco_set import CocoImage
-from data.coco.dataset import CocoEvalDataset, CocoTrainDataset
-from data.coco.read import read_image, truth_objects, truth_segments
-from data.dataset import EpochBatches, Skipped, collate
+from data.dataset import CocoEvalDataset, CocoTrainDataset, EpochBatches, Skipped, collate
 from data.decode import decode_image
+from data.reading import read_image, truth_objects, truth_segments
+from data.sources.coco_tables import CocoImage
 from data.transforms import Augmentation, EvalTransform, TrainTransform, resize_masks, resized_pixels
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -133,7 +132,7 @@ def test_no_mask_is_decoded_whole(make, monkeypatch):
     for index in range(300):
         make.object(image, segmentation=[square(10 + 6 * index, 900, 60)])
     images = make.read().images
-    monkeypatch.setattr("data.coco.read.coco_mask.decode", lambda rle: pytest.fail("a mask was decoded whole"))
+    monkeypatch.setattr("data.reading.coco_mask.decode", lambda rle: pytest.fail("a mask was decoded whole"))
     assert len(train_set(images, OFF)[0, 0].target.labels) == 300
     assert len(CocoEvalDataset(images, EvalTransform(32, MEAN, STD))[0].target.labels) > 250
 

@@ -10,13 +10,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from data.coco.annotations import read_coco
-from data.coco.check import check_coco
-from data.coco.coco_set import common_classes
-from data.coco.demo_set import COCO_DEMO_CLASSES, make_coco_demo_set
-from data.coco.layout import find_splits
-from data.demo_drawing import draw_picture, draw_things, outline_polygon
-from data.demo_set import make_demo_set
+from data.check.check import check_coco
+from data.demo.drawing import draw_picture, draw_things, outline_polygon
+from data.demo.sets import COCO_DEMO_CLASSES, make_coco_demo_set, make_demo_set
+from data.sources.coco import find_splits, read_coco
+from data.sources.coco_tables import common_classes
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,10 +9,9 @@ import pytest
 from coco_helpers import CocoMaker, PanopticMaker, square
 from pycocotools import mask as coco_mask
 
-from data.coco.annotations import read_coco
-from data.coco.coco_set import common_classes
-from data.coco.layout import find_splits
-from data.coco.panoptic import read_panoptic
+from data.sources.coco import find_splits, read_coco
+from data.sources.coco_tables import common_classes
+from data.sources.panoptic import read_panoptic
 from errors import UserError
 
 

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from data.coco.segmentation import SegmentationError, checked_segmentation
+from data.sources.coco_masks import SegmentationError, checked_segmentation
 
 ROOT = Path(__file__).resolve().parents[1]
 sides = st.integers(1, 40)

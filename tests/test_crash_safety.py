@@ -22,10 +22,9 @@ from training_helpers import (
     words,
 )
 
-from checkpoint import read_checkpoint
-from training import writing
-from training.files import RunFiles
-from training.writing import WriteFailed, append_line, locked, write_atomically
+import checkpoint as writing
+from checkpoint import WriteFailed, append_line, locked, read_checkpoint, write_atomically
+from training.checkpoints import RunFiles
 
 KILLS = 22
 

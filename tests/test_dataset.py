@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from data.dataset import EpochBatches, EvalDataset, Sample, Skipped, TrainDataset, collate, semantic_target
 from data.labels import LabelRule
-from data.pairs import Pair, pair_files
-from data.read import PairReader
+from data.reading import PairReader
+from data.sources.pairs import Pair, pair_files
 from data.transforms import Augmentation, EvalTransform, TrainTransform
 from structures import Batch, Target
 

@@ -9,12 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evaluation.colors import IGNORED_COLOR, class_colors
-from evaluation.evaluate import evaluate
-from evaluation.inference import predict_in_windows, window_starts
-from evaluation.metrics import confusion_matrix, semantic_metrics
-from evaluation.pictures import color_map
-from evaluation.semantic import SemanticEvaluator
+from evaluation.drawing import IGNORED_COLOR, class_colors
+from evaluation.evaluate import evaluate, predict_in_windows, window_starts
+from evaluation.semantic import SemanticEvaluator, confusion_matrix, semantic_metrics
+from evaluation.visualize import color_map
 from structures import IGNORE_INDEX, Batch, Target
 
 

@@ -11,7 +11,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evaluation.instance_metrics import (
+from evaluation.instance import (
     InstanceMetrics,
     InstancePrediction,
     InstanceTruth,

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from training_helpers import assert_same_state, log_without_speed, metrics, run_script, train_here
 
-from data.coco.demo_set import make_coco_demo_set
+from data.demo.sets import make_coco_demo_set
 from errors import UserError
 from training.arguments import parse_training_arguments
-from training.coco_sets import find_sets
+from training.sets import find_sets
 
 INSTANCE = ["--task", "instance", "--image-size", "64", "--no-random-scale"]
 

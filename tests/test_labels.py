@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data.label_options import DEFAULT_NUM_CLASSES, label_options
-from data.labels import STRANGE, LabelRule
+from data.labels import DEFAULT_NUM_CLASSES, STRANGE, LabelRule, label_options
 from errors import UserError
 from training.arguments import parse_training_arguments
 

@@ -5,17 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from heads.mask2former.loss import MaskTarget, to_mask_target
+from heads.mask2former.mask_decoder import MaskOutputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from heads.mask_decoder import MaskOutputs
-from heads.mask_loss import MaskLossSettings, mask_loss
-from heads.mask_targets import MaskTarget, to_mask_target
-from heads.matching import assign, match, matching_costs
+from heads.mask2former.loss import MaskLossSettings, assign, mask_loss, match, matching_costs, sample_truth
 from heads.pixel_loss import pixel_loss
-from heads.points import sample_truth
 from structures import IGNORE_INDEX, Target
 
 CPU = torch.device("cpu")

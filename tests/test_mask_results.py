@@ -5,6 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from heads.mask2former.head import Mask2FormerHead, mask2former_size
+from heads.mask2former.mask_decoder import MaskOutputs
+from heads.mask2former.results import instances, panoptic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_rows import LargestTensor
@@ -14,9 +17,6 @@ from transformers import Mask2FormerImageProcessor
 
 import rows
 from evaluation.instance import InstanceEvaluator
-from heads.mask2former import Mask2FormerHead, mask2former_size
-from heads.mask_decoder import MaskOutputs
-from heads.mask_results import instances, panoptic
 from structures import Batch, Target
 
 CLASSES, QUERIES = 5, 12

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from evaluation.captions import Caption, meet, places, write_captions
-from evaluation.colors import object_colors
-from evaluation.object_pictures import (
+from evaluation.drawing import Caption, meet, object_colors, places, write_captions
+from evaluation.visualize import (
     Drawn,
     bounding_box,
     draw_objects,

@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.checks.check import check_pairs
-from data.find_files import find_files
+from data.check.check import check_pairs
 from data.labels import LabelRule
-from data.pairs import Pair, match_files, pair_files, split_pairs
+from data.sources.pairs import Pair, find_files, match_files, pair_files, split_pairs
 from errors import UserError
 
 

@@ -17,15 +17,15 @@ from test_instance_training import panoptic_set
 from training_helpers import drawn, train_here
 
 from checkpoint import find_checkpoint, read_checkpoint, sealed
-from data.coco.demo_set import make_coco_demo_set
-from data.coco.panoptic import read_panoptic
-from data.coco.read import truth_segments
+from data.demo.sets import make_coco_demo_set
 from data.labels import LabelRule
+from data.reading import truth_segments
+from data.sources.panoptic import read_panoptic
 from data.transforms import EvalTransform
 from demo import check_dataset
 from demo import predict as script
 from errors import UserError
-from evaluation.colors import class_colors
+from evaluation.drawing import class_colors
 from prediction.files import Job, recorded_names, with_ids
 from prediction.predictor import Predictor
 from prediction.results import FoundObject, InstanceResult, SemanticResult
@@ -86,14 +86,14 @@ def picture_of(folder: Path, size_wh: tuple[int, int]) -> Path:
 def test_script_python_and_argmax_by_hand_agree(semantic, tmp_path):
     picture = picture_of(semantic, (150, 90))
     segmenter = Segmenter.load(semantic / "run")
-    result = segmenter.predict(str(picture))
+    result = Predictor(segmenter).predict(str(picture))
     assert result.class_names == ["one", "two", "three"] and result.classes.shape == (90, 150)
 
     pixels = torch.from_numpy(np.array(Image.open(picture))).permute(2, 0, 1)
     image = EvalTransform(64, segmenter.backbone.mean, segmenter.backbone.std)(pixels)
     by_hand = segmenter.scores(image[None], (90, 150)).argmax(1)[0].numpy()
     assert np.array_equal(result.classes, by_hand) and len(np.unique(by_hand)) > 1
-    assert np.array_equal(segmenter.predict(pixels.permute(1, 2, 0).numpy()).classes, by_hand)
+    assert np.array_equal(Predictor(segmenter).predict(pixels.permute(1, 2, 0).numpy()).classes, by_hand)
 
     assert run("-m", semantic / "run", "-i", picture, "-o", tmp_path / "out.png", "--save", "overlays,masks,json") == 0
     mask = np.array(Image.open(tmp_path / "out_mask.png"))
@@ -140,12 +140,12 @@ def test_windows_whole_pictures_and_limits(semantic, tmp_path):
     assert Predictor(segmenter, eval_mode="slide").predict(wide).classes.shape == (64, 192)
     assert set(shapes) == {(1, 3, 64, 64)} and len(shapes) > 2
     shapes.clear()
-    segmenter.predict(wide)
+    Predictor(segmenter).predict(wide)
     assert shapes == [(1, 3, 64, 192)]
     with pytest.raises(ValueError, match=r"picture_192\.png has 0\.012288 megapixels"):
         Predictor(segmenter, max_megapixels=0.01).predict(wide)
     with pytest.raises(ValueError, match=r"RGB pixels \(H, W, 3\) of uint8, not float64 \(4, 4, 3\)"):
-        segmenter.predict(np.zeros((4, 4, 3)))
+        Predictor(segmenter).predict(np.zeros((4, 4, 3)))
 
 
 def test_a_turned_photograph_is_predicted_upright(semantic, tmp_path):
@@ -154,8 +154,8 @@ def test_a_turned_photograph_is_predicted_upright(semantic, tmp_path):
     exif[0x0112] = 6  # to be seen upright, turn it clockwise
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     segmenter = Segmenter.load(semantic / "run")
-    expected = segmenter.predict(np.array(upright)).classes
-    assert np.array_equal(segmenter.predict(tmp_path / "turned.png").classes, expected)
+    expected = Predictor(segmenter).predict(np.array(upright)).classes
+    assert np.array_equal(Predictor(segmenter).predict(tmp_path / "turned.png").classes, expected)
 
 
 def test_a_folder_keeps_its_shape_and_a_broken_file_stops_nothing(semantic, tmp_path, capsys):
@@ -346,7 +346,7 @@ def test_objects_go_into_a_coco_file_with_the_ids_of_the_data(objects, tmp_path)
 
     segmenter = Segmenter.load(objects / "run")
     ids = segmenter.labels["category_ids"]
-    result = segmenter.predict(pictures / files[0], threshold=0.1)
+    result = Predictor(segmenter, 0.1).predict(pictures / files[0])
     of_first = [item for item in found if item["image_id"] == 1]
     assert [ids[o.label] for o in result.objects] == [item["category_id"] for item in of_first]
     listed = json.loads((out / "json" / "0000.json").read_text())["objects"]
@@ -360,7 +360,7 @@ def test_objects_go_into_a_coco_file_with_the_ids_of_the_data(objects, tmp_path)
         assert np.array_equal(mask == number, object_.mask & ~claimed)
         claimed |= object_.mask
         assert object_.score >= 0.1
-    assert not segmenter.predict(pictures / files[0], threshold=1.0).objects
+    assert not Predictor(segmenter, 1.0).predict(pictures / files[0]).objects
 
 
 def test_average_precision_by_size_is_that_of_the_masks(tmp_path):
@@ -443,7 +443,7 @@ def test_panoptic_files_can_be_read_as_training_data(segments, tmp_path):
     for image in data.images:
         assert not image.mistakes
         numbers, read = truth_segments(image)
-        result = segmenter.predict(image.path, threshold=0.3)
+        result = Predictor(segmenter, 0.3).predict(image.path)
         assert np.array_equal(numbers.numpy(), result.segment_map) and result.segments
         assert [label for _, label, _ in read] == [segment.label for segment in result.segments]
         assert [o.area for o in image.objects] == [(result.segment_map == s.number).sum() for s in result.segments]
@@ -555,7 +555,7 @@ def test_prediction_reads_pictures_in_the_frame_of_the_annotations(objects, tmp_
     assert capsys.readouterr().err.count("note: ") == 1  # once, not for every picture
     words = ["-i", pictures[0], "-o", tmp_path / "out.png", "--save", "coco,overlays", "-t", "0"]
     assert run("-m", tmp_path / "run", *words) == 0
-    (result,) = (segmenter.predict(stored, threshold=0.0),)
+    (result,) = (Predictor(segmenter, 0.0).predict(stored),)
     found = json.loads((tmp_path / "out_coco.json").read_text())
     assert [item["segmentation"]["counts"].encode() for item in found] == [o.rle["counts"] for o in result.objects]
 

@@ -96,7 +96,7 @@ def test_the_first_process_decides_what_auto_resumes(tmp_path):
     for path in (*run.glob("*epoch*.pth"), *run.glob("*/*.pth"), *run.glob("*step_[3-9].pth")):
         path.unlink()
     spoilt = """
-        import training.resuming as resuming
+        import training.checkpoints as resuming
         resuming.newest_first = lambda files: 1 / 0
     """
     flags = words("linear", run, *data, "--batch-size", "1")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from data.labels import LabelRule
-from data.read import PairReader
+from data.reading import PairReader
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (5, 7, 3), np.uint8)

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from training_helpers import ROOT
 
-from data.coco.demo_set import make_coco_demo_set
-from data.label_options import label_options
+from data.demo.sets import make_coco_demo_set
+from data.labels import label_options
 from errors import run_job
 from training.arguments import parse_training_arguments
 from training.run import run_training

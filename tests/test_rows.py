@@ -9,8 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import rows
 from backbones.frozen import build_backbone
-from evaluation.evaluate import evaluate
-from evaluation.inference import truth_at
+from evaluation.evaluate import evaluate, truth_at
 from evaluation.semantic import SemanticEvaluator
 from heads.build import HeadSpec
 from rows import best_classes, resize_rows, strips

@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from data.checks import facts
-from data.checks import memory as scan_memory
-from data.checks.facts import VALUES_KEPT, count_values, image_facts, mask_facts
-from data.checks.memory import cache_folder
-from data.checks.scan import PixelBudget, scan
-from data.pairs import match_files
+from data.check import scan as facts
+from data.check import scan as scan_memory
+from data.check.scan import VALUES_KEPT, PixelBudget, cache_folder, count_values, image_facts, mask_facts, scan
+from data.sources.pairs import match_files
 
 ALL = ["images/train/a.png", "images/train/b.png", "masks/train/a.png", "masks/train/b.png"]
 
@@ -197,13 +195,13 @@ def test_a_missing_file_is_a_failure_until_it_is_back(make):
 
 
 def test_what_was_read_until_an_interrupt_is_remembered(make, monkeypatch):
-    monkeypatch.setattr("data.checks.scan.FILES_AT_A_TIME", 1)
+    monkeypatch.setattr("data.check.scan.FILES_AT_A_TIME", 1)
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("data.checks.scan.mask_facts", interrupted)
+        patch.setattr("data.check.scan.mask_facts", interrupted)
         with pytest.raises(KeyboardInterrupt):
             look(make)
     spy = Spy(monkeypatch)

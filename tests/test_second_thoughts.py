@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from training_helpers import ROOT, drawn, metrics, run_script, start_script, train_here
 
-from checkpoint import read_checkpoint
-from data.coco.demo_set import make_coco_demo_set
-from training.writing import WriteFailed
+from checkpoint import WriteFailed, read_checkpoint
+from data.demo.sets import make_coco_demo_set
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from training_helpers import drawn, metrics, run_script, train_here, words
 from checkpoint import read_checkpoint, sealed
 from segmenter import Segmenter
 from training.arguments import parse_training_arguments
-from training.files import RunFiles
-from training.pairings import find_pairings
+from training.checkpoints import RunFiles
 from training.schedule import lr_factor
+from training.sets import find_pairings
 
 PLAIN = ["--no-augmentation", "--weight-decay", "0.05"]
 
@@ -136,8 +136,8 @@ def test_two_processes_share_the_work(tmp_path):
     # One process, given the same weights, finds the same metrics: every picture was counted once.
     from data.dataset import EvalDataset, collate
     from data.labels import LabelRule
-    from data.pairs import pair_files
-    from data.read import PairReader
+    from data.reading import PairReader
+    from data.sources.pairs import pair_files
     from data.transforms import EvalTransform
     from evaluation.evaluate import evaluate
     from evaluation.semantic import SemanticEvaluator

@@ -25,8 +25,7 @@ from backbones.timm_models import create
 from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head
 from segmenter import Segmenter
 from training.transfer.fit import transfer
-from training.transfer.meta_release import from_meta
-from training.transfer.read import read_released
+from training.transfer.sources import from_meta, read_released
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES, DIM, QUERIES = 6, 64, 12

@@ -15,7 +15,7 @@ from checkpoint import read_checkpoint
 from segmenter import Segmenter
 from training.arguments import parse_training_arguments
 from training.transfer.fit import matching
-from training.transfer.read import read_released
+from training.transfer.sources import read_released
 
 SWIN = ["--backbone", "swin_tiny_patch4_window7_224", "--weights", "auto", "--num-queries", "12"]
 

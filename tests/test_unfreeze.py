@@ -12,9 +12,9 @@ from backbones.frozen import build_backbone, build_kept_backbone
 from backbones.weight_files import read_state
 from checkpoint import read_checkpoint
 from heads.build import HeadSpec
+from memory import estimated_memory_bytes
 from segmenter import Segmenter
 from structures import Target
-from training.memory import estimated_memory_bytes
 from training.schedule import build_optimizer, lr_factor, set_lr
 
 UNFROZEN = ["--unfreeze-backbone", "--epochs", "2", "--save-interval", "1", "--lr", "1e-3"]

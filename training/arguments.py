@@ -31,9 +31,6 @@ RANGES = {
 }
 """Least and greatest value of a flag, where the head has it."""
 
-BEST_METRICS = ("loss", "miou", "mean_accuracy", "pixel_accuracy", "map", "ap50", "ap75", "pq", "sq", "rq")
-"""Of all tasks: miou and accuracies of semantic, map, ap50, ap75 of instance, pq, sq, rq of panoptic segmentation."""
-
 
 def parse_training_arguments(head: str, argv: Sequence[str]) -> argparse.Namespace:
     """Checked arguments for one head ("m2f", "upernet", "linear"). Exits with code 2 on a mistake, as argparse does."""
@@ -145,7 +142,9 @@ def add_validation_arguments(group) -> None:
     add_held_out_arguments(group)
     group.add_argument("--val-interval", type=int, default=1, help="epochs between validations")
     group.add_argument("--eval-mode", choices=("whole", "slide"), default="whole", help="slide: overlapping windows")
-    group.add_argument("--best-metric", choices=BEST_METRICS, default="loss", help="decides which epoch is the best")
+    group.add_argument(
+        "--best-metric", default="loss", metavar="NAME", help="decides about the best model: loss, miou, map, pq, ..."
+    )
 
 
 def add_output_arguments(group) -> None:

@@ -13,11 +13,10 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from checkpoint import append_line, write_atomically
 from errors import one_line
 from evaluation.evaluate import Result
-from training.files import RunFiles
-from training.progress import Progress
-from training.writing import append_line, write_atomically
+from training.checkpoints import Progress, RunFiles
 
 NAMES_SHOWN = 8
 

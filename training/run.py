@@ -1,4 +1,4 @@
-"""From arguments to a finished run: builds the parts, says what will happen, trains, says what came out."""
+"""From arguments to a finished run: builds the parts, trains, reports what came out."""
 
 import argparse
 import json
@@ -6,36 +6,36 @@ import re
 import sys
 import traceback
 from contextlib import ExitStack
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from accelerate import Accelerator
 
+from checkpoint import locked, write_json
 from errors import UserError, printable, stopping_at_once, stopping_gently
+from memory import is_out_of_memory
 from segmenter import Segmenter
-from training.data_setup import end_workers, make_loaders, prepare_data
-from training.files import RunFiles
-from training.logs import is_tested
-from training.memory import is_out_of_memory, out_of_memory_message
-from training.model_setup import build_segmenter, check_backbone
-from training.processes import check_shared, decided, make_accelerator
-from training.progress import Progress
-from training.resuming import (
+from training.checkpoints import (
     AUTO,
+    Progress,
     Resumed,
+    RunFiles,
     adopt_best,
     changes,
+    check_free,
     check_identity,
+    check_writable,
     find_resumed,
+    line_of_training,
     read_resumed,
 )
-from training.run_folder import check_free, check_writable, line_of_training
-from training.summary import outcome, run_record, summary
-from training.task_data import TaskData
-from training.trainer import Trainer, TrainerSettings
-from training.transfer.fit import transfer
-from training.transfer.start import head_to_begin_with
-from training.writing import locked, write_json
+from training.logs import is_tested
+from training.processes import check_shared, decided, make_accelerator
+from training.setup import build_segmenter, check_backbone, end_workers, make_loaders, trainer_settings
+from training.summary import out_of_memory_message, outcome, run_record, summary
+from training.tasks import TaskData, prepare_data
+from training.trainer import Trainer
+from training.transfer.fit import head_to_begin_with, transfer
 
 LOST_WORKER = (
     "a process that reads pictures was ended from outside ({reason}): most often memory or /dev/shm ran out; pass "
@@ -101,7 +101,7 @@ def run_with(
     if resumed:
         check_identity(resumed, about)
         trainer.load_state_dict(resumed.state)
-        adopt_best(files, trainer.progress, about)
+        adopt_best(files, trainer.progress, about, data.metrics)
     is_test_due = loaders.test is not None and not is_tested(files, trainer.progress)
     if trainer.is_finished and not is_test_due:
         finished_already(args, resumed, trainer.progress)
@@ -127,18 +127,6 @@ def run_with(
                 end_workers(loader)
     if accelerator.is_main_process:
         print(outcome(files, trainer.progress, segmenter.backbone.weights), flush=True)
-
-
-def trainer_settings(args: argparse.Namespace) -> TrainerSettings:
-    values = {field.name: getattr(args, field.name) for field in fields(TrainerSettings) if hasattr(args, field.name)}
-    every = args.checkpointing_steps
-    values |= {
-        "lr_milestones": tuple(args.lr_milestones),
-        "save_interval": 1 if every == "epoch" else args.save_interval,
-        "checkpointing_steps": 0 if every in (None, "epoch") else every,
-        "window_px": args.image_size if args.eval_mode == "slide" else None,
-    }
-    return TrainerSettings(**values)
 
 
 def lost_worker(error: Exception) -> str:

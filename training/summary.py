@@ -1,8 +1,9 @@
-"""What a run says of itself: before its first step, in run.json, and at its end."""
+"""What a run says of itself: before its first step, in run.json, at its end, and where memory did not suffice."""
 
 import argparse
 import platform
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,18 @@ import timm
 import torch
 import torchvision
 
-from training.files import RunFiles
-from training.memory import count_parameters, estimated_memory_bytes
-from training.progress import Progress
-from training.resuming import Resumed
-from training.task_data import TaskData
+from heads.build import HeadSpec
+from memory import count_parameters, estimated_memory_bytes
+from segmenter import Segmenter
+from training.checkpoints import (
+    Progress,
+    Resumed,
+    RunFiles,
+)
+from training.tasks import TaskData
 from training.trainer import Trainer
+
+REMEDIES_SHOWN = 3
 
 
 def summary(args: argparse.Namespace, trainer: Trainer, resumed: Resumed | None, changed: list[str]) -> str:
@@ -105,3 +112,41 @@ def table(rows: list[tuple[str, str]]) -> str:
 
 def millions(count: int) -> str:
     return f"{count / 1e6:.1f} M" if count < 1e9 else f"{count / 1e9:.2f} G"
+
+
+def out_of_memory_message(args: argparse.Namespace, segmenter: Segmenter | None) -> str:
+    """The settings that count, and the flags that help most, the best first. segmenter: None while it is built."""
+    settings = f"--image-size {args.image_size} --batch-size {args.batch_size} --hidden-dim {args.hidden_dim}"
+    if segmenter is None:
+        return f"out of memory with {settings} while the model was built: take a smaller --backbone or --hidden-dim"
+    backbone, spec = segmenter.backbone, segmenter.spec
+    now = estimated_memory_bytes(backbone, spec, args.image_size, args.batch_size)
+    needs = {
+        flags: estimated_memory_bytes(backbone, other, image_size, batch_size)
+        for flags, other, image_size, batch_size in smaller_settings(spec, args)
+    }
+    best = sorted(needs, key=needs.get)[:REMEDIES_SHOWN]
+    remedies = "".join(f"\n  {flags}: about {needs[flags] / 2**30:.1f} GiB" for flags in best)
+    return (
+        f"out of memory with {settings} and the adapter {spec.adapter}, about {now / 2**30:.1f} GiB in float32 and "
+        f"more with the loss. What helps most:{remedies or ' a smaller --backbone'}"
+    )
+
+
+def smaller_settings(spec: HeadSpec, args: argparse.Namespace) -> list[tuple[str, HeadSpec, int, int]]:
+    """(flags, spec, image size, batch size) of runs that need less; the first one trains the same."""
+    smaller = []
+    if args.batch_size > 1:
+        half = args.batch_size // 2
+        steps = args.gradient_accumulation_steps * 2
+        smaller.append((f"--batch-size {half} --gradient-accumulation-steps {steps}", spec, args.image_size, half))
+    if args.image_size >= 64:
+        size = args.image_size * 3 // 4 // 32 * 32
+        smaller.append((f"--image-size {size}", spec, size, args.batch_size))
+    if args.hidden_dim >= 64:
+        narrow = replace(spec, hidden_dim=args.hidden_dim // 2)
+        smaller.append((f"--hidden-dim {narrow.hidden_dim}", narrow, args.image_size, args.batch_size))
+    if spec.adapter == "dinov3":
+        light = replace(spec, adapter="pyramid")
+        smaller.append(("--adapter pyramid", light, args.image_size, args.batch_size))
+    return smaller

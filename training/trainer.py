@@ -18,20 +18,17 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from checkpoint import read_checkpoint, sealed
+from checkpoint import link_atomically, read_checkpoint, sealed, write_atomically
 from data.dataset import EpochBatches
 from errors import Interrupted, StopRequest, UserError, warn
 from evaluation.evaluate import Result, evaluate
 from segmenter import Segmenter
 from structures import Batch, LossScope, Target
-from training.checkpoints import keep_newest, save_best, save_checkpoint
-from training.files import RunFiles
+from training.checkpoints import Progress, RunFiles, keep_newest, save_best, save_checkpoint
 from training.logs import RunLog
 from training.processes import largest_anywhere, mean_anywhere
-from training.progress import Progress
 from training.schedule import build_optimizer, lr_factor, set_lr
-from training.task_data import TaskData
-from training.writing import link_atomically, write_atomically
+from training.tasks import TaskData
 
 MAX_BAD_STEPS = 10
 """So many steps in a row whose numbers are not finite end the run."""
@@ -349,7 +346,7 @@ class Trainer:
             raise UserError(
                 f"{MAX_BAD_STEPS} steps in a row up to step {progress.step} were not finite and were skipped (the "
                 f"last: {result.bad}): try a lower --lr, a longer --warmup-epochs, a smaller --max-grad-norm or "
-                f"--precision fp32, and resume the last good checkpoint. Weights and batch of the last one are in {path}"
+                f"--precision fp32, and resume the last good checkpoint. {path} holds the weights and the last batch"
             )
 
     def _note_broken(self, epoch: int, skipped: list[str]) -> None:
@@ -391,7 +388,7 @@ class Trainer:
         """Measures the model as it is, and keeps it where it is the best so far."""
         result, sheet = self._measured("val", self.loaders.val)
         progress = self.progress
-        is_best = progress.improves(result.values)
+        is_best = progress.improves(result.values, self.data.metrics)
         if self.accelerator.is_main_process and sheet:
             for name in ("latest.png", "best.png") if is_best else ("latest.png",):
                 write_atomically(self.files.pictures / name, lambda file: sheet.save(file, format="PNG"))

@@ -1,0 +1,186 @@
+"""The parts of a run from its arguments: data and loaders, backbone and model, and the trainer's settings."""
+
+import argparse
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from backbones.frozen import FrozenBackbone, build_backbone, build_kept_backbone, check_attention_backend
+from backbones.names import BACKBONES
+from backbones.weights import WeightsUnavailable, download, is_url
+from data.dataset import EpochBatches, collate
+from data.transforms import STEP_PX, Augmentation, EvalTransform, TrainTransform, eval_size_hw
+from errors import UserError, ignore_signals
+from heads.build import HeadSpec
+from segmenter import Segmenter, backbone_tensors
+from training.checkpoints import (
+    Resumed,
+)
+from training.head_arguments import head_options
+from training.tasks import TaskData
+from training.trainer import Loaders, TrainerSettings
+
+
+def augmentation(args: argparse.Namespace) -> Augmentation:
+    off = args.no_augmentation
+    crop = not (off or args.no_random_crop)
+    scale = None if off or args.no_random_scale or not crop else tuple(args.scale_range)
+    return Augmentation(scale, crop, not (off or args.no_flip), not (off or args.no_color_jitter))
+
+
+def make_loaders(
+    args: argparse.Namespace, backbone: FrozenBackbone, data: TaskData, accelerator: Accelerator
+) -> Loaders:
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    order = EpochBatches(data.sizes["train"], args.batch_size, args.seed, rank, world_size)
+    options = {
+        "num_workers": args.num_workers,
+        "collate_fn": collate,
+        "pin_memory": accelerator.device.type == "cuda",
+        "persistent_workers": args.num_workers > 0,
+        "worker_init_fn": ignore_signals,
+    }
+    view = TrainTransform(args.image_size, augmentation(args), backbone.mean, backbone.std)
+    whole = EvalTransform(args.image_size, backbone.mean, backbone.std)
+    # In evaluation one image at a time: they differ in size, and big ones fill the memory.
+    return Loaders(
+        order,
+        DataLoader(data.train_set(view, args.seed), batch_sampler=order, **options),
+        *(
+            DataLoader(data.eval_set(split, whole, rank, world_size), batch_size=1, **options)
+            if data.sizes.get(split)
+            else None
+            for split in ("val", "test")
+        ),
+    )
+
+
+def end_workers(loader: DataLoader | None) -> None:
+    """They ignore SIGTERM, with which Python ends what is left of them at its own end, and would be waited for."""
+    iterator = getattr(loader, "_iterator", None)
+    if hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
+
+
+RANDOM_WEIGHTS_BANNER = """
+{line}
+!!  RANDOM BACKBONE WEIGHTS: {reason}
+!!  The backbone knows nothing of pictures now. Good for trying things out, not for results.
+{line}
+"""
+
+
+def build_segmenter(
+    args: argparse.Namespace, num_classes: int, accelerator: Accelerator, resumed: Resumed | None
+) -> Segmenter:
+    backbone = find_backbone(args, accelerator, resumed)
+    torch.manual_seed(args.seed)
+    segmenter = Segmenter(backbone, head_spec(args, num_classes))
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        # Batch norm over the pictures of all GPUs: with a large backbone each one has only a few.
+        segmenter.adapter = nn.SyncBatchNorm.convert_sync_batchnorm(segmenter.adapter)
+        segmenter.head = nn.SyncBatchNorm.convert_sync_batchnorm(segmenter.head)
+    return segmenter
+
+
+def find_backbone(args: argparse.Namespace, accelerator: Accelerator, resumed: Resumed | None) -> FrozenBackbone:
+    """Makes args.weights a value that finds the same weights again: an absolute path, or "random", the last way out."""
+    check_attention_backend(args.attention, accelerator.device)
+    if is_url(args.weights):
+        args.weights = str(download(args.weights))
+    try:
+        backbone = kept_backbone(args, resumed) or build_backbone(args.backbone, args.weights)
+    except WeightsUnavailable as error:
+        if not args.allow_random_weights:
+            raise
+        accelerator.print(RANDOM_WEIGHTS_BANNER.format(line="!" * 100, reason=error))
+        args.weights = "random"
+        backbone = build_backbone(args.backbone, "random")
+    if Path(args.weights).expanduser().exists():
+        args.weights = str(Path(args.weights).expanduser().resolve())
+    backbone.attention = args.attention
+    if args.unfreeze_backbone:
+        backbone.unfreeze()
+    elif accelerator.mixed_precision == "bf16" and not backbone.is_kept:  # checkpoints keep it in float32
+        backbone.cast_weights(torch.bfloat16)
+    return backbone
+
+
+def check_backbone(backbone: FrozenBackbone, image_size: int, data: TaskData) -> None:
+    """Tries the backbone at the sizes of training and validation, before the first step.
+
+    Raises UserError, naming what works, where it cannot take them.
+    """
+    square = (image_size, image_size)
+    try:
+        backbone.try_out(square)
+    except UserError as error:
+        raise UserError(f"{error}. {ways_out(backbone)}") from error
+    if not data.sizes["val"]:
+        return
+    try:
+        backbone.try_out((image_size, image_size + STEP_PX))
+    except UserError:
+        for size_hw in sorted({tuple(eval_size_hw(*size, image_size)) for size in data.image_sizes("val")}):
+            try:
+                backbone.try_out(size_hw)
+            except UserError as error:
+                raise UserError(
+                    f"{error}, and validation keeps the aspect of each image. Validate on square images, or choose "
+                    f"another --backbone, {next(iter(BACKBONES))} for example"
+                ) from error
+
+
+def ways_out(backbone: FrozenBackbone) -> str:
+    """What to do about a --backbone that cannot take images of the training size."""
+    another = f"hoose another --backbone, {next(iter(BACKBONES))} for example"
+    side = backbone.model.pretrained_cfg["input_size"][-1]
+    if side % STEP_PX == 0:
+        with suppress(UserError):
+            backbone.try_out((side, side))
+            return f"It takes {side} x {side}: pass --image-size {side}, or c{another}"
+    return f"C{another}"
+
+
+def kept_backbone(args: argparse.Namespace, resumed: Resumed | None) -> FrozenBackbone | None:
+    """The frozen backbone that the resumed checkpoint holds: where its weights came from may be gone by now.
+
+    None where it holds none, or the run names other weights, which are then compared with those of before.
+    """
+    if resumed is None or args.unfreeze_backbone or args.backbone != resumed.state["backbone"]["name"]:
+        return None
+    whole = backbone_tensors(resumed.state["model"])
+    before = resumed.state["backbone"]["weights"]
+    is_same = args.weights in ("auto", before) or Path(args.weights).expanduser().resolve() == Path(before)
+    if not whole or not is_same:
+        return None
+    args.weights = before
+    return build_kept_backbone(whole, resumed.state["backbone"], str(resumed.path))
+
+
+def head_spec(args: argparse.Namespace, num_classes: int) -> HeadSpec:
+    return HeadSpec(
+        head=args.head,
+        adapter=args.adapter,
+        num_classes=num_classes,
+        hidden_dim=args.hidden_dim,
+        drop_path=args.drop_path,
+        options=head_options(args.head, args),
+    )
+
+
+def trainer_settings(args: argparse.Namespace) -> TrainerSettings:
+    values = {field.name: getattr(args, field.name) for field in fields(TrainerSettings) if hasattr(args, field.name)}
+    every = args.checkpointing_steps
+    values |= {
+        "lr_milestones": tuple(args.lr_milestones),
+        "save_interval": 1 if every == "epoch" else args.save_interval,
+        "checkpointing_steps": 0 if every in (None, "epoch") else every,
+        "window_px": args.image_size if args.eval_mode == "slide" else None,
+    }
+    return TrainerSettings(**values)
