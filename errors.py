@@ -22,6 +22,9 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP"
 STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """Control characters, separators of lines, and marks that reverse the direction of what follows."""
 
+LONGEST_MESSAGE = 20_000
+"""Characters; far more than the dataset check shows of its findings."""
+
 SAME_REQUEST_S = 2
 """Ctrl-C under torchrun comes twice, from the terminal and from torchrun: signals so close together are one request."""
 
@@ -54,7 +57,7 @@ def run_job(job: Callable[[], int | None]) -> int:
             print(stop, file=sys.stderr)
             return 128 + stop.signum
         except UserError as error:
-            print(f"error: {printable(message_of(error), are_lines=True)}", file=sys.stderr)
+            print(f"error: {shortened(printable(message_of(error), are_lines=True))}", file=sys.stderr)
             return 2
 
 
@@ -67,6 +70,12 @@ def printable(text: object, are_lines: bool = False) -> str:
         lambda found: found[0] if are_lines and found[0] in "\n\t" else found[0].encode("unicode_escape").decode(),
         str(text),
     )
+
+
+def shortened(text: str) -> str:
+    """The text, cut where it is longer than LONGEST_MESSAGE: a file may hold a name of megabytes."""
+    more = len(text) - LONGEST_MESSAGE
+    return f"{text[:LONGEST_MESSAGE]} ... ({more:,} more characters)" if more > 0 else text
 
 
 def message_of(error: UserError) -> str:

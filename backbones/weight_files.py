@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import reprlib
 from pathlib import Path
 
 import torch
@@ -15,6 +16,9 @@ from errors import UserError
 SHARD_INDEX = "model.safetensors.index.json"
 WEIGHT_FILES = ("model.safetensors", SHARD_INDEX, "pytorch_model.bin")
 """What a Hugging Face folder holds its weights in, best first."""
+
+LONGEST_NAME = 255
+"""Of a file, in bytes."""
 
 _WRAPPERS = ("model", "state_dict", "teacher")
 _PREFIXES = ("module.", "teacher.", "backbone.model.", "backbone.")
@@ -65,13 +69,25 @@ def read_normalisation(path: Path, title: str) -> tuple[tuple[float, ...], tuple
     folder = path if path.is_dir() else path.parent
     preprocessor = _read_json(folder / "preprocessor_config.json")
     if "image_mean" in preprocessor and "image_std" in preprocessor:
-        return tuple(preprocessor["image_mean"]), tuple(preprocessor["image_std"])
+        return _three(preprocessor, "image_mean", folder), _three(preprocessor, "image_std", folder)
     if SATELLITE in title:
         return SATELLITE_MEAN, SATELLITE_STD
     timm_config = _read_json(folder / "config.json").get("pretrained_cfg", {})
-    if "mean" in timm_config and "std" in timm_config:
-        return tuple(timm_config["mean"]), tuple(timm_config["std"])
+    if isinstance(timm_config, dict) and "mean" in timm_config and "std" in timm_config:
+        return _three(timm_config, "mean", folder), _three(timm_config, "std", folder)
     return None
+
+
+def _three(content: dict, key: str, folder: Path) -> tuple[float, ...]:
+    """A value for each of red, green and blue; a standard deviation is more than 0."""
+    values = content[key]
+    are_numbers = isinstance(values, list) and len(values) == 3 and all(type(v) in (int, float) for v in values)
+    if not (are_numbers and all(-1e6 < v < 1e6 and (v > 0 or "std" not in key) for v in values)):
+        raise UserError(
+            f"--weights: the JSON in {folder} has {reprlib.repr(values)} for {key!r}, expected three numbers; download "
+            "it again."
+        )
+    return tuple(values)
 
 
 def _weight_file(path: Path, flag: str) -> Path:
@@ -87,11 +103,21 @@ def _weight_file(path: Path, flag: str) -> Path:
 
 def _shards(index: Path, flag: str = "--weights") -> list[Path]:
     """The files that an index names, which lie beside it: a downloaded index may not point elsewhere."""
-    names = sorted(set(_read_json(index).get("weight_map", {}).values()))
-    strange = [name for name in names if name in ("", ".", "..") or Path(name).name != name or "\\" in name]
+    places = _read_json(index).get("weight_map", {})
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{flag}: {index} should hold a weight_map of file names; download it again.")
+    names = sorted(set(places.values()))
+    strange = [name for name in names if not _lies_beside(name)]
     if strange:
-        raise UserError(f"{flag}: {index} names {strange[0]!r}, which is no file beside it; download it again.")
+        raise UserError(
+            f"{flag}: {index} names {reprlib.repr(strange[0])}, which is no file beside it; download it again."
+        )
     return [index.parent / name for name in names]
+
+
+def _lies_beside(name: str) -> bool:
+    is_plain = name not in ("", ".", "..") and Path(name).name == name and "\\" not in name and "\0" not in name
+    return is_plain and len(name.encode(errors="replace")) <= LONGEST_NAME
 
 
 def _read_json(path: Path) -> dict:
@@ -99,7 +125,7 @@ def _read_json(path: Path) -> dict:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--weights: {path} is not valid JSON ({error}); download it again.") from None
     return content if isinstance(content, dict) else {}
 

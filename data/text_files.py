@@ -1,6 +1,7 @@
 """Reads the small text and JSON files that people write; what is wrong with one is a UserError naming its flag."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from errors import UserError
 def read_text(path: str | Path, flag: str) -> str:
     """UTF-8, with or without a byte order mark."""
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8-sig")
+        return Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be read ({error.strerror}): check the path") from error
     except UnicodeDecodeError as error:
@@ -29,7 +30,9 @@ def parse_json(text: str, path: str | Path, flag: str) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=without_repeats)
-    except json.JSONDecodeError as error:
+    except UserError:
+        raise
+    except ValueError as error:  # no JSON, or a number of thousands of digits
         raise UserError(f"{flag} {path}: is no JSON ({error})") from error
     except RecursionError as error:
         raise UserError(f"{flag} {path}: is nested too deeply") from error

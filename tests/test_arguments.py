@@ -124,6 +124,32 @@ def test_mistakes_in_a_config_are_told(tmp_path, capsys, content, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"epochs": ' + "9" * 5000 + "}",
+        "[" * 100_000,
+        '{"lr": ' + "9" * 400 + "}",
+        '{"label_map": "' + "x" * 5000 + '", "epochs": true}',
+        '{"' + "x" * 10_000_000 + '": 1}',
+    ],
+    ids=["digits", "deep", "a large number", "a long name", "a long key"],
+)
+def test_strange_configs_are_told_in_short(tmp_path, capsys, text):
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        parse("--config", str(tmp_path / "c.json"))
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and "--config" in err and len(err) < 40_000
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "x" * 5000 + "/config.json"])
+def test_a_config_whose_name_is_too_long(capsys, name):
+    with pytest.raises(SystemExit) as stop:
+        parse("--config", name)
+    assert stop.value.code == 2 and "cannot be read" in capsys.readouterr().err
+
+
 def test_a_missing_config_is_told(capsys):
     with pytest.raises(SystemExit):
         parse("--config", "nowhere.json")

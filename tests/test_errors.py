@@ -195,3 +195,11 @@ def test_names_in_a_report_start_no_line():
     text = "\n".join([*finding_lines(finding), short_name(NASTY)])
     assert not STEERING.search(text.replace("\n", "")) and "\nerror: b" not in text
     assert len(finding_lines(finding)) == 3
+
+
+def test_a_long_message_is_cut(capsys):
+    def job() -> None:
+        raise UserError("x" * 10_000_000)
+
+    assert run_job(job) == 2
+    assert 10_000 < len(capsys.readouterr().err) < 30_000

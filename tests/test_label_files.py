@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from data.class_names import read_class_names
 from data.label_map import read_label_map
 from data.palette import read_palette
+from errors import UserError
 
 
 def written(path: Path, content: object) -> str:
@@ -114,3 +116,18 @@ def test_names_and_ids_that_the_palette_lacks_are_refused(tmp_path):
     path = written(tmp_path / "map.json", {"classes": {"a": 0}, "ignore": [2]})
     with pytest.raises(ValueError, match=r'"ignore": the --palette has no id 2: its colours are 0 to 1'):
         read_label_map(path, ["Void", "Animal"])
+
+
+@pytest.mark.parametrize("text", ['{"classes": {"a": ' + "9" * 5000 + "}}", "[" * 100_000, '{"a": 1, "a": 2}'])
+def test_strange_json_is_told(tmp_path, text):
+    for read in (lambda path: read_label_map(path, None), read_palette):
+        with pytest.raises(UserError):
+            read(written(tmp_path / "file.json", text))
+
+
+def test_strange_names_of_files_and_many_class_names():
+    with pytest.raises(UserError, match="gives 1 names for 2 classes"):
+        read_class_names(["x" * 5000], 2)
+    with pytest.raises(UserError):
+        read_palette("~no_such_user/palette.txt")
+    assert len(read_class_names([f"class {k}" for k in range(100_000)], 100_000)) == 100_000

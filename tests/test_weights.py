@@ -18,6 +18,8 @@ from backbones.frozen import build_backbone
 from backbones.hub import WeightsUnavailable
 from backbones.names import SATELLITE_MEAN, SATELLITE_STD
 from backbones.timm_models import create
+from backbones.weight_files import read_normalisation, read_state
+from errors import UserError
 
 IMAGES = torch.from_numpy(standard_normal("image", (1, 3, 64, 96)))
 
@@ -309,3 +311,30 @@ def test_hub_names(offline_hub, vit, vit_folder, monkeypatch):
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsUnavailable, match="someone/else is not in the local cache, and HF_HUB_OFFLINE"):
         build_backbone("dinov3_vits16", "someone/else")
+
+
+DEEP = "[" * 100_000
+LONG = json.dumps({"weight_map": {"a": "x" * 300}})
+STRANGE_JSON = [
+    ("preprocessor_config.json", DEEP),
+    ("preprocessor_config.json", '{"image_mean": 1, "image_std": [1, 1, 1]}'),
+    ("preprocessor_config.json", '{"image_mean": [1], "image_std": [1]}'),
+    ("config.json", '{"pretrained_cfg": {"mean": "abc", "std": [1, 1, 1]}}'),
+    ("config.json", '{"pretrained_cfg": {"mean": [0, 0, 0], "std": [0, 1, 1]}}'),
+    ("model.safetensors.index.json", DEEP),
+    ("model.safetensors.index.json", '{"weight_map": 3}'),
+    ("model.safetensors.index.json", '{"weight_map": {"a": 3}}'),
+    ("model.safetensors.index.json", LONG),
+]
+
+
+@pytest.mark.parametrize(("name", "text"), STRANGE_JSON, ids=range(len(STRANGE_JSON)))
+def test_malformed_json_beside_weights_is_told(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="download it again"):
+        read_state(tmp_path) if "index" in name else read_normalisation(tmp_path, "")
+
+
+def test_a_config_that_says_nothing_of_the_mean(tmp_path):
+    (tmp_path / "config.json").write_text('{"pretrained_cfg": "x"}')
+    assert read_normalisation(tmp_path, "") is None

@@ -79,9 +79,11 @@ def read_class_names(path: Path, num_classes: int) -> list[str] | None:
     try:
         labels = json.loads(config.read_text(encoding="utf-8"))["id2label"]
         names = [labels[str(k)] for k in range(num_classes)]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a name that is no text")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"--init-head {path}: {config} gives no names (id2label) for the {num_classes} classes of the weights "
             f"({error}): download both again"
