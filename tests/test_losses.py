@@ -5,14 +5,22 @@ import math
 import numpy as np
 import pytest
 import torch
-from heads.mask2former.loss import MaskTarget, to_mask_target
-from heads.mask2former.mask_decoder import MaskOutputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from heads.mask2former.loss import MaskLossSettings, assign, mask_loss, match, matching_costs, sample_truth
+from heads.mask2former.loss import (
+    MaskLossSettings,
+    MaskTarget,
+    assign,
+    mask_loss,
+    match,
+    matching_costs,
+    sample_truth,
+    to_mask_target,
+)
+from heads.mask2former.mask_decoder import MaskOutputs
 from heads.pixel_loss import pixel_loss
 from structures import IGNORE_INDEX, Target
 

@@ -5,9 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from heads.mask2former.head import Mask2FormerHead, mask2former_size
-from heads.mask2former.mask_decoder import MaskOutputs
-from heads.mask2former.results import instances, panoptic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_rows import LargestTensor
@@ -17,6 +14,9 @@ from transformers import Mask2FormerImageProcessor
 
 import rows
 from evaluation.instance import InstanceEvaluator
+from heads.mask2former.head import Mask2FormerHead, mask2former_size
+from heads.mask2former.mask_decoder import MaskOutputs
+from heads.mask2former.results import instances, panoptic
 from structures import Batch, Target
 
 CLASSES, QUERIES = 5, 12

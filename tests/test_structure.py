@@ -9,10 +9,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ("backbones", "heads", "data", "evaluation", "training", "prediction")
-GROUND = {"structures", "rows", "errors"}
+GROUND = {"structures", "rows", "run_lengths", "errors"}
 MAY_IMPORT = {
     "structures": set(),
     "rows": set(),
+    "run_lengths": set(),
     "errors": set(),
     "checkpoint": {"errors"},
     "backbones": GROUND,

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from heads.mask2former.loss import MaskTarget
-from heads.mask2former.mask_decoder import MaskOutputs
 from torch import Tensor, nn
 from transformers.models.mask2former.modeling_mask2former import Mask2FormerHungarianMatcher, Mask2FormerLoss
 from transformers_reference import (
@@ -15,7 +13,8 @@ from transformers_reference import (
 )
 
 from heads.build import HeadSpec, build_head
-from heads.mask2former.loss import MaskLossSettings, mask_loss, match
+from heads.mask2former.loss import MaskLossSettings, MaskTarget, mask_loss, match
+from heads.mask2former.mask_decoder import MaskOutputs
 
 CLASSES, DIM, QUERIES = 6, 64, 12
 CHANNELS = [24, 32, 40, 48]
