@@ -1,6 +1,7 @@
 """The README and the launchers name only what exists."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from backbones.names import BACKBONES
+from demo import check_dataset, predict
 from training.arguments import parse_training_arguments
 from training.head_arguments import HEADS
 
