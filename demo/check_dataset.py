@@ -4,21 +4,15 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from errors import UserError, run_job, stopping_at_once
-from training.arguments import hyphenate
-from training.data_arguments import (
-    add_coco_arguments,
-    add_held_out_arguments,
-    add_label_arguments,
-    add_pair_arguments,
-    check_coco_arguments,
-    check_data_arguments,
-)
+from flags import add_flags, flag, parse
+from training.config import CocoFlags, DataConfig, HeldOutFlags, LabelFlags, PairFlags, SeedFlags
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,35 +30,39 @@ if TYPE_CHECKING:
 PREVIEW_EXTENSIONS = (".png", ".jpg")
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+@dataclass(frozen=True, kw_only=True)
+class ReportFlags:
+    json: bool = flag(False, "print the report as JSON, with all files")
+    preview: Path | None = flag(None, "draw masks over images", kind=Path, metavar="OUT.png")
+    strict: bool = flag(False, "exit with 1 where there are warnings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(ReportFlags, CocoFlags, DataConfig):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        path = self.preview
+        if path and not (path.suffix.lower() in PREVIEW_EXTENSIONS and path.parent.is_dir()):
+            raise UserError(
+                f"--preview {path}: expected a {' or '.join(PREVIEW_EXTENSIONS)} file in a folder that exists"
+            )
+
+
+def parse_arguments(argv: Sequence[str]) -> CheckConfig:
     parser = argparse.ArgumentParser(
-        description="Check pictures and masks, or COCO data, before training. Unchanged files are read once only.",
+        description="Check images and masks, or COCO data, before training. Unchanged files are read once only.",
         epilog="Exit code: 0 nothing wrong; 1 warnings, with --strict; 2 errors, or a mistake in the flags.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
     data = parser.add_argument_group("data, as for training")
-    add_pair_arguments(data, required=False)
-    add_coco_arguments(data)
-    add_label_arguments(data)
-    add_held_out_arguments(data)
-    data.add_argument("--seed", type=int, default=0, help="decides which pictures --val-fraction holds out")
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print the report as JSON, with all files")
-    output.add_argument("--preview", type=Path, default=None, metavar="OUT.png", help="draw masks over pictures")
-    output.add_argument("--strict", action="store_true", help="exit with 1 where there are warnings")
-    args = parser.parse_args(hyphenate(argv))
-    check_data_arguments(parser, args)
-    args.eval_mode = "whole"  # training asks for it: it does not go with all tasks
-    check_coco_arguments(parser, args)
-    if args.preview and not (args.preview.suffix.lower() in PREVIEW_EXTENSIONS and args.preview.parent.is_dir()):
-        parser.error(
-            f"--preview {args.preview}: expected a {' or '.join(PREVIEW_EXTENSIONS)} file in a folder that exists"
-        )
-    return args
+    for part in (PairFlags, CocoFlags, LabelFlags, HeldOutFlags, SeedFlags):
+        add_flags(data, part)
+    add_flags(parser.add_argument_group("output"), ReportFlags)
+    return parse(CheckConfig, parser, argv)
 
 
-def check_masks(args: argparse.Namespace) -> int:
+def check_masks(config: CheckConfig) -> int:
     """Of pictures and masks."""
     from data.check.check import check_pairs  # after parsing: --help should not wait for numpy
     from data.check.report import as_json, as_text
@@ -73,38 +71,43 @@ def check_masks(args: argparse.Namespace) -> int:
     from training.sets import find_pairings
 
     labels, class_names = label_options(
-        args.num_classes, args.class_names, args.ignore_index, args.reduce_zero_label, args.label_map, args.palette
+        config.num_classes,
+        config.class_names,
+        config.ignore_index,
+        config.reduce_zero_label,
+        config.label_map,
+        config.palette,
     )
-    max_pixels, rule = round(args.max_megapixels * 1e6), ImageRule.from_dict(vars(args))
+    max_pixels, rule = round(config.max_megapixels * 1e6), ImageRule.from_dict(config.arguments())
     with stopping_at_once():  # what was read until then is remembered
-        train, val = find_pairings(args)
+        train, val = find_pairings(config)
         report = check_pairs(train, val, labels, class_names, max_pixels, rule=rule)
-    print(json.dumps(as_json(report), indent=2) if args.json else as_text(report))
-    if args.preview:
+    print(json.dumps(as_json(report), indent=2) if config.json else as_text(report))
+    if config.preview:
         bad = set(report.bad_sample_ids["train"])
         usable = [pair for pair in train.pairs if pair.sample_id not in bad]
-        write_preview(args.preview, usable, lambda pairs: mask_preview(pairs, labels, class_names, max_pixels, rule))
-    return report.exit_code(args.strict)
+        write_preview(config.preview, usable, lambda pairs: mask_preview(pairs, labels, class_names, max_pixels, rule))
+    return report.exit_code(config.strict)
 
 
-def check_objects(args: argparse.Namespace) -> int:
+def check_objects(config: CheckConfig) -> int:
     """Of COCO data."""
     from data.check.check import check_coco
     from data.check.report import coco_as_json, coco_as_text
     from data.image_rule import ImageRule
     from training.sets import find_sets
 
-    sets, _ = find_sets(args)
-    train, max_pixels = sets["train"], round(args.max_megapixels * 1e6)
-    rule = ImageRule.from_dict(vars(args))
+    sets, _ = find_sets(config)
+    train, max_pixels = sets["train"], round(config.max_megapixels * 1e6)
+    rule = ImageRule.from_dict(config.arguments())
     with stopping_at_once():  # what was read until then is remembered
         report = check_coco(train, sets.get("val"), max_pixels, rule=rule, test=sets.get("test"))
-    print(json.dumps(coco_as_json(report), indent=2) if args.json else coco_as_text(report))
-    if args.preview:
+    print(json.dumps(coco_as_json(report), indent=2) if config.json else coco_as_text(report))
+    if config.preview:
         bad = set(report.bad_sample_ids["train"])
         usable = [image for image in train.images if image.sample_id not in bad]
-        write_preview(args.preview, usable, lambda images: coco_preview(images, train.class_names, max_pixels, rule))
-    return report.exit_code(args.strict)
+        write_preview(config.preview, usable, lambda images: coco_preview(images, train.class_names, max_pixels, rule))
+    return report.exit_code(config.strict)
 
 
 def write_preview(path: Path, usable: "list[Sample]", draw: "Callable[[list[Sample]], Image]") -> None:
@@ -156,8 +159,8 @@ def coco_preview(images: "list[CocoImage]", class_names: list[str], max_pixels: 
 
 
 def main() -> int:
-    args = parse_arguments(sys.argv[1:])
-    return run_job(lambda: (check_masks if args.task == "semantic" else check_objects)(args))
+    config = parse_arguments(sys.argv[1:])
+    return run_job(lambda: (check_masks if config.task == "semantic" else check_objects)(config))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from errors import UserError, note, printable, run_job
-from training.arguments import hyphenate
+from flags import hyphenate
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,8 +10,8 @@ import pytest
 
 from backbones.names import BACKBONES
 from demo import check_dataset, predict
-from training.arguments import parse_training_arguments
-from training.head_arguments import HEADS
+from heads.options import HEADS
+from training.config import parse_training_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))

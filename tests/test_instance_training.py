@@ -11,7 +11,7 @@ from training_helpers import assert_same_state, log_without_speed, metrics, run_
 
 from data.demo.sets import make_coco_demo_set
 from errors import UserError
-from training.arguments import parse_training_arguments
+from training.config import parse_training_arguments
 from training.sets import find_sets
 
 INSTANCE = ["--task", "instance", "--image-size", "64", "--no-random-scale"]
@@ -118,7 +118,7 @@ def test_validation_is_on_the_file_that_is_named(tmp_path, coco):
     named = ["--val-coco-json", str(folder / "_annotations.coco.json"), "--val-coco-images", str(folder)]
     args = parse_training_arguments("m2f", [*coco, *named])
     sets, is_held_out = find_sets(args)
-    assert args.validate and not is_held_out
+    assert args.is_validated and not is_held_out
     assert [image.path.parent for image in sets["val"].images] == [folder] * 4
     assert len(sets["train"].images) == 5
 

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from data.labels import DEFAULT_NUM_CLASSES, STRANGE, LabelRule, label_options
 from errors import UserError
-from training.arguments import parse_training_arguments
+from training.config import parse_training_arguments
 
 NOWHERE = Path("mask.png")
 CAMVID = ("64 128 64\tAnimal", "192 0 128\tArchway", "0 0 0\tVoid")

@@ -12,7 +12,7 @@ from training_helpers import ROOT, drawn, train_here, words
 
 from memory import estimated_memory_bytes
 from segmenter import Segmenter
-from training.arguments import parse_training_arguments
+from training.config import parse_training_arguments
 from training.run import build_segmenter
 from training.summary import out_of_memory_message, smaller_settings
 

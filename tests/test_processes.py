@@ -33,10 +33,10 @@ def run_two(code_of_rank: list[str], **options) -> list[subprocess.CompletedProc
 def training(*flags: str) -> str:
     return f"""
         from errors import run_job
-        from training.arguments import parse_training_arguments
-        from training.run import run_training
+        from training.config import parse_training_arguments
+        from training.run import train
         args = parse_training_arguments("linear", {list(flags)!r})
-        sys.exit(run_job(lambda: run_training(args)))
+        sys.exit(run_job(lambda: train(args)))
     """
 
 

@@ -11,8 +11,8 @@ from training_helpers import ROOT
 from data.demo.sets import make_coco_demo_set
 from data.labels import label_options
 from errors import run_job
-from training.arguments import parse_training_arguments
-from training.run import run_training
+from training.config import parse_training_arguments
+from training.run import train
 
 RECIPES = sorted((ROOT / "configs").glob("*.json"))
 SMALL = ["--backbone", "vit_tiny_patch16_224", "--weights", "random", "--image-size", "64", "--num-workers", "0"]
@@ -66,7 +66,7 @@ def test_a_recipe_says_what_it_costs_and_trains(tmp_path, recipe, capsys):
     for key, value in content.items():  # all of the recipe counts, but for what stands on the command line
         if key not in ("about", "head", "label_map") and f"--{key.replace('_', '-')}" not in small:
             assert getattr(args, key) == value, key
-    assert run_job(lambda: run_training(args)) == 0, capsys.readouterr().err
+    assert run_job(lambda: train(args)) == 0, capsys.readouterr().err
     assert list((tmp_path / "run").glob("*checkpoint_*_1.pth"))
 
 

@@ -9,12 +9,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ("backbones", "heads", "data", "evaluation", "training", "prediction")
-GROUND = {"structures", "rows", "run_lengths", "errors"}
+GROUND = {"structures", "rows", "run_lengths", "errors", "flags"}
 MAY_IMPORT = {
     "structures": set(),
     "rows": set(),
     "run_lengths": set(),
     "errors": set(),
+    "flags": {"errors"},
     "checkpoint": {"errors"},
     "backbones": GROUND,
     "heads": GROUND,

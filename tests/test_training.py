@@ -11,8 +11,8 @@ from training_helpers import drawn, metrics, run_script, train_here, words
 
 from checkpoint import read_checkpoint, sealed
 from segmenter import Segmenter
-from training.arguments import parse_training_arguments
 from training.checkpoints import RunFiles
+from training.config import parse_training_arguments
 from training.schedule import lr_factor
 from training.sets import find_pairings
 

@@ -13,7 +13,7 @@ from transformers_reference import whole_mask2former
 from backbones.frozen import build_backbone
 from checkpoint import read_checkpoint
 from segmenter import Segmenter
-from training.arguments import parse_training_arguments
+from training.config import parse_training_arguments
 from training.transfer.fit import matching
 from training.transfer.sources import read_released
 

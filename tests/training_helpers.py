@@ -11,8 +11,8 @@ from pathlib import Path
 from checkpoint import checksum, read_checkpoint
 from data.demo.sets import DEMO_CLASSES, make_demo_set
 from errors import run_job
-from training.arguments import parse_training_arguments
-from training.run import run_training
+from training.config import parse_training_arguments
+from training.run import train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,7 +47,7 @@ def words(head: str, checkpoint_dir: Path, *more: str) -> list[str]:
 def train_here(head: str, checkpoint_dir: Path, *more: str) -> int:
     """In this process; returns the exit code."""
     args = parse_training_arguments(head, words(head, checkpoint_dir, *more))
-    return run_job(lambda: run_training(args))
+    return run_job(lambda: train(args))
 
 
 def run_script(head: str, checkpoint_dir: Path, *more: str, **options) -> subprocess.CompletedProcess:

@@ -1,6 +1,5 @@
 """The files of a run: their names, which checkpoints are kept, finding one to resume, and clearing the folder."""
 
-import argparse
 import math
 import os
 import re
@@ -13,7 +12,8 @@ import torch
 
 from checkpoint import open_checkpoint, read_checkpoint, temporary_name, write_atomically
 from errors import UserError, note, warn
-from training.head_arguments import HEADS
+from heads.options import HEADS
+from training.config import TrainConfig
 
 
 @dataclass
@@ -354,26 +354,28 @@ def check_writable(files: RunFiles) -> None:
             raise UserError(f"--checkpoint-dir: {path} cannot be written to: check the rights to it")
 
 
-def check_free(files: RunFiles, args: argparse.Namespace) -> None:
+def check_free(files: RunFiles, config: TrainConfig) -> None:
     """The folder holds no other run of this head."""
     held = [path.resolve() for path in files.checkpoints()]
     own = [*held, files.folder.resolve()]
-    is_its_own = args.resume_checkpoint == AUTO or Path(args.resume_checkpoint).expanduser().resolve() in own
-    if held and not args.overwrite and not is_its_own:
+    is_its_own = config.resume_checkpoint == AUTO or Path(config.resume_checkpoint).expanduser().resolve() in own
+    if held and not config.overwrite and not is_its_own:
         raise UserError(
             f"--checkpoint-dir {files.folder} already holds a run of this head: choose another folder, go on with "
             "--resume-checkpoint auto (or one of its files), or start anew over it with --overwrite"
         )
 
 
-def line_of_training(args: argparse.Namespace, files: RunFiles, resumed: Resumed | None) -> str:
+def line_of_training(config: TrainConfig, files: RunFiles, resumed: Resumed | None) -> str:
     """Clears the folder for what comes. The name of the line of training: the resumed one's, or a new one.
 
     It is a new one too where an older checkpoint is resumed, and what came after it is left.
     """
     if resumed and leave_later_ones(files, resumed):
         return secrets.token_hex(4)
-    if args.overwrite and not (resumed and resumed.path.resolve() in [path.resolve() for path in files.checkpoints()]):
+    if config.overwrite and not (
+        resumed and resumed.path.resolve() in [path.resolve() for path in files.checkpoints()]
+    ):
         for old in files.checkpoints():
             old.unlink()
     return (resumed.state.get("line") if resumed else None) or secrets.token_hex(4)

@@ -1,6 +1,5 @@
 """The parts of a run from its arguments: data and loaders, backbone and model, and the trainer's settings."""
 
-import argparse
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -17,40 +16,37 @@ from data.dataset import EpochBatches, collate
 from data.transforms import STEP_PX, Augmentation, EvalTransform, TrainTransform, eval_size_hw
 from errors import UserError, ignore_signals
 from heads.build import HeadSpec
+from heads.options import head_options
 from segmenter import Segmenter, backbone_tensors
-from training.checkpoints import (
-    Resumed,
-)
-from training.head_arguments import head_options
+from training.checkpoints import Resumed
+from training.config import TrainConfig
 from training.tasks import TaskData
 from training.trainer import Loaders, TrainerSettings
 
 
-def augmentation(args: argparse.Namespace) -> Augmentation:
-    off = args.no_augmentation
-    crop = not (off or args.no_random_crop)
-    scale = None if off or args.no_random_scale or not crop else tuple(args.scale_range)
-    return Augmentation(scale, crop, not (off or args.no_flip), not (off or args.no_color_jitter))
+def augmentation(config: TrainConfig) -> Augmentation:
+    off = config.no_augmentation
+    crop = not (off or config.no_random_crop)
+    scale = None if off or config.no_random_scale or not crop else tuple(config.scale_range)
+    return Augmentation(scale, crop, not (off or config.no_flip), not (off or config.no_color_jitter))
 
 
-def make_loaders(
-    args: argparse.Namespace, backbone: FrozenBackbone, data: TaskData, accelerator: Accelerator
-) -> Loaders:
+def make_loaders(config: TrainConfig, backbone: FrozenBackbone, data: TaskData, accelerator: Accelerator) -> Loaders:
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    order = EpochBatches(data.sizes["train"], args.batch_size, args.seed, rank, world_size)
+    order = EpochBatches(data.sizes["train"], config.batch_size, config.seed, rank, world_size)
     options = {
-        "num_workers": args.num_workers,
+        "num_workers": config.num_workers,
         "collate_fn": collate,
         "pin_memory": accelerator.device.type == "cuda",
-        "persistent_workers": args.num_workers > 0,
+        "persistent_workers": config.num_workers > 0,
         "worker_init_fn": ignore_signals,
     }
-    view = TrainTransform(args.image_size, augmentation(args), backbone.mean, backbone.std)
-    whole = EvalTransform(args.image_size, backbone.mean, backbone.std)
+    view = TrainTransform(config.image_size, augmentation(config), backbone.mean, backbone.std)
+    whole = EvalTransform(config.image_size, backbone.mean, backbone.std)
     # In evaluation one image at a time: they differ in size, and big ones fill the memory.
     return Loaders(
         order,
-        DataLoader(data.train_set(view, args.seed), batch_sampler=order, **options),
+        DataLoader(data.train_set(view, config.seed), batch_sampler=order, **options),
         *(
             DataLoader(data.eval_set(split, whole, rank, world_size), batch_size=1, **options)
             if data.sizes.get(split)
@@ -76,11 +72,11 @@ RANDOM_WEIGHTS_BANNER = """
 
 
 def build_segmenter(
-    args: argparse.Namespace, num_classes: int, accelerator: Accelerator, resumed: Resumed | None
+    config: TrainConfig, num_classes: int, accelerator: Accelerator, resumed: Resumed | None
 ) -> Segmenter:
-    backbone = find_backbone(args, accelerator, resumed)
-    torch.manual_seed(args.seed)
-    segmenter = Segmenter(backbone, head_spec(args, num_classes))
+    backbone = find_backbone(config, accelerator, resumed)
+    torch.manual_seed(config.seed)
+    segmenter = Segmenter(backbone, head_spec(config, num_classes))
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         # Batch norm over the pictures of all GPUs: with a large backbone each one has only a few.
         segmenter.adapter = nn.SyncBatchNorm.convert_sync_batchnorm(segmenter.adapter)
@@ -88,23 +84,28 @@ def build_segmenter(
     return segmenter
 
 
-def find_backbone(args: argparse.Namespace, accelerator: Accelerator, resumed: Resumed | None) -> FrozenBackbone:
-    """Makes args.weights a value that finds the same weights again: an absolute path, or "random", the last way out."""
-    check_attention_backend(args.attention, accelerator.device)
-    if is_url(args.weights):
-        args.weights = str(download(args.weights))
+def settled_weights(config: TrainConfig, resumed: Resumed | None) -> str:
+    """A value of --weights that finds the same weights again, from other folders too. Downloads those of a URL."""
+    if is_url(config.weights):
+        return str(download(config.weights))
+    if keeps_backbone(config, resumed):
+        return resumed.state["backbone"]["weights"]
+    path = Path(config.weights).expanduser()
+    return str(path.resolve()) if path.exists() else config.weights
+
+
+def find_backbone(config: TrainConfig, accelerator: Accelerator, resumed: Resumed | None) -> FrozenBackbone:
+    """With random weights, loudly, where there are no others and --allow-random-weights is given."""
+    check_attention_backend(config.attention, accelerator.device)
     try:
-        backbone = kept_backbone(args, resumed) or build_backbone(args.backbone, args.weights)
+        backbone = kept_backbone(config, resumed) or build_backbone(config.backbone, config.weights)
     except WeightsUnavailable as error:
-        if not args.allow_random_weights:
+        if not config.allow_random_weights:
             raise
         accelerator.print(RANDOM_WEIGHTS_BANNER.format(line="!" * 100, reason=error))
-        args.weights = "random"
-        backbone = build_backbone(args.backbone, "random")
-    if Path(args.weights).expanduser().exists():
-        args.weights = str(Path(args.weights).expanduser().resolve())
-    backbone.attention = args.attention
-    if args.unfreeze_backbone:
+        backbone = build_backbone(config.backbone, "random")
+    backbone.attention = config.attention
+    if config.unfreeze_backbone:
         backbone.unfreeze()
     elif accelerator.mixed_precision == "bf16" and not backbone.is_kept:  # checkpoints keep it in float32
         backbone.cast_weights(torch.bfloat16)
@@ -147,40 +148,45 @@ def ways_out(backbone: FrozenBackbone) -> str:
     return f"C{another}"
 
 
-def kept_backbone(args: argparse.Namespace, resumed: Resumed | None) -> FrozenBackbone | None:
-    """The frozen backbone that the resumed checkpoint holds: where its weights came from may be gone by now.
+def keeps_backbone(config: TrainConfig, resumed: Resumed | None) -> bool:
+    """Whether the backbone is the frozen one that the resumed checkpoint holds, whose file may be gone by now.
 
-    None where it holds none, or the run names other weights, which are then compared with those of before.
+    Not where the run names other weights, which are then compared with those of before.
     """
-    if resumed is None or args.unfreeze_backbone or args.backbone != resumed.state["backbone"]["name"]:
+    if resumed is None or config.unfreeze_backbone or config.backbone != resumed.state["backbone"]["name"]:
+        return False
+    before = resumed.state["backbone"]["weights"]
+    is_same = config.weights in ("auto", before) or Path(config.weights).expanduser().resolve() == Path(before)
+    return is_same and bool(backbone_tensors(resumed.state["model"]))
+
+
+def kept_backbone(config: TrainConfig, resumed: Resumed | None) -> FrozenBackbone | None:
+    if not keeps_backbone(config, resumed):
         return None
     whole = backbone_tensors(resumed.state["model"])
-    before = resumed.state["backbone"]["weights"]
-    is_same = args.weights in ("auto", before) or Path(args.weights).expanduser().resolve() == Path(before)
-    if not whole or not is_same:
-        return None
-    args.weights = before
     return build_kept_backbone(whole, resumed.state["backbone"], str(resumed.path))
 
 
-def head_spec(args: argparse.Namespace, num_classes: int) -> HeadSpec:
+def head_spec(config: TrainConfig, num_classes: int) -> HeadSpec:
     return HeadSpec(
-        head=args.head,
-        adapter=args.adapter,
+        head=config.head,
+        adapter=config.adapter,
         num_classes=num_classes,
-        hidden_dim=args.hidden_dim,
-        drop_path=args.drop_path,
-        options=head_options(args.head, args),
+        hidden_dim=config.hidden_dim,
+        drop_path=config.drop_path,
+        options=head_options(config.head, config),
     )
 
 
-def trainer_settings(args: argparse.Namespace) -> TrainerSettings:
-    values = {field.name: getattr(args, field.name) for field in fields(TrainerSettings) if hasattr(args, field.name)}
-    every = args.checkpointing_steps
+def trainer_settings(config: TrainConfig) -> TrainerSettings:
+    values = {
+        field.name: getattr(config, field.name) for field in fields(TrainerSettings) if hasattr(config, field.name)
+    }
+    every = config.checkpointing_steps
     values |= {
-        "lr_milestones": tuple(args.lr_milestones),
-        "save_interval": 1 if every == "epoch" else args.save_interval,
+        "lr_milestones": tuple(config.lr_milestones),
+        "save_interval": 1 if every == "epoch" else config.save_interval,
         "checkpointing_steps": 0 if every in (None, "epoch") else every,
-        "window_px": args.image_size if args.eval_mode == "slide" else None,
+        "window_px": config.image_size if config.eval_mode == "slide" else None,
     }
     return TrainerSettings(**values)

@@ -1,6 +1,5 @@
 """The data of a run by its task: mask pairs, or COCO files, checked before the first step."""
 
-import argparse
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from evaluation.instance import MOST_DETECTIONS, InstanceEvaluator, InstanceTrut
 from evaluation.panoptic import PanopticEvaluator
 from evaluation.semantic import SemanticEvaluator
 from training.checkpoints import Resumed
+from training.config import TrainConfig
 from training.processes import decided
 from training.sets import find_pairings, find_sets
 
@@ -135,23 +135,28 @@ class SemanticData:
         return SemanticEvaluator(self.class_names, window_px, num_samples, colors)
 
 
-def semantic_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resumed | None) -> SemanticData:
+def semantic_data(config: TrainConfig, accelerator: Accelerator, resumed: Resumed | None) -> SemanticData:
     """Raises UserError where the data cannot be trained on, with all offenders.
 
     A resumed run leaves out what it left out at first: another list would give another order.
     """
     labels, class_names = label_options(
-        args.num_classes, args.class_names, args.ignore_index, args.reduce_zero_label, args.label_map, args.palette
+        config.num_classes,
+        config.class_names,
+        config.ignore_index,
+        config.reduce_zero_label,
+        config.label_map,
+        config.palette,
     )
-    reader = PairReader(labels, round(args.max_megapixels * 1e6), ImageRule.from_dict(vars(args)))
-    train, val = find_pairings(args)
+    reader = PairReader(labels, round(config.max_megapixels * 1e6), ImageRule.from_dict(config.arguments()))
+    train, val = find_pairings(config)
     names = {split: [pair.sample_id for pair in p.pairs] if p else [] for split, p in (("train", train), ("val", val))}
-    record = data_record(names, is_held_out=val is not None and not args.val_image_paths)
+    record = data_record(names, is_held_out=val is not None and not config.val_image_paths)
     if resumed:
         compare(resumed, record)
         left_out = resumed.state["data"]["left_out"]
         train, val = without_pairs(train, left_out["train"]), without_pairs(val, left_out["val"])
-    found = decided(accelerator, "checking the data", lambda: check_masks(args, train, val, reader, class_names))
+    found = decided(accelerator, "checking the data", lambda: check_masks(config, train, val, reader, class_names))
     if not resumed:
         left_out = found
         train, val = without_pairs(train, found["train"]), without_pairs(val, found["val"])
@@ -161,7 +166,7 @@ def semantic_data(args: argparse.Namespace, accelerator: Accelerator, resumed: R
 
 
 def check_masks(
-    args: argparse.Namespace, train: Pairing, val: Pairing | None, reader: PairReader, class_names: list[str]
+    config: TrainConfig, train: Pairing, val: Pairing | None, reader: PairReader, class_names: list[str]
 ) -> LeftOut:
     """What cannot be used. Raises UserError where training must not begin."""
     report = check_pairs(train, val, reader.labels, class_names, reader.max_pixels, rule=reader.image_rule)
@@ -170,7 +175,7 @@ def check_masks(
     for finding in report.of("note"):
         if finding.code == "not-images":
             note(f"{finding.message} {', '.join(finding.files[:FILES_NAMED])}")
-    if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
+    if report.of("error") and not (config.on_bad_sample == "skip" and report.can_skip):
         raise UserError(error_message(report))
     bad = report.bad_sample_ids
     for split, pairing in (("train", train), ("val", val)):
@@ -255,16 +260,16 @@ class CocoData:
         return InstanceEvaluator(self.class_names, truth_of, num_samples)
 
 
-def coco_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resumed | None) -> CocoData:
+def coco_data(config: TrainConfig, accelerator: Accelerator, resumed: Resumed | None) -> CocoData:
     """Raises UserError where the data cannot be trained on, with all offenders."""
-    sets, is_held_out = find_sets(args)
+    sets, is_held_out = find_sets(config)
     names = {split: [i.sample_id for i in sets[split].images] if split in sets else [] for split in ("train", "val")}
     record = data_record(names, is_held_out)
     if resumed:
         compare(resumed, record)
         left_out = resumed.state["data"]["left_out"]
         sets = without_images(sets, left_out)
-    found, frame = decided(accelerator, "checking the data", lambda: check_objects(args, sets))
+    found, frame = decided(accelerator, "checking the data", lambda: check_objects(config, sets))
     if not resumed:
         left_out = found
         sets = without_images(sets, found)
@@ -272,21 +277,21 @@ def coco_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resum
         del sets["test"]  # the check has said so
     first = sets["train"]
     return CocoData(
-        args.task,
+        config.task,
         {split: one.images for split, one in sets.items()},
         first.class_names,
         first.category_ids,
         first.is_thing,
         {**record, "left_out": left_out, "frame": frame},
-        round(args.max_megapixels * 1e6),
-        ImageRule.from_dict(vars(args)),
+        round(config.max_megapixels * 1e6),
+        ImageRule.from_dict(config.arguments()),
     )
 
 
-def check_objects(args: argparse.Namespace, sets: dict[str, CocoSet]) -> tuple[LeftOut, str]:
+def check_objects(config: TrainConfig, sets: dict[str, CocoSet]) -> tuple[LeftOut, str]:
     """What cannot be used, and the frame of the training annotations: see CocoData.frame. Raises UserError where
     training must not begin."""
-    max_pixels, rule = round(args.max_megapixels * 1e6), ImageRule.from_dict(vars(args))
+    max_pixels, rule = round(config.max_megapixels * 1e6), ImageRule.from_dict(config.arguments())
     report = check_coco(sets["train"], sets.get("val"), max_pixels, rule=rule, test=sets.get("test"))
     for finding in report.of("warning"):
         warn(f"{finding.message} {finding.remedy}")
@@ -296,18 +301,18 @@ def check_objects(args: argparse.Namespace, sets: dict[str, CocoSet]) -> tuple[L
                 f"{one.json_path}: {len(one.by_name)} categories with other ids than in the training set are matched "
                 "by their names"
             )
-    if report.of("error") and not (args.on_bad_sample == "skip" and report.can_skip):
+    if report.of("error") and not (config.on_bad_sample == "skip" and report.can_skip):
         raise UserError(error_message(report))
     bad = report.bad_sample_ids
     if any(bad.values()):
         warn(f"{sum(map(len, bad.values()))} samples are left out")
     most = report.train.most_objects
-    if most > args.num_queries:
+    if most > config.num_queries:
         warn(
-            f"a picture has {most} objects, but --num-queries {args.num_queries} find no more than that: "
+            f"a picture has {most} objects, but --num-queries {config.num_queries} find no more than that: "
             f"the others count as missed; pass --num-queries {most}",
         )
-    if args.task == "instance" and most > MOST_DETECTIONS:
+    if config.task == "instance" and most > MOST_DETECTIONS:
         note(
             f"an image has {most} objects; COCO's AP, and so validation, counts the {MOST_DETECTIONS} best "
             "predictions of each class in an image, while prediction returns all",
@@ -327,7 +332,7 @@ def without_images(sets: dict[str, CocoSet], left_out: LeftOut) -> dict[str, Coc
 class Task:
     """data: makes the TaskData of a run from its arguments. evaluator: what measures it."""
 
-    data: Callable[[argparse.Namespace, Accelerator, Resumed | None], TaskData]
+    data: Callable[[TrainConfig, Accelerator, Resumed | None], TaskData]
     evaluator: type[Evaluator]
 
 
@@ -338,10 +343,10 @@ TASKS = {
 }
 
 
-def prepare_data(args: argparse.Namespace, accelerator: Accelerator, resumed: Resumed | None) -> TaskData:
+def prepare_data(config: TrainConfig, accelerator: Accelerator, resumed: Resumed | None) -> TaskData:
     """Raises UserError where the data cannot be trained on, or the task has no such metric."""
-    task = TASKS[args.task]
-    if args.best_metric not in task.evaluator.METRICS:
+    task = TASKS[config.task]
+    if config.best_metric not in task.evaluator.METRICS:
         known = ", ".join(task.evaluator.METRICS)
-        raise UserError(f"--best-metric {args.best_metric}: --task {args.task} has {known}")
-    return task.data(args, accelerator, resumed)
+        raise UserError(f"--best-metric {config.best_metric}: --task {config.task} has {known}")
+    return task.data(config, accelerator, resumed)

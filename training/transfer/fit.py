@@ -1,7 +1,6 @@
 """What --init-head means for the rest of the command line, and how a trained head gets into a model."""
 
-import argparse
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,35 +10,36 @@ from data.label_files import is_made_up
 from errors import UserError
 from segmenter import Segmenter
 from training.checkpoints import Resumed
+from training.config import TrainConfig
 from training.transfer.sources import ReleasedHead, read_released
 
 LEFT_OPEN = "auto"
 
 
-def head_to_begin_with(args: argparse.Namespace, resumed: Resumed | None) -> ReleasedHead | None:
-    """Reads --init-head, and settles by it what --adapter and --weights leave open ("auto").
+def head_to_begin_with(config: TrainConfig, resumed: Resumed | None) -> tuple[ReleasedHead | None, TrainConfig]:
+    """Reads --init-head; returns it, and the configuration with what --adapter and --weights left open ("auto").
 
     A run that is resumed has read it before: what was settled then stays, and nothing is read again. Raises UserError
     where the head belongs to another script or to another --backbone.
     """
+    is_open = {name for name in ("adapter", "weights") if getattr(config, name) == LEFT_OPEN}
     if resumed and resumed.state.get("init_head"):  # older checkpoints have no such entry
-        for name in ("adapter", "weights"):
-            if getattr(args, name) == LEFT_OPEN:
-                setattr(args, name, resumed.state["arguments"][name])
-    if resumed or not args.init_head:
-        return None
-    released = read_released(args.init_head)
-    if released.head != args.head:
+        return None, replace(config, **{name: resumed.state["arguments"][name] for name in is_open})
+    if resumed or not config.init_head:
+        return None, config
+    released = read_released(config.init_head)
+    if released.head != config.head:
         raise UserError(
-            f"--init-head {released.path}: is a head of the kind {released.head}, this script trains {args.head}; use "
-            f"demo/train_{released.head}_head.py"
+            f"--init-head {released.path}: is a head of the kind {released.head}, this script trains {config.head}; "
+            f"use demo/train_{released.head}_head.py"
         )
-    if args.adapter == LEFT_OPEN and released.adapter:
-        args.adapter = released.adapter
-    if args.weights == LEFT_OPEN and released.brings_backbone:
-        check_backbone(released, args.backbone)
-        args.weights = released.path
-    return released
+    settled = {}
+    if "adapter" in is_open and released.adapter:
+        settled["adapter"] = released.adapter
+    if "weights" in is_open and released.brings_backbone:
+        check_backbone(released, config.backbone)
+        settled["weights"] = released.path
+    return released, replace(config, **settled)
 
 
 def check_backbone(released: ReleasedHead, name: str) -> None:
