@@ -94,7 +94,7 @@ class FrozenBackbone(nn.Module):
 
     name: what build_backbone was asked for.            weights: what was loaded, for people.
     channels, strides: of each map, in backbone order.  fingerprint: changes with the weights, see fingerprint.py.
-    mean, std: of RGB in 0..1, what pictures must be normalised with.
+    mean, std: of RGB in 0..1, what images must be normalised with.
     attention: backend of the ViT's attention, one of names.ATTENTION_BACKENDS; may be set.
     is_trained: whether it was unfrozen. The fingerprint remains that of the weights that it began with.
     is_kept: whether it belongs in a checkpoint: when it is trained, or when its weights came from a checkpoint of ours,
@@ -125,7 +125,7 @@ class FrozenBackbone(nn.Module):
 
         A ViT's maps are (B, C, H/stride, W/stride) after the final norm, and so is its class token (B, C), that of the
         last block; a hierarchical model's maps come as its stages give them. Sizes that are no multiple of the largest
-        stride are resized to the nearest one. Raises UserError if the model takes pictures of one size only.
+        stride are resized to the nearest one. Raises UserError if the model takes images of one size only.
         """
         with torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
             return self._features(self._resize_to_multiple(images))

@@ -68,7 +68,7 @@ def parts(args: argparse.Namespace, device):
     adapter = build_adapter(spec, BackboneFacts(backbone.channels, backbone.strides)).to(device)
     size = args.image_size
     images = torch.randn(args.batch_size, 3, size, size, generator=generator).to(device)
-    # Stripes of classes: every picture has exactly as many as asked for.
+    # Stripes of classes: every image has exactly as many as asked for.
     stripe = torch.arange(size) * args.classes_per_picture // size
     maps = [(stripe * 7 + 13 * b) % args.num_classes for b in range(args.batch_size)]
     semantic = torch.stack([m[:, None].expand(size, size) for m in maps]).to(device)

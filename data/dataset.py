@@ -28,7 +28,7 @@ Content = TypeVar("Content")
 
 @dataclass
 class Sample:
-    """One picture (3, H, W), normalised, its target, and the name it has in messages.
+    """One image (3, H, W), normalised, its target, and the name it has in messages.
 
     skipped: "sample id: reason" of every sample that could not be read and for which this one stands in.
     """
@@ -67,7 +67,7 @@ class TrainDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Sample:
-        """Picture (3, S, S) and semantic target (S, S).
+        """Image (3, S, S) and semantic target (S, S).
 
         A file may break while a long training goes on: then the next sample that can be read takes its place, as that
         sample looks in this epoch. Raises UserError only where no sample can be read.
@@ -81,7 +81,7 @@ class TrainDataset(Dataset):
 
 
 class EvalDataset(Dataset):
-    """Whole pictures in their own aspect, with targets at the masks' original size."""
+    """Whole images in their own aspect, with targets at the masks' original size."""
 
     def __init__(self, pairs: Sequence[Pair], reader: PairReader, transform: EvalTransform) -> None:
         self.pairs = pairs
@@ -92,7 +92,7 @@ class EvalDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample | Skipped:
-        """Picture (3, h, w) and semantic target (H, W); Skipped where a file cannot be read or its labels not be used.
+        """Image (3, h, w) and semantic target (H, W); Skipped where a file cannot be read or its labels not be used.
 
         No other sample stands in here: it would count twice in the metrics.
         """
@@ -171,7 +171,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 def collate(samples: Sequence[Sample | Skipped]) -> Batch:
-    """Stacks samples of one picture size; those skipped leave their reason only, and maybe an empty batch."""
+    """Stacks samples of one image size; those skipped leave their reason only, and maybe an empty batch."""
     read = [sample for sample in samples if isinstance(sample, Sample)]
     skipped = [[str(s)] if isinstance(s, Skipped) else s.skipped for s in samples]
     return Batch(
@@ -209,9 +209,9 @@ class CocoTrainDataset(Dataset):
         return len(self.images)
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Sample:
-        """Picture (3, S, S), masks (N, S, S) and labels (N,); N may be 0.
+        """Image (3, S, S), masks (N, S, S) and labels (N,); N may be 0.
 
-        Crowds are left out, and objects of which the view shows nothing. Where a picture cannot be read, the next one
+        Crowds are left out, and objects of which the view shows nothing. Where an image cannot be read, the next one
         takes its place, as in TrainDataset. Raises UserError only where none can be read.
         """
         epoch, first = epoch_and_index
@@ -224,7 +224,7 @@ class CocoTrainDataset(Dataset):
 
 
 class CocoEvalDataset(Dataset):
-    """Whole pictures in their own aspect. The targets, at the size of evaluation, are for the loss only: metrics take
+    """Whole images in their own aspect. The targets, at the size of evaluation, are for the loss only: metrics take
     the truth at full size from `truth_objects` or `truth_segments`, by the sample id."""
 
     def __init__(
@@ -243,7 +243,7 @@ class CocoEvalDataset(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Sample | Skipped:
-        """Picture (3, h, w), masks (N, h, w) and labels (N,); Skipped where the picture cannot be used."""
+        """Image (3, h, w), masks (N, h, w) and labels (N,); Skipped where the image cannot be used."""
         image = self.images[index]
         try:
             content = read_image(image, self.max_pixels, self.rule)

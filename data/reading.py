@@ -33,7 +33,7 @@ class PairReader:
     image_rule: ImageRule = PLAIN
 
     def __call__(self, image_path: Path, mask_path: Path) -> tuple[Tensor, Tensor]:
-        """Returns the picture (3, H, W) uint8 RGB and its class ids (H, W) int64 with IGNORE_INDEX.
+        """Returns the image (3, H, W) uint8 RGB and its class ids (H, W) int64 with IGNORE_INDEX.
 
         Raises UserError, naming the file, where one cannot be read, sizes differ, or the mask holds what is no label.
         """
@@ -59,8 +59,8 @@ def _size_message(image: DecodedImage, mask: RawMask, image_path: Path, mask_pat
     )
     if image.orientation != mask.orientation and (mask_width, mask_height) == (height, width):
         message += (
-            f"; EXIF turns the picture (orientation {image.orientation}) otherwise than the mask "
-            f"({mask.orientation}): draw masks on the upright picture, or turn both alike"
+            f"; EXIF turns the image (orientation {image.orientation}) otherwise than the mask "
+            f"({mask.orientation}): draw masks on the upright image, or turn both alike"
         )
     return message
 
@@ -129,10 +129,10 @@ def _shown(pixels: np.ndarray, first: int, length: int) -> slice:
 
 
 def read_image(image: CocoImage, max_pixels: int = MAX_PIXELS, rule: ImageRule = PLAIN) -> ReadImage:
-    """Reads the picture, and the segments of a panoptic set. rule: what of the picture becomes RGB.
+    """Reads the image, and the segments of a panoptic set. rule: what of the image becomes RGB.
 
-    COCO's annotations are made on the pixels as stored: where the size in the file is that of the stored picture, an
-    EXIF orientation is not applied; where it is that of the turned picture only, it is.
+    COCO's annotations are made on the pixels as stored: where the size in the file is that of the stored image, an
+    EXIF orientation is not applied; where it is that of the turned image only, it is.
 
     Raises UserError, naming the file, where it cannot be read, has another size, or an annotation cannot be used.
     """
@@ -145,7 +145,7 @@ def read_image(image: CocoImage, max_pixels: int = MAX_PIXELS, rule: ImageRule =
     if (height, width) != image.size_hw:
         raise UserError(
             f"{image.path} is {width} x {height} pixels, but {image.size_hw[1]} x {image.size_hw[0]} in the "
-            "annotations: export pictures and annotations together"
+            "annotations: export images and annotations together"
         )
     colors = None if image.segments_path is None else segment_colors(image, max_pixels)
     return ReadImage(image, torch.from_numpy(decoded.pixels), colors)

@@ -1,4 +1,4 @@
-"""Checks data before any training: every picture, mask and COCO annotation; tells what is wrong, and what to do."""
+"""Checks data before any training: every image, mask and COCO annotation; tells what is wrong, and what to do."""
 
 import argparse
 import json
@@ -63,7 +63,7 @@ def parse_arguments(argv: Sequence[str]) -> CheckConfig:
 
 
 def check_masks(config: CheckConfig) -> int:
-    """Of pictures and masks."""
+    """Of images and masks."""
     from data.check.check import check_pairs  # after parsing: --help should not wait for numpy
     from data.check.report import as_json, as_text
     from data.image_rule import ImageRule

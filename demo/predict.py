@@ -1,4 +1,4 @@
-"""Predicts pictures with a trained checkpoint: masks, pictures with the result drawn over, COCO files."""
+"""Predicts images with a trained checkpoint: masks, images with the result drawn over, COCO files."""
 
 import argparse
 import math
@@ -23,8 +23,8 @@ KINDS = ("overlays", "masks", "json", "coco")
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Predict pictures with a trained checkpoint, which knows its head, classes and backbone.",
-        epilog="Exit code: 0 all is well; 1 some pictures could not be read; 2 a mistake in the call.",
+        description="Predict images with a trained checkpoint, which knows its head, classes and backbone.",
+        epilog="Exit code: 0 all is well; 1 some images could not be read; 2 a mistake in the call.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
@@ -34,11 +34,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     model.add_argument("--weights", default=None, help="of the backbone (None = where the run found them)")
     model.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on CUDA")
-    pictures = parser.add_argument_group("pictures")
-    pictures.add_argument("--image-path", "-i", type=Path, default=None, metavar="FILE", help="one picture")
-    pictures.add_argument("--input-dir", "-d", type=Path, default=None, metavar="DIR", help="all pictures in a folder")
-    pictures.add_argument("--recursive", "-r", action="store_true", help="those in its sub-folders too")
-    pictures.add_argument(
+    images = parser.add_argument_group("images")
+    images.add_argument("--image-path", "-i", type=Path, default=None, metavar="FILE", help="one image")
+    images.add_argument("--input-dir", "-d", type=Path, default=None, metavar="DIR", help="all images in a folder")
+    images.add_argument("--recursive", "-r", action="store_true", help="those in its sub-folders too")
+    images.add_argument(
         "--batch",
         "-b",
         type=int,
@@ -46,10 +46,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         default=1,
         const=None,
         metavar="N",
-        help="pictures at a time, where they have one size; without a number as many as fit, up to 16",
+        help="images at a time, where they have one size; without a number as many as fit, up to 16",
     )
-    pictures.add_argument("--eval-mode", choices=("whole", "slide"), default=None, help="(None = the run's)")
-    pictures.add_argument(
+    images.add_argument("--eval-mode", choices=("whole", "slide"), default=None, help="(None = the run's)")
+    images.add_argument(
         "--max-megapixels", type=float, default=None, help="larger ones are refused (None = the run's)"
     )
     output = parser.add_argument_group("output")
@@ -142,7 +142,7 @@ def predict(args: argparse.Namespace) -> int:
                 coco.add(job, result)
     if coco:
         coco.save(coco_path, model.task)
-    print(f"{len(jobs) - len(failed)} of {len(jobs)} pictures predicted: {args.output or args.output_dir}")
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} images predicted: {args.output or args.output_dir}")
     return 1 if failed else 0
 
 
@@ -177,11 +177,11 @@ def kinds_of(asked: list[str], task: str) -> list[str]:
 def batches(
     predictor: "Predictor", jobs: "Sequence[Job]", size: int, failed: "list[Job]"
 ) -> "Iterator[list[tuple[Job, np.ndarray]]]":
-    """Up to `size` pictures in a row of one size; those that cannot be read are told, and added to `failed`."""
+    """Up to `size` images in a row of one size; those that cannot be read are told, and added to `failed`."""
     from tqdm import tqdm
 
     batch: list[tuple[Job, np.ndarray]] = []
-    with tqdm(jobs, unit="picture", disable=None) as shown:  # None: on a terminal only
+    with tqdm(jobs, unit="image", disable=None) as shown:  # None: on a terminal only
         for job in shown:
             try:
                 picture = predictor.read(job.path)

@@ -97,7 +97,7 @@ def write_captions(image: Image.Image, captions: Sequence[Caption]) -> None:
 
 
 def places(box: tuple[slice, slice], size: tuple[int, int], picture: tuple[int, int]) -> Iterator[Place]:
-    """Where a text of size (width, height) may stand, best first; none where the picture is too small for it.
+    """Where a text of size (width, height) may stand, best first; none where the image is too small for it.
 
     Above the object, inside at its upper edge, below it, inside at its lower edge; each at its left, then its right.
     """

@@ -39,16 +39,16 @@ class Evaluator(Protocol):
     METRICS: ClassVar[dict[str, bool]]
 
     def add(self, model: Model, batch: Batch) -> None:
-        """A batch of one picture size, on the device of the model."""
+        """A batch of one image size, on the device of the model."""
 
     def state(self) -> Any:
         """What was found so far, as something that can be sent to other processes."""
 
     def result(self, states: Sequence[Any]) -> Result:
-        """Of the states of all processes, each picture counted once."""
+        """Of the states of all processes, each image counted once."""
 
     def sheet(self, mean: Sequence[float], std: Sequence[float]) -> Image.Image | None:
-        """A few pictures, truth and prediction for people; mean, std: of the normalisation."""
+        """A few images, truth and prediction for people; mean, std: of the normalisation."""
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def window_starts(length: int, window: int) -> list[int]:
 
 @torch.no_grad()
 def predict_in_windows(predict: Predict, size_hw: tuple[int, int], window_px: int) -> Tensor:
-    """Scores (B, K, h, w) of a picture of size_hw (h, w): the mean of the windows at each pixel."""
+    """Scores (B, K, h, w) of an image of size_hw (h, w): the mean of the windows at each pixel."""
     height, width = (min(side, window_px) for side in size_hw)
     scores, count = None, None
     for top in window_starts(size_hw[0], height):

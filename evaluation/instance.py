@@ -22,7 +22,7 @@ from run_lengths import mask_at, runs_of_code, runs_of_part
 from structures import Batch
 
 MOST_DETECTIONS = 100
-"""Of one class in one picture; the others, those of the lowest scores, do not count."""
+"""Of one class in one image; the others, those of the lowest scores, do not count."""
 
 ALL, SMALL, MEDIUM, LARGE = range(4)
 AP50, AP75 = 0, 5
@@ -51,7 +51,7 @@ class InstanceMetrics:
     """Shares in [0, 1], nan where the truth has nothing of the kind.
 
     map: mean over classes and IoU thresholds; ap50, ap75: at one threshold; ap_small, ap_medium, ap_large: of objects
-    below 32^2 pixels, up to 96^2, and above; ar100: mean recall with at most 100 predictions a class and picture;
+    below 32^2 pixels, up to 96^2, and above; ar100: mean recall with at most 100 predictions a class and image;
     by_class: the mAP of each class.
     """
 
@@ -75,7 +75,7 @@ def rle_of(part: Tensor, corner: tuple[int, int] = (0, 0), size_hw: tuple[int, i
 def instance_metrics(
     truth: list[list[InstanceTruth]], predicted: list[list[InstancePrediction]], num_classes: int
 ) -> InstanceMetrics:
-    """truth, predicted: one list a picture, in the same order; masks of one picture have one size.
+    """truth, predicted: one list an image, in the same order; masks of one image have one size.
 
     The values are those of pycocotools' COCOeval, several times faster.
     """
@@ -114,7 +114,7 @@ def _mean_of_known(values: np.ndarray) -> float:
 
 
 def _coco(truth: list[list[InstanceTruth]], num_classes: int) -> COCO:
-    """As if read from a file; pictures and classes are named by their positions."""
+    """As if read from a file; images and classes are named by their positions."""
     annotations = [
         {
             "image_id": image,
@@ -139,7 +139,7 @@ def _say_nothing(*_) -> None:
 
 
 TruthOf = Callable[[str], tuple[tuple[int, int], list[InstanceTruth]]]
-"""sample id -> (H, W) of the picture, and its objects."""
+"""sample id -> (H, W) of the image, and its objects."""
 
 SHOWN_SCORE = 0.5
 """Objects below this score are counted in the metrics but not drawn."""
@@ -147,7 +147,7 @@ SHOWN_SCORE = 0.5
 
 @dataclass(frozen=True)
 class FoundInstances:
-    """Of one picture."""
+    """Of one image."""
 
     sample_id: str
     loss: float
@@ -155,7 +155,7 @@ class FoundInstances:
 
 
 class InstanceEvaluator:
-    """num_samples: pictures kept to look at."""
+    """num_samples: images kept to look at."""
 
     METRICS: ClassVar = {"loss": False, "map": True, "ap50": True, "ap75": True}
 
@@ -192,7 +192,7 @@ class InstanceEvaluator:
         return self.found
 
     def result(self, states: Sequence[list[FoundInstances]]) -> Result:
-        """{"loss": mean a picture, "map", "ap50", "ap75", "ap_small", ...} and the AP of each class."""
+        """{"loss": mean an image, "map", "ap50", "ap75", "ap_small", ...} and the AP of each class."""
         found = sorted((item for state in states for item in state), key=lambda item: item.sample_id)
         truth = [self.truth_of(item.sample_id)[1] for item in found]
         values: dict[str, Any] = asdict(

@@ -1,4 +1,4 @@
-"""Panoptic quality (Kirillov et al. 2019), from sums that pictures and processes add to. K classes.
+"""Panoptic quality (Kirillov et al. 2019), from sums that images and processes add to. K classes.
 
 A true and a predicted segment of one class match if their IoU is over 0.5: then no other can match either of them.
 PQ of a class = sum of the matches' IoU / (matches + half of the unmatched predictions + half of the missed segments)
@@ -45,7 +45,7 @@ class PanopticMetrics:
 @dataclass
 class PanopticSums:
     """(K,) each: the matches' IoU in float64, and in int64 the number of matches, of predictions that match nothing
-    (wrong) and of true segments that nothing matches (missed). Sums of pictures or processes are added with +."""
+    (wrong) and of true segments that nothing matches (missed). Sums of images or processes are added with +."""
 
     iou: Tensor
     matched: Tensor
@@ -68,7 +68,7 @@ class PanopticSums:
         predicted_map: Tensor,
         predicted_segments: Sequence[Segment],
     ) -> None:
-        """One picture; the maps hold segment numbers, (H, W) of any integer type, VOID = none.
+        """One image; the maps hold segment numbers, (H, W) of any integer type, VOID = none.
 
         As in COCO's panopticapi: pixels without a true segment count in no union; a crowd is not missed; a prediction
         that lies by more than half on such pixels and crowds of its class is not wrong.
@@ -175,7 +175,7 @@ class PanopticEvaluator:
         return PanopticState(self.sums, self.loss, self.num_images)
 
     def result(self, states: Sequence[PanopticState]) -> Result:
-        """{"loss": mean a picture, "pq", "sq", "rq", "pq_things", ...} and the PQ of each class."""
+        """{"loss": mean an image, "pq", "sq", "rq", "pq_things", ...} and the PQ of each class."""
         sums = PanopticSums.zeros(len(self.class_names))
         for state in states:
             sums = sums + state.sums

@@ -57,7 +57,7 @@ def mean_of_known(values: Tensor) -> float:
 
 @dataclass(frozen=True)
 class SemanticState:
-    """Sums that can be added: confusion (K, K) int64, loss, and number of pictures."""
+    """Sums that can be added: confusion (K, K) int64, loss, and number of images."""
 
     confusion: Tensor
     loss: float
@@ -65,10 +65,10 @@ class SemanticState:
 
 
 class SemanticEvaluator:
-    """window_px: sliding windows of this side, None = whole pictures. num_samples: pictures kept to look at.
+    """window_px: sliding windows of this side, None = whole images. num_samples: images kept to look at.
     colors: (K, 3) uint8 of the classes in these, None = those of every run.
 
-    Pictures of one batch have masks of one size (a batch of one always does). In windows the loss is their mean.
+    Images of one batch have masks of one size (a batch of one always does). In windows the loss is their mean.
     """
 
     METRICS: ClassVar = {"loss": False, "miou": True, "mean_accuracy": True, "pixel_accuracy": True}
@@ -138,7 +138,7 @@ class SemanticEvaluator:
         return SemanticState(self.confusion, self.loss, self.num_images)
 
     def result(self, states: Sequence[SemanticState]) -> Result:
-        """{"loss": mean a picture, "miou", "mean_accuracy", "pixel_accuracy"} and the IoU of each class."""
+        """{"loss": mean an image, "miou", "mean_accuracy", "pixel_accuracy"} and the IoU of each class."""
         num_images = sum(state.num_images for state in states)
         values: dict[str, Any] = asdict(semantic_metrics(sum(state.confusion for state in states)))
         ious = values.pop("iou")

@@ -1,4 +1,4 @@
-"""Sheets of pictures of one width: fitted tiles, rows of them, and rows below one another. No torch."""
+"""Sheets of images of one width: fitted tiles, rows of them, and rows below one another. No torch."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,17 @@ TITLE_PX = 16
 GAP_PX = 6
 COLUMNS = 4
 NAME_SHOWN = 40
-COMPARED = ("picture", "truth", "prediction")
+COMPARED = ("image", "ground truth", "prediction")
 
 
 def fitted_size(width: int, height: int) -> tuple[int, int]:
-    """(width, height) at which a picture fills a tile, with its own aspect."""
+    """(width, height) at which an image fills a tile, with its own aspect."""
     scale = min(TILE_PX / width, TILE_PX / height)
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def compared(tiles: Sequence[Image.Image]) -> Image.Image:
-    """Picture, truth and prediction side by side, with their titles."""
+    """Image, truth and prediction side by side, with their titles."""
     width = len(COMPARED) * (TILE_PX + GAP_PX) - GAP_PX
     row = Image.new("RGB", (width, TITLE_PX + max(tile.height for tile in tiles)), "white")
     draw = ImageDraw.Draw(row)
@@ -31,7 +31,7 @@ def compared(tiles: Sequence[Image.Image]) -> Image.Image:
 
 
 def titled(drawn: Image.Image, name: str) -> Image.Image:
-    """A tile: the name, or its end, above the picture."""
+    """A tile: the name, or its end, above the image."""
     tile = Image.new("RGB", (TILE_PX, TITLE_PX + drawn.height), "white")
     short = name if len(name) <= NAME_SHOWN else "..." + name[-(NAME_SHOWN - 3) :]
     ImageDraw.Draw(tile).text((2, 1), short, fill="black", font=ImageFont.load_default(11))

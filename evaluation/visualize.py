@@ -26,7 +26,7 @@ from structures import IGNORE_INDEX, Instance, Segment
 
 @dataclass
 class Shown:
-    """A picture kept for people to look at: image (3, h, w) normalised, truth and predicted (H, W) uint8 class ids."""
+    """An image kept for people to look at: image (3, h, w) normalised, truth and predicted (H, W) uint8 class ids."""
 
     image: Tensor
     truth: Tensor
@@ -45,7 +45,7 @@ def comparison(
     class_names: list[str],
     colors: np.ndarray | None = None,
 ) -> Image.Image:
-    """One row a sample: picture, truth, prediction (white where the truth ignores); below, the colours' names.
+    """One row a sample: image, truth, prediction (white where the truth ignores); below, the colours' names.
 
     colors: (K, 3) uint8, None = those of every run.
     """
@@ -64,7 +64,7 @@ def _row(sample: Shown, mean: Sequence[float], std: Sequence[float], colors: np.
 
 
 def rgb(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """A normalised picture (3, h, w) as (h, w, 3) uint8."""
+    """A normalised image (3, h, w) as (h, w, 3) uint8."""
     colors = image * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     return (colors.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
 
@@ -72,10 +72,10 @@ def rgb(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarra
 MOST_SAMPLES = 16
 MASK_OPACITY = 0.5
 HATCH_PX = 8
-"""Unlabelled pixels show the picture below white stripes, one every so many pixels."""
+"""Unlabelled pixels show the image below white stripes, one every so many pixels."""
 
 Sample = tuple[np.ndarray, np.ndarray, str]
-"""A picture (H, W, 3) uint8, its class ids (H, W) with IGNORE_INDEX, and its name."""
+"""An image (H, W, 3) uint8, its class ids (H, W) with IGNORE_INDEX, and its name."""
 
 
 def preview(samples: Sequence[Sample], class_names: Sequence[str], colors: np.ndarray | None = None) -> Image.Image:
@@ -92,7 +92,7 @@ def preview(samples: Sequence[Sample], class_names: Sequence[str], colors: np.nd
 
 
 def mask_overlay(picture: np.ndarray, classes: np.ndarray, colors: np.ndarray) -> Image.Image:
-    """picture (H, W, 3) uint8 below classes (H, W): tinted in colors (K, 3), black outlines between classes."""
+    """image (H, W, 3) uint8 below classes (H, W): tinted in colors (K, 3), black outlines between classes."""
     height, width = classes.shape
     tinted = (1 - MASK_OPACITY) * picture + MASK_OPACITY * color_table(colors)[classes]
     ignored = classes == IGNORE_INDEX
@@ -123,9 +123,9 @@ def _mask_legend(samples: Sequence[Sample], class_names: Sequence[str], colors: 
 
 OPACITY = 0.5
 PICTURE_PX_OF_A_LINE = 400
-"""Outlines are one pixel wide, and one more for each so many pixels of the picture's shorter side."""
+"""Outlines are one pixel wide, and one more for each so many pixels of the image's shorter side."""
 PICTURE_PX_OF_A_LEGEND_PX = 60
-"""The letters of the legend grow with the picture's width, to be read where a large picture is shown small."""
+"""The letters of the legend grow with the image's width, to be read where a large image is shown small."""
 
 
 class Drawn(NamedTuple):
@@ -138,7 +138,7 @@ class Drawn(NamedTuple):
 
 @dataclass
 class ShownObjects:
-    """A picture kept for people: image (3, h, w) normalised; size (width, height) on a tile, which the masks have."""
+    """An image kept for people: image (3, h, w) normalised; size (width, height) on a tile, which the masks have."""
 
     image: Tensor
     size: tuple[int, int]
@@ -162,7 +162,7 @@ def of_segments(segment_map: Tensor, segments: Iterable[Segment], class_names: S
 def overlay(
     picture: np.ndarray, objects: Iterable[Drawn], class_names: Sequence[str], colors: np.ndarray | None = None
 ) -> Image.Image:
-    """picture (H, W, 3) uint8 with the objects over it, and below it the colours of the classes that occur.
+    """image (H, W, 3) uint8 with the objects over it, and below it the colours of the classes that occur.
 
     Objects that come first lie on top, so bring them best first. Nothing is kept of their masks.
     colors: (K, 3) uint8, None = those of objects.
@@ -173,7 +173,7 @@ def overlay(
 
 
 def draw_objects(picture: np.ndarray, objects: Iterable[Drawn], colors: np.ndarray) -> tuple[Image.Image, set[int]]:
-    """The picture with the objects over it, and the classes that occur. colors: (K, 3) uint8."""
+    """The image with the objects over it, and the classes that occur. colors: (K, 3) uint8."""
     canvas = picture.copy()
     free = np.ones(picture.shape[:2], bool)
     line_px = 1 + min(free.shape) // PICTURE_PX_OF_A_LINE
@@ -225,7 +225,7 @@ def shown_objects(
 def object_comparison(
     samples: Sequence[ShownObjects], mean: Sequence[float], std: Sequence[float], class_names: Sequence[str]
 ) -> Image.Image:
-    """One row a sample: picture, truth, prediction; below, the colours of the classes that occur."""
+    """One row a sample: image, truth, prediction; below, the colours of the classes that occur."""
     colors = object_colors(len(class_names))
     rows, labels = [], set()
     for sample in samples:
@@ -242,7 +242,7 @@ def object_comparison(
 def object_preview(
     samples: Iterable[tuple[np.ndarray, Iterable[Drawn], str]], class_names: Sequence[str]
 ) -> Image.Image:
-    """Pictures (H, W, 3) uint8 with their objects, and their names, as a sheet; read and made small one at a time."""
+    """Images (H, W, 3) uint8 with their objects, and their names, as a sheet; read and made small one at a time."""
     colors = object_colors(len(class_names))
     tiles, labels = [], set()
     for picture, objects, name in samples:

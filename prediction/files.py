@@ -1,4 +1,4 @@
-"""The files of predictions: which pictures are there, what their results are called, and how they are written."""
+"""The files of predictions: which images are there, what their results are called, and how they are written."""
 
 import json
 import os
@@ -37,7 +37,7 @@ NAMES_SHOWN = 4
 
 @dataclass(frozen=True)
 class Job:
-    """One picture.
+    """One image.
 
     image_id: its number in COCO files, None where it is in none. name: for people and programs. mask_name: of its mask
     in COCO files.
@@ -52,11 +52,11 @@ class Job:
 
 
 def jobs_of_folder(folder: Path, is_recursive: bool, output: Path, kinds: Sequence[str]) -> tuple[list[Job], Path]:
-    """Results go to output/KIND/, in the sub-folders of their pictures, and the COCO file to the path returned.
+    """Results go to output/KIND/, in the sub-folders of their images, and the COCO file to the path returned.
 
-    Results that lie in the folder already, of this or another prediction, are no pictures of it. The names of results
-    are recorded in output/RECORD_FILE, so that another picture of the folder cannot change them later. Raises UserError
-    where there is no picture.
+    Results that lie in the folder already, of this or another prediction, are no images of it. The names of results
+    are recorded in output/RECORD_FILE, so that another image of the folder cannot change them later. Raises UserError
+    where there is no image.
     """
     root, output = (Path(os.path.abspath(path)) for path in (folder, output))  # as find_files gives them
     try:
@@ -69,7 +69,7 @@ def jobs_of_folder(folder: Path, is_recursive: bool, output: Path, kinds: Sequen
     pictures = [path.relative_to(root) for path in found if not any(path.is_relative_to(r) for r in results)]
     if not pictures:
         hint = "" if is_recursive else "; --recursive looks into its sub-folders too"
-        raise UserError(f"--input-dir {folder}: holds no picture{hint}")
+        raise UserError(f"--input-dir {folder}: holds no image{hint}")
     names = recorded_names(output / RECORD_FILE, [path.as_posix() for path in pictures])
     jobs = []
     for image_id, path in enumerate(pictures, 1):
@@ -93,9 +93,9 @@ def results_below(root: Path, output: Path) -> list[Path]:
 
 
 def recorded_names(record: Path, pictures: Sequence[str]) -> dict[str, str]:
-    """The name of each picture's results: as recorded, or new and then recorded. No two are the same.
+    """The name of each image's results: as recorded, or new and then recorded. No two are the same.
 
-    A new name is the picture's without its extension, or with it where another picture has that name already. Raises
+    A new name is the image's without its extension, or with it where another image has that name already. Raises
     UserError where the record cannot be read or written.
     """
     names: dict[str, str] = {}
@@ -125,8 +125,8 @@ def with_numbers(names: Iterable[str]) -> Iterator[str]:
 def with_ids(jobs: Sequence[Job], path: Path) -> list[Job]:
     """The jobs with the image ids of a COCO annotation file: by file_name, or by its last part where that is unique.
 
-    Pictures that the file does not list get None, which is said. Raises UserError where the file is not of the format,
-    lists none of them, or two pictures would have one id.
+    Images that the file does not list get None, which is said. Raises UserError where the file is not of the format,
+    lists none of them, or two images would have one id.
     """
     table = entries(load_object(path), "images", str(path))
     ids = whole_numbers(table, "images", "id", path)
@@ -169,7 +169,7 @@ def job_of_picture(path: Path, output: Path, asked: Sequence[str], kinds: Sequen
     targets = {main: output, **beside}
     for kind, target in targets.items():
         if target.resolve() == path.resolve():
-            raise UserError(f"--output {output}: the {kind} would be written over the picture, choose another name")
+            raise UserError(f"--output {output}: the {kind} would be written over the image, choose another name")
     coco_path = targets.pop("coco", output)
     targets = {kind: targets[kind] for kind in ENDINGS if kind in targets}
     mask_name = targets["masks"].name if "masks" in targets else ""
@@ -177,7 +177,7 @@ def job_of_picture(path: Path, output: Path, asked: Sequence[str], kinds: Sequen
 
 
 def save_result(job: Job, picture: np.ndarray, result: Result) -> None:
-    """picture: (H, W, 3) uint8. Raises UserError where a file cannot be written."""
+    """image: (H, W, 3) uint8. Raises UserError where a file cannot be written."""
     height, width = result.size_hw
     for kind, path in job.targets.items():
         if kind == "overlays":
@@ -209,7 +209,7 @@ def naming_remedy(path: Path) -> Iterator[None]:
 
 
 class CocoFile:
-    """Gathers what all pictures hold, for one file: a list of results of objects, or a panoptic JSON."""
+    """Gathers what all images hold, for one file: a list of results of objects, or a panoptic JSON."""
 
     def __init__(self, category_ids: Sequence[int], class_names: Sequence[str], is_thing: Sequence[bool]) -> None:
         rows = zip(category_ids, class_names, is_thing, strict=True)
@@ -219,7 +219,7 @@ class CocoFile:
         self.segments: list[dict[str, Any]] = []
 
     def add(self, job: Job, result: InstanceResult | PanopticResult) -> None:
-        """Nothing where the picture has no id."""
+        """Nothing where the image has no id."""
         if job.image_id is None:
             return
         height, width = result.size_hw

@@ -1,6 +1,6 @@
-"""A loaded model on pictures as they are: reads, resizes, runs, and brings the result back to each picture's own size.
+"""A loaded model on images as they are: reads, resizes, runs, and brings the result back to each image's own size.
 
-B batch, K classes, H W a picture's own size, h w its size in the model.
+B batch, K classes, H W an image's own size, h w its size in the model.
 """
 
 import os
@@ -56,7 +56,7 @@ class Predictor:
         self.threshold = THRESHOLDS.get(segmenter.task, 0.0) if threshold is None else threshold
         mode = eval_mode or of_run["eval_mode"]
         if mode == "slide" and segmenter.task != "semantic":
-            raise UserError(f"--eval-mode slide: this model finds objects ({segmenter.task}), in whole pictures only")
+            raise UserError(f"--eval-mode slide: this model finds objects ({segmenter.task}), in whole images only")
         self.window_px = of_run["image_size"] if mode == "slide" else None
         self.max_pixels = round((max_megapixels or of_run["max_megapixels"]) * 1e6)
         self.image_rule = ImageRule.from_dict(of_run)
@@ -92,7 +92,7 @@ class Predictor:
             return decoded.pixels.transpose(1, 2, 0)
         if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,)):
             shape = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
-            raise UserError(f"a picture should be a file name or RGB pixels (H, W, 3) of uint8, not {shape}")
+            raise UserError(f"an image should be a file name or RGB pixels (H, W, 3) of uint8, not {shape}")
         return picture
 
     def fitting_batch(self) -> int:
@@ -117,7 +117,7 @@ class Predictor:
 
     @torch.no_grad()
     def predict_batch(self, pictures: Sequence[np.ndarray]) -> list[Result]:
-        """Of pictures (H, W, 3) uint8 of one size, together."""
+        """Of images (H, W, 3) uint8 of one size, together."""
         size_hw = pictures[0].shape[:2]
         assert all(picture.shape[:2] == size_hw for picture in pictures)
         device = next(self.segmenter.parameters()).device

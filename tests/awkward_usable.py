@@ -1,4 +1,4 @@
-"""Awkward names, folders and pictures that can be trained on, one function each.
+"""Awkward names, folders and images that can be trained on, one function each.
 
 They leave in data.truth what must be read.
 """
@@ -22,7 +22,7 @@ def pictures_of_16_bits(data: DataSet) -> None:
 
 
 def pictures_in_many_modes(data: DataSet) -> None:
-    """Transparency must not darken them; of the animation the first frame is the picture."""
+    """Transparency must not darken them; of the animation the first frame is the image."""
     for mode, name in (("CMYK", "cmyk.jpg"), ("RGBA", "rgba.png"), ("LA", "la.png")):
         data.mask(data.picture(name, stored=lambda grey, mode=mode: in_mode(grey, mode)), f"{name[:-4]}.png")
     frames = {"save_all": True, "append_images": [Image.new("L", (48, 32), 255)]}
@@ -37,7 +37,7 @@ def turned_pictures_with_masks_that_fit(data: DataSet) -> None:
 
 
 def picture_upside_down(data: DataSet) -> None:
-    """The mask's size tells nothing; the mask counts as drawn on the upright picture."""
+    """The mask's size tells nothing; the mask counts as drawn on the upright image."""
     data.mask(data.picture(stored=lambda grey: grey[::-1, ::-1].copy(), exif=exif(UPSIDE_DOWN)))
 
 
@@ -97,7 +97,7 @@ def folders_of_other_things(data: DataSet) -> None:
     data.pairs("a.png", "b.png")
     for folder in (data.folder / "images", data.folder / "masks"):
         for name in ("Thumbs.db", ".DS_Store", "._a.png", "labels.txt"):
-            (folder / name).write_bytes(b"\0\5\26\7 no picture")
+            (folder / name).write_bytes(b"\0\5\26\7 no image")
         (folder / "empty").mkdir()
 
 
@@ -109,7 +109,7 @@ def links_to_pictures(data: DataSet) -> None:
 
 
 def folders_in_a_circle(data: DataSet) -> None:
-    """Two links are 2 ** 40 paths to one picture, as far as the system follows them."""
+    """Two links are 2 ** 40 paths to one image, as far as the system follows them."""
     data.pairs("a.png", "sub/b.png")
     for link, target in (("loop", "."), ("sub/up", ".."), ("sub/further", "../..")):
         os.symlink(target, data.image_path(link))

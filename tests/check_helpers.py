@@ -16,7 +16,7 @@ EXIF_ORIENTATION = 0x0112
 
 
 class Maker:
-    """Writes pictures and masks below a folder: images/{split}/NAME.png, masks/{split}/NAME.png."""
+    """Writes images and masks below a folder: images/{split}/NAME.png, masks/{split}/NAME.png."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -27,7 +27,7 @@ class Maker:
         self.mask(name, values, split, size_wh)
 
     def picture(self, name: str, split: str = "train", size_wh=SIZE_WH, seed: int | None = None, orientation=1) -> None:
-        """Noise, another for each picture; a picture with the same seed is the same."""
+        """Noise, another for each image; an image with the same seed is the same."""
         self.made += 1
         pixels = np.random.default_rng(1000 + self.made if seed is None else seed)
         image = Image.fromarray(pixels.integers(0, 256, (size_wh[1], size_wh[0], 3), np.uint8))

@@ -69,7 +69,7 @@ def made(case: Case, tmp_path: Path) -> tuple[DataSet, list[str]]:
 
 
 def check_labels(data: DataSet, run: Path, readings: dict[tuple[Path, Path], torch.Tensor]) -> None:
-    """Exactly the expected samples were read, with the labels and pictures that the maker knows.
+    """Exactly the expected samples were read, with the labels and images that the maker knows.
 
     So they are, too, by the rule that is written into run.json.
     """

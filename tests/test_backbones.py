@@ -1,4 +1,4 @@
-"""The frozen backbone: exact features, no learning, no side effects, any picture size."""
+"""The frozen backbone: exact features, no learning, no side effects, any image size."""
 
 import numpy as np
 import pytest

@@ -62,7 +62,7 @@ def test_skipping_at_the_start_is_remembered_on_resuming(tmp_path, capsys):
     assert train_here("linear", tmp_path / "run", *data, "--max-steps", "1") == 2
     assert train_here("linear", tmp_path / "run", *options, "--epochs", "1") == 0
     captured = capsys.readouterr()
-    assert "1 samples that cannot be used" in captured.err and "4 pictures to train on" in captured.out
+    assert "1 samples that cannot be used" in captured.err and "4 images to train on" in captured.out
     broken.write_bytes(content)
     assert train_here("linear", tmp_path / "run", *options, "--epochs", "2") == 0
-    assert "4 pictures to train on" in capsys.readouterr().out
+    assert "4 images to train on" in capsys.readouterr().out

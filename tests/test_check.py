@@ -47,11 +47,11 @@ class TestFiles:
         make.mask("other", [0])
         make.mask("third", [0])
         finding = only(make.check(2), "unpaired")
-        assert finding.message.startswith("There is 1 picture without a mask and 2 masks without a picture")
+        assert finding.message.startswith("There is 1 image without a mask and 2 masks without an image")
         assert [line.rsplit("/", 1)[-1] for line in finding.files] == [
             "lone.png: no mask",
-            "other.png: no picture",
-            "third.png: no picture",
+            "other.png: no image",
+            "third.png: no image",
         ]
 
     def test_broken_files_of_all_kinds(self, make):
@@ -76,7 +76,7 @@ class TestFiles:
         make.mask("b", [0])
         report = make.check(2)
         assert codes(report) == ["unpaired"] and not report.can_skip
-        assert "1 picture without a mask and 1 mask without a picture" in as_text(report).replace("\n  ", " ")
+        assert "1 image without a mask and 1 mask without an image" in as_text(report).replace("\n  ", " ")
 
     def test_too_large(self, make):
         make.pair("a", [0, 1], size_wh=(20, 20))
@@ -258,7 +258,7 @@ class TestSets:
             make.mask(name, [0, 1])
         make.pair("d", [0, 1])
         finding = only(make.check(2), "repeated-pictures")
-        assert finding.severity == "note" and finding.message.startswith("2 training pictures repeat")
+        assert finding.severity == "note" and finding.message.startswith("2 training images repeat")
         assert finding.files[0].count(" = ") == 2
 
     def test_mixed_modes(self, make):
@@ -277,7 +277,7 @@ class TestSets:
 
 class TestReport:
     def messy(self, make: Maker):
-        """45 bad masks, an unpaired picture, a class missing, a repeated picture."""
+        """45 bad masks, an unpaired image, a class missing, a repeated image."""
         make.pair("good", [0, 1])
         for number in range(45):
             make.pair(f"bad{number:02d}", [0, 9])

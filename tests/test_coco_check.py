@@ -57,7 +57,7 @@ def test_unreadable_pictures_can_be_skipped(make):
     for name in ("good", "gone", "damaged", "large"):
         make.object(make.image(f"{name}.png", (60, 60) if name == "large" else (20, 30)))
     (make.folder / "gone.png").unlink()
-    (make.folder / "damaged.png").write_bytes(b"no picture")
+    (make.folder / "damaged.png").write_bytes(b"no image")
     report = check(make.read(), max_pixels=3000)
     assert {"missing-file", "damaged-file", "too-large"} == {finding.code for finding in report.of("error")}
     assert report.bad_sample_ids == {"train": ["gone.png", "damaged.png", "large.png"], "val": [], "test": []}
@@ -244,7 +244,7 @@ def run(monkeypatch, *words: object) -> int:
 
 
 def test_the_script_counts_draws_and_exits_as_for_masks(make, tmp_path, monkeypatch, capsys):
-    """The preview shows objects where the file has them: a quarter of the picture, tinted, and the rest as it is."""
+    """The preview shows objects where the file has them: a quarter of the image, tinted, and the rest as it is."""
     for name in "abcd":
         number = make.image(f"{name}.png", (64, 64))
         make.object(number, segmentation=[square(0, 0, 32)])
@@ -272,7 +272,7 @@ def test_the_script_counts_draws_and_exits_as_for_masks(make, tmp_path, monkeypa
     make.object(1, segmentation=[square(40, 40, 64)])
     make.read()
     assert run(monkeypatch, *files) == 0 and run(monkeypatch, *files, "--strict") == 1
-    (tmp_path / "train" / "b.png").write_bytes(b"no picture")
+    (tmp_path / "train" / "b.png").write_bytes(b"no image")
     assert run(monkeypatch, *files) == 2
     assert "b.png" in capsys.readouterr().out
     assert run(monkeypatch, "--task", "instance", "--coco-dir", tmp_path / "gone") == 2

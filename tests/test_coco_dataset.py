@@ -1,4 +1,4 @@
-"""COCO samples: masks that fit their pictures, from any view, with bounded memory; and the truth for metrics."""
+"""COCO samples: masks that fit their images, from any view, with bounded memory; and the truth for metrics."""
 
 import pickle
 from dataclasses import replace
@@ -32,7 +32,7 @@ def train_set(images: list[CocoImage], augmentation: Augmentation = ONLY_PLACE, 
 
 
 def painted(make: CocoMaker, size_hw=(90, 120), count: int = 4) -> list[CocoImage]:
-    """Pictures in which each of two squares has a grey value of its own, and a class: 0 where it is 100, 1 for 200."""
+    """Images in which each of two squares has a grey value of its own, and a class: 0 where it is 100, 1 for 200."""
     for index in range(count):
         image = make.image(f"{index}.png", size_hw)
         pixels = np.zeros((*size_hw, 3), np.uint8)

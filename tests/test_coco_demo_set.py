@@ -68,7 +68,7 @@ def test_the_pictures_are_those_of_the_semantic_set(demo, tmp_path):
 
 
 def test_masks_show_what_is_seen_in_the_picture(demo):
-    """By the mask of classes that the semantic set has for the same picture."""
+    """By the mask of classes that the semantic set has for the same image."""
     images = read_coco(demo / "train" / "_annotations.coco.json", demo / "train").images
     for index, image in enumerate(images):
         picture, classes = draw_picture(np.random.default_rng([0, 0, index]), 128)
@@ -87,7 +87,7 @@ def test_a_whole_set_is_left_alone_and_nothing_is_drawn_over(tmp_path):
     for make in (make_coco_demo_set, make_demo_set):
         with pytest.raises(ValueError, match="remove it, or name another folder"):
             make(folder, train=2, val=1, seed=1)
-    with pytest.raises(ValueError, match="at least 1 training picture"):
+    with pytest.raises(ValueError, match="at least 1 training image"):
         make_coco_demo_set(tmp_path / "none", train=0)
 
 

@@ -81,7 +81,7 @@ def test_a_signal_during_validation_loses_nothing(tmp_path):
     run = tmp_path / "run"
     process = start_script("m2f", run, *data, "--epochs", "2", "--log-interval", "1")
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(metrics(run)) >= 1, process)
-    time.sleep(1)  # one step an epoch: the validation of 150 pictures has begun
+    time.sleep(1)  # one step an epoch: the validation of 150 images has begun
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143 and not metrics(run, "", "val"), err

@@ -103,7 +103,7 @@ def test_evaluation_adds_up_and_leaves_the_random_state_alone(window_px):
     values = first.result([first.state()]).values
     assert values["pixel_accuracy"] == pytest.approx(1 - 8 * 64 / truth.numel())
     assert values == again.result([again.state()]).values and 1 < values["loss"] < 2
-    # Of two processes: each picture counts once, whoever saw it.
+    # Of two processes: each image counts once, whoever saw it.
     shares = [SemanticEvaluator(["blue", "red"], window_px) for _ in range(2)]
     for share, part in zip(shares, (batches[:1], batches[1:]), strict=True):
         evaluate(RedIsClassOne(), part, share, torch.device("cpu"), 7)

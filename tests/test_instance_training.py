@@ -24,7 +24,7 @@ def coco(tmp_path) -> list[str]:
 
 
 def test_a_few_pictures_are_learned(tmp_path):
-    """Trained and validated on the same four pictures: the head finds their objects."""
+    """Trained and validated on the same four images: the head finds their objects."""
     make_coco_demo_set(tmp_path / "data", 4, 1, 64)
     folder = tmp_path / "data" / "train"
     files = ["--coco-json", str(folder / "_annotations.coco.json"), "--coco-images", str(folder)]
@@ -103,7 +103,7 @@ def test_a_test_split_without_annotations_is_left_out_and_its_warnings_are_told(
     data = tmp_path / "data"
     shutil.copytree(data / "valid", data / "test")
     assert train_here("m2f", tmp_path / "first", *coco, "--max-steps", "1") == 0
-    assert "as a validation picture" in capsys.readouterr().err
+    assert "as a validation image" in capsys.readouterr().err
     assert len(metrics(tmp_path / "first", "", "test")) == 1
     path = data / "test" / "_annotations.coco.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
@@ -149,7 +149,7 @@ def test_a_cvat_export_is_a_folder_of_coco(tmp_path, coco, inner):
         (["--task", "instance"], "needs either --coco-dir, or --coco-json with --coco-images"),
         (["--task", "instance", "--coco-json", "a.json"], "--coco-json and --coco-images go together"),
         (["--task", "panoptic", "--coco-dir", "d"], "needs --coco-json, --coco-images and --coco-segments"),
-        (["--task", "instance", "--coco-dir", "d", "--image-paths", "x"], "takes its pictures from COCO files"),
+        (["--task", "instance", "--coco-dir", "d", "--image-paths", "x"], "takes its images from COCO files"),
         (["--task", "instance", "--coco-dir", "d", "--eval-mode", "slide"], "--eval-mode slide does not apply"),
         (["--coco-dir", "d"], "--image-paths and --mask-paths are required"),
     ],
@@ -174,7 +174,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path, launcher):
     for a, b in zip(one, two, strict=True):
         for name in ("class", "mask", "dice", "loss"):
             assert b[name] == pytest.approx(a[name], rel=1e-4)
-    # Metrics over all pictures once, and files from one process alone.
+    # Metrics over all images once, and files from one process alone.
     for a, b in zip(*(metrics(tmp_path / name, "", "val") for name in ("one", "two")), strict=True):
         assert b["ar100"] == pytest.approx(a["ar100"], abs=1e-3) and b["map"] == pytest.approx(a["map"], abs=1e-3)
     assert {p.name for p in (tmp_path / "two").glob("*.pth")} == {"checkpoint_epoch_3.pth"}

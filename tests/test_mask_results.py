@@ -97,7 +97,7 @@ def test_what_is_left_out_of_the_instances():
 @pytest.mark.parametrize("seed", range(3))
 def test_panoptic_equals_transformers_where_both_do_the_same(seed, fuse):
     """transformers compares score x mask probability with 0.5, not the mask probability alone, and leaves pixels below
-    it in: the same with classes of probability 1 and a query that covers the picture. After a merged segment it gives
+    it in: the same with classes of probability 1 and a query that covers the image. After a merged segment it gives
     its number again to the next one: the same where all stuff comes last.
     """
     class_logits, mask_logits = blobs(seed)

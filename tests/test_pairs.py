@@ -1,4 +1,4 @@
-"""Pairing pictures with masks by name, and splitting pairs."""
+"""Pairing images with masks by name, and splitting pairs."""
 
 import os
 import random
@@ -147,12 +147,12 @@ def test_unpaired_files_are_counted_and_named(folder):
     with pytest.raises(ValueError) as error:
         paired("i/*.jpg", "m/*.png")
     for part in (
-        "gives 7 pictures",
+        "gives 7 images",
         "2 masks",
         "6 without a mask",
         "1.jpg",
         "and 2 more",
-        "1 without a picture",
+        "1 without an image",
         "other",
     ):
         assert part in str(error.value)

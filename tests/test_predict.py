@@ -76,7 +76,7 @@ def segments(tmp_path_factory) -> Path:
 
 
 def picture_of(folder: Path, size_wh: tuple[int, int]) -> Path:
-    """A training picture at another size, which is not the one that the model sees."""
+    """A training image at another size, which is not the one that the model sees."""
     path = folder / f"picture_{size_wh[0]}.png"
     first = sorted((folder / "data").glob("**/train/*.png"))[0]
     Image.open(first).convert("RGB").resize(size_wh).save(path)
@@ -165,7 +165,7 @@ def test_a_folder_keeps_its_shape_and_a_broken_file_stops_nothing(semantic, tmp_
     first = sorted(pictures.glob("*.png"))[0]
     shutil.copy(first, pictures / "sub" / first.name)
     Image.open(first).convert("RGB").save(first.with_suffix(".jpg"))
-    (pictures / "broken.png").write_bytes(b"no picture")
+    (pictures / "broken.png").write_bytes(b"no image")
     words = ["-m", semantic / "run", "-d", pictures / "sub" / "..", "-od", out, "--save", "masks"]
     assert run(*words, "-r") == 1
     err = capsys.readouterr().err
@@ -223,12 +223,12 @@ def test_results_of_another_prediction_are_no_pictures(semantic, tmp_path, capsy
     for number in (1, 2):
         assert run(*words, "-od", pictures / f"out{number}") == 0
         captured = capsys.readouterr()
-        assert "3 of 3 pictures" in captured.out and ("skipped" in captured.err) == (number == 2)
+        assert "3 of 3 images" in captured.out and ("skipped" in captured.err) == (number == 2)
     (pictures / "out1" / "predictions.json").unlink()  # as older versions left it
     (pictures / "out2" / "own").mkdir()
     shutil.copy(next(pictures.glob("*.png")), pictures / "out2" / "own" / "x.png")
     assert run(*words, "-od", pictures / "out3") == 0
-    assert "4 of 4 pictures" in capsys.readouterr().out
+    assert "4 of 4 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_other_weights_of_the_backbone_are_refused(semantic, tmp_path, capsys):
 
 def test_objects_go_into_a_coco_file_with_the_ids_of_the_data(objects, tmp_path):
     out, pictures = tmp_path / "out", objects / "data" / "valid"
-    (objects / "data" / "valid" / "notes.txt").write_text("no picture")
+    (objects / "data" / "valid" / "notes.txt").write_text("no image")
     words = ["-m", objects / "run", "-d", pictures, "-od", out, "-t", "0.1"]
     assert run(*words, "--save", "coco,masks,overlays") == 0
     found = json.loads((out / "coco.json").read_text())
@@ -479,9 +479,9 @@ def test_mistakes_are_one_line(semantic, objects, tmp_path, capsys):
             ["-i", picture, "-o", tmp_path / "out.tif"],
             "should end as what is saved there (overlays: .png or .jpg or .jpeg; masks: .png)",
         ),
-        (semantic, ["-i", picture, "-o", picture], "would be written over the picture"),
+        (semantic, ["-i", picture, "-o", picture], "would be written over the image"),
         (semantic, ["-i", tmp_path / "gone.png", "-o", tmp_path / "out.png"], "gone.png: there is no such file"),
-        (semantic, ["-d", tmp_path, "-od", tmp_path / "out"], "holds no picture; --recursive"),
+        (semantic, ["-d", tmp_path, "-od", tmp_path / "out"], "holds no image; --recursive"),
         (semantic, ["-d", tmp_path / "gone", "-od", tmp_path / "out"], "cannot be read (No such file"),
         (objects, [*one, "--eval-mode", "slide"], "this model finds objects (instance)"),
     ):
@@ -535,7 +535,7 @@ def test_visualizations_have_the_colours_of_the_palette(tmp_path, monkeypatch):
 
 
 def test_prediction_reads_pictures_in_the_frame_of_the_annotations(objects, tmp_path, capsys):
-    """Trained on pictures with EXIF whose annotations fit them as stored. Older checkpoints read them upright."""
+    """Trained on images with EXIF whose annotations fit them as stored. Older checkpoints read them upright."""
     make_coco_demo_set(tmp_path / "data", 2, 1, 64)
     pictures = sorted((tmp_path / "data").glob("*/*.png"))
     for path in pictures:
@@ -552,7 +552,7 @@ def test_prediction_reads_pictures_in_the_frame_of_the_annotations(objects, tmp_
     predictor = Predictor(segmenter)
     assert np.array_equal(predictor.read(pictures[0]), stored)
     predictor.read(pictures[1])
-    assert capsys.readouterr().err.count("note: ") == 1  # once, not for every picture
+    assert capsys.readouterr().err.count("note: ") == 1  # once, not for every image
     words = ["-i", pictures[0], "-o", tmp_path / "out.png", "--save", "coco,overlays", "-t", "0"]
     assert run("-m", tmp_path / "run", *words) == 0
     (result,) = (Predictor(segmenter, 0.0).predict(stored),)

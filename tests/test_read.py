@@ -1,4 +1,4 @@
-"""A picture and its mask as a pair of tensors, the mask as class ids."""
+"""An image and its mask as a pair of tensors, the mask as class ids."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_a_pair_must_have_one_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = saved(COLOURS, tmp_path / "turned.png", exif=exif)
-    with pytest.raises(ValueError, match=r"5 x 7 pixels .* 7 x 5: .* EXIF turns the picture \(orientation 6\)"):
+    with pytest.raises(ValueError, match=r"5 x 7 pixels .* 7 x 5: .* EXIF turns the image \(orientation 6\)"):
         read(turned, saved(IDS, tmp_path / "m.png"))
 
 

@@ -24,7 +24,7 @@ def parsed(recipe: Path, *words: str):
 
 
 def pairs(folder: Path, args) -> list[str]:
-    """Three pictures with masks that hold every class as the recipe's own data do."""
+    """Three images with masks that hold every class as the recipe's own data do."""
     rule, _ = label_options(
         args.num_classes, args.class_names, args.ignore_index, args.reduce_zero_label, args.label_map, args.palette
     )

@@ -228,7 +228,7 @@ def test_the_best_value_and_file_survive_resuming(tmp_path):
 
 
 def test_held_out_pictures_may_not_change_on_resuming(tmp_path, capsys):
-    """With more pictures the held-out share is drawn anew: trained ones could get into validation."""
+    """With more images the held-out share is drawn anew: trained ones could get into validation."""
     drawn(tmp_path / "data", train=6)
     images, masks = (f"{tmp_path}/data/{kind}/train/" for kind in ("images", "masks"))
     options = ["--num-classes", "5", "--image-size", "64", "--resume-checkpoint", "auto", "--epochs", "2"]
@@ -237,7 +237,7 @@ def test_held_out_pictures_may_not_change_on_resuming(tmp_path, capsys):
     assert train_here("linear", tmp_path / "held_out", *few, "--validate", "--max-steps", "1") == 0
     assert train_here("linear", tmp_path / "held_out", *many, "--validate") == 2
     err = capsys.readouterr().err
-    assert "the pictures are others than then (train 3 -> 5" in err and "held out" in err
+    assert "the images are others than then (train 3 -> 5" in err and "held out" in err
     assert train_here("linear", tmp_path / "all", *few, "--max-steps", "1") == 0
     assert train_here("linear", tmp_path / "all", *many) == 0
-    assert "the pictures are others than in the run resumed: train 4 -> 6" in capsys.readouterr().err
+    assert "the images are others than in the run resumed: train 4 -> 6" in capsys.readouterr().err

@@ -136,7 +136,7 @@ def test_a_lost_loader_worker_ends_the_run_with_a_message(tmp_path):
     os.kill(children_of(process.pid)[-1], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2 and "Traceback" not in err, err
-    assert "a process that reads pictures was ended from outside" in err and "--num-workers than 2" in err
+    assert "a process that reads images was ended from outside" in err and "--num-workers than 2" in err
     assert list(run.glob("linear_checkpoint_step_*.pth"))
 
 
@@ -150,7 +150,7 @@ def test_an_error_of_the_program_in_a_worker_keeps_its_traceback(tmp_path, monke
 
 
 def test_what_another_process_could_not_read_is_told_too(tmp_path):
-    """Of two processes the second one meets the broken picture."""
+    """Of two processes the second one meets the broken image."""
     data = drawn(tmp_path / "data", train=4, val=2)
     run = tmp_path / "run"
     assert train_here("linear", run, *data, "--epochs", "1") == 0

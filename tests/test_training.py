@@ -89,7 +89,7 @@ def test_validation_that_fails_loses_no_step(tmp_path, monkeypatch):
 @pytest.mark.parametrize("head", ["m2f", "upernet"])
 def test_validation_in_windows(tmp_path, head, monkeypatch):
     data = drawn(tmp_path / "data")
-    for path in (tmp_path / "data").glob("*/val/*.png"):  # wide pictures, which one window of 64 px does not hold
+    for path in (tmp_path / "data").glob("*/val/*.png"):  # wide images, which one window of 64 px does not hold
         picture = np.array(Image.open(path))
         Image.fromarray(np.concatenate((picture, picture), axis=1)).save(path)
     shapes = []
@@ -101,7 +101,7 @@ def test_validation_in_windows(tmp_path, head, monkeypatch):
 
     monkeypatch.setattr(Segmenter, "forward", spy)
     assert train_here(head, tmp_path / "run", *data, "--eval-mode", "slide", "--max-steps", "1") == 0
-    # a training batch; then two pictures of 64 x 128 px, three overlapping windows each, for loss and scores at once
+    # a training batch; then two images of 64 x 128 px, three overlapping windows each, for loss and scores at once
     assert shapes == [(2, 64, 64)] + [(1, 64, 64)] * 6
     assert math.isfinite(metrics(tmp_path / "run", "" if head == "m2f" else "upernet_", "val")[-1]["miou"])
 
@@ -123,7 +123,7 @@ def test_bfloat16(tmp_path, head, monkeypatch, capsys):
 
 
 def test_two_processes_share_the_work(tmp_path):
-    """torchrun on two CPU processes: one log, one set of files, and metrics over all three validation pictures."""
+    """torchrun on two CPU processes: one log, one set of files, and metrics over all three validation images."""
     data = drawn(tmp_path / "data", train=5, val=3)
     done = run_script("m2f", tmp_path / "run", *data, "--epochs", "2", "--save-interval", "1", processes=2)
     assert done.returncode == 0, done.stderr
@@ -133,7 +133,7 @@ def test_two_processes_share_the_work(tmp_path):
     assert [line["step"] for line in metrics(run, "", "train")] == [4]
     assert {p.name for p in run.glob("*.pth")} == {"checkpoint_epoch_1.pth", "checkpoint_epoch_2.pth"}
 
-    # One process, given the same weights, finds the same metrics: every picture was counted once.
+    # One process, given the same weights, finds the same metrics: every image was counted once.
     from data.dataset import EvalDataset, collate
     from data.labels import LabelRule
     from data.reading import PairReader
@@ -166,7 +166,7 @@ def test_held_out_pictures_are_fixed_and_never_trained_on(tmp_path, capsys):
     options = ["--num-classes", "5", "--image-size", "64", "--max-steps", "1", "--validate", "--val-fraction", "0.3"]
     assert train_here("linear", tmp_path / "run", *data, *options) == 0
     out = capsys.readouterr().out
-    assert "7 pictures to train on" in out and "3 pictures (held out of the training data" in out
+    assert "7 images to train on" in out and "3 images (held out of the training data" in out
     args = parse_training_arguments("linear", words("linear", tmp_path / "run", *data, *options))
     (train, val), again = find_pairings(args), find_pairings(args)
     assert again == (train, val) and len(val.pairs) == 3

@@ -35,7 +35,7 @@ def swin(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory, data) -> Path:
-    """A checkpoint of a run on the drawn pictures, whose classes have no names of their own."""
+    """A checkpoint of a run on the drawn images, whose classes have no names of their own."""
     folder = tmp_path_factory.mktemp("own")
     assert train_here("m2f", folder, *data, "--max-steps", "2") == 0
     return folder / "checkpoint_epoch_1.pth"

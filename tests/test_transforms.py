@@ -1,4 +1,4 @@
-"""Augmentation: deterministic, picture and mask move together, and labels are never invented."""
+"""Augmentation: deterministic, image and mask move together, and labels are never invented."""
 
 import math
 
@@ -22,12 +22,12 @@ AUGMENTATIONS = st.builds(
 
 
 def picture_of(mask: torch.Tensor) -> torch.Tensor:
-    """The picture whose grey value is the mask's id."""
+    """The image whose grey value is the mask's id."""
     return mask.to(torch.uint8).expand(3, -1, -1).contiguous()
 
 
 def ids_in(image: torch.Tensor) -> torch.Tensor:
-    """The grey values of a normalised picture."""
+    """The grey values of a normalised image."""
     return (image * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) * 255
 
 
@@ -63,7 +63,7 @@ def test_picture_and_mask_move_together(height, width, seed):
 
 @pytest.mark.parametrize("size", [32, 64, 96, 224, 352])
 def test_resized_masks_are_not_shifted_against_the_picture(size):
-    """A ramp of 96 columns: the mean difference to the bilinear picture is the mask's shift, in source pixels."""
+    """A ramp of 96 columns: the mean difference to the bilinear image is the mask's shift, in source pixels."""
     mask = torch.arange(96).expand(96, 96).contiguous()
     image, out = TrainTransform(size, OFF, MEAN, STD)(picture_of(mask), mask, seed=0)
     assert abs((ids_in(image)[0] - out).mean()) < 0.01

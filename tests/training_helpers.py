@@ -1,4 +1,4 @@
-"""Small real trainings for tests: a few drawn pictures, a small frozen ViT with random weights, narrow heads."""
+"""Small real trainings for tests: a few drawn images, a small frozen ViT with random weights, narrow heads."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SMALL = {
 
 
 def drawn(folder: Path, train: int = 4, val: int = 2, size_px: int = 64) -> list[str]:
-    """Draws pictures and returns the flags that name them."""
+    """Draws images and returns the flags that name them."""
     make_demo_set(folder, train, val, size_px)
     return [
         *("--image-paths", f"{folder}/images/train/*.png", "--mask-paths", f"{folder}/masks/train/*.png"),

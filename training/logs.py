@@ -87,7 +87,7 @@ class RunLog:
         if self.is_main:
             self.bar.update(1)
             shown = ", ".join(sample_ids[:NAMES_SHOWN]) + (" ..." if len(sample_ids) > NAMES_SHOWN else "")
-            self.say(f"epoch {epoch}  step {step} left out: {reason}; pictures: {shown}")
+            self.say(f"epoch {epoch}  step {step} left out: {reason}; images: {shown}")
             line = {"epoch": epoch, "step": step, "split": "bad_step", "reason": reason, "sample_ids": sample_ids}
             self._write(line)
 
@@ -98,7 +98,7 @@ class RunLog:
             self._write({"epoch": epoch, "step": step, "split": "broken_sample", "reason": text})
 
     def evaluation(self, split: str, progress: Progress, result: Result, sheet: Image.Image | None) -> None:
-        """split: "val" or "test"; sheet: pictures of predictions beside the truth."""
+        """split: "val" or "test"; sheet: images of predictions beside the truth."""
         if not self.is_main:
             return
         line = {"epoch": progress.epoch, "step": progress.step, "split": split, **result.values, **result.by_class}

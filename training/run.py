@@ -45,7 +45,7 @@ from training.trainer import Trainer
 from training.transfer.fit import head_to_begin_with, transfer
 
 LOST_WORKER = (
-    "a process that reads pictures was ended from outside ({reason}): most often memory or /dev/shm ran out; pass "
+    "a process that reads images was ended from outside ({reason}): most often memory or /dev/shm ran out; pass "
     "fewer --num-workers than {num} (0 reads in the main process), and go on with --resume-checkpoint auto"
 )
 

@@ -13,7 +13,7 @@ from training.config import DataConfig
 
 
 def find_pairings(config: DataConfig) -> tuple[Pairing, Pairing | None]:
-    """(train, val); val is None without --validate. Held-out pictures are taken out of the training data."""
+    """(train, val); val is None without --validate. Held-out images are taken out of the training data."""
     train = match_files(config.image_paths, config.mask_paths)
     if not config.is_validated:
         return train, None

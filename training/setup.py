@@ -66,7 +66,7 @@ def end_workers(loader: DataLoader | None) -> None:
 RANDOM_WEIGHTS_BANNER = """
 {line}
 !!  RANDOM BACKBONE WEIGHTS: {reason}
-!!  The backbone knows nothing of pictures now. Good for trying things out, not for results.
+!!  The backbone knows nothing of images now. Good for trying things out, not for results.
 {line}
 """
 
@@ -78,7 +78,7 @@ def build_segmenter(
     torch.manual_seed(config.seed)
     segmenter = Segmenter(backbone, head_spec(config, num_classes))
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
-        # Batch norm over the pictures of all GPUs: with a large backbone each one has only a few.
+        # Batch norm over the images of all GPUs: with a large backbone each one has only a few.
         segmenter.adapter = nn.SyncBatchNorm.convert_sync_batchnorm(segmenter.adapter)
         segmenter.head = nn.SyncBatchNorm.convert_sync_batchnorm(segmenter.head)
     return segmenter

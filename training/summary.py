@@ -37,9 +37,9 @@ def summary(config: TrainConfig, trainer: Trainer, resumed: Resumed | None, chan
     effective = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     held_out = f" (held out of the training data, seed {config.seed})" if data.record["is_held_out"] else ""
     rows = [
-        ("data", f"{data.sizes['train']} pictures to train on, {num_classes} classes, {config.image_size} px"),
+        ("data", f"{data.sizes['train']} images to train on, {num_classes} classes, {config.image_size} px"),
         *[("labels", line) for line in data.description()],
-        ("validation", f"{num_val} pictures{held_out}" if num_val else "none (--validate turns it on)"),
+        ("validation", f"{num_val} images{held_out}" if num_val else "none (--validate turns it on)"),
         ("backbone", f"{backbone.name}, weights {backbone.weights}, {millions(count_parameters(backbone))} {learning}"),
         ("adapter", f"{segmenter.spec.adapter}, {millions(count_parameters(segmenter.adapter))} trainable"),
         ("head", f"{config.head}, width {config.hidden_dim}, {millions(count_parameters(segmenter.head))} trainable"),

@@ -74,7 +74,7 @@ def digest_of(names: Sequence[str]) -> dict[str, Any]:
 
 
 def compare(resumed: Resumed, record: dict[str, Any]) -> None:
-    """Says when the pictures are others now. Raises UserError where trained ones could end up in validation."""
+    """Says when the images are others now. Raises UserError where trained ones could end up in validation."""
     then = resumed.state["data"]
     changed = [split for split in ("train", "val") if then[split] != record[split]]
     if not changed:
@@ -82,11 +82,11 @@ def compare(resumed: Resumed, record: dict[str, Any]) -> None:
     numbers = ", ".join(f"{split} {then[split]['pictures']} -> {record[split]['pictures']}" for split in changed)
     if then["is_held_out"] or record["is_held_out"]:
         raise UserError(
-            f"--resume-checkpoint {resumed.path}: the pictures are others than then ({numbers}), and a part of them is "
-            "held out for validation: some of those would have been trained on. Give the pictures of then, or start "
+            f"--resume-checkpoint {resumed.path}: the images are others than then ({numbers}), and a part of them is "
+            "held out for validation: some of those would have been trained on. Give the images of then, or start "
             "anew in another --checkpoint-dir"
         )
-    note(f"the pictures are others than in the run resumed: {numbers}")
+    note(f"the images are others than in the run resumed: {numbers}")
 
 
 FILES_NAMED = 3
@@ -309,7 +309,7 @@ def check_objects(config: TrainConfig, sets: dict[str, CocoSet]) -> tuple[LeftOu
     most = report.train.most_objects
     if most > config.num_queries:
         warn(
-            f"a picture has {most} objects, but --num-queries {config.num_queries} find no more than that: "
+            f"an image has {most} objects, but --num-queries {config.num_queries} find no more than that: "
             f"the others count as missed; pass --num-queries {most}",
         )
     if config.task == "instance" and most > MOST_DETECTIONS:

@@ -23,7 +23,7 @@ Size = tuple[int, int]
 class SplitNumbers:
     """One of the two sets in numbers.
 
-    sizes_wh: pictures of each size in pixels; image_modes, mask_modes: files of each PIL mode, readable ones only.
+    sizes_wh: images of each size in pixels; image_modes, mask_modes: files of each PIL mode, readable ones only.
     class_pixels, class_pictures: for each class, over the usable samples, as are the pixels without a label.
     unlabelled_pictures: sample ids of those without any label. bad_sample_ids: those that cannot be used.
     """
@@ -92,7 +92,7 @@ def check_pairs(
 ) -> Report:
     """Reads what is not known yet from an earlier check; raises nothing for the sake of a file.
 
-    rule: what of the pictures is used.
+    rule: what of the images is used.
     """
     as_colors = bool(labels.palette)
     facts = scan(train.pairs, as_colors, max_pixels, progress=progress, rule=rule)
@@ -145,10 +145,10 @@ def _tally(things: Iterable) -> dict:
 
 @dataclass(frozen=True)
 class CocoNumbers:
-    """One of the sets in numbers, of which objects are counted in usable pictures only.
+    """One of the sets in numbers, of which objects are counted in usable images only.
 
-    class_objects: without crowds, for each class; most_objects: in one picture, without crowds: more than a head has
-    queries cannot be found. sizes_wh: pictures of each size in the file, the most frequent first. frames: usable
+    class_objects: without crowds, for each class; most_objects: in one image, without crowds: more than a head has
+    queries cannot be found. sizes_wh: images of each size in the file, the most frequent first. frames: usable
     images with an EXIF orientation, by whether the annotations are of the pixels as "stored" or turned "upright".
     """
 
@@ -213,9 +213,9 @@ def check_coco(
     rule: ImageRule = PLAIN,
     test: CocoSet | None = None,
 ) -> CocoReport:
-    """Of sets with common classes. Raises nothing for the sake of a picture or an annotation.
+    """Of sets with common classes. Raises nothing for the sake of an image or an annotation.
 
-    rule: what of the pictures is used.
+    rule: what of the images is used.
     """
     sets = {"": train, "validation ": val, "test ": test}
     assert all(one is None or one.class_names == train.class_names for one in sets.values())

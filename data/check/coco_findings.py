@@ -1,4 +1,4 @@
-"""A COCO set with the facts of its files: every picture, and every PNG of a panoptic set, is decoded once."""
+"""A COCO set with the facts of its files: every image, and every PNG of a panoptic set, is decoded once."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from data.sources.panoptic import color_of
 
 @dataclass(frozen=True)
 class CheckedImage:
-    """A picture, the facts of its file and, in a panoptic set, those of its PNG.
+    """An image, the facts of its file and, in a panoptic set, those of its PNG.
 
     unlisted: ids of segments that are in the PNG only; unseen: of those that are in the JSON file only.
     """
@@ -31,7 +31,7 @@ class CheckedImage:
 
     @property
     def fits_stored(self) -> bool:
-        """Whether the size in the file is that of the picture as stored, without its EXIF orientation."""
+        """Whether the size in the file is that of the image as stored, without its EXIF orientation."""
         turned = self.facts.orientation in SIDEWAYS
         return self.image.size_hw == (self.facts.size_wh if turned else self.facts.size_wh[::-1])
 
@@ -47,7 +47,7 @@ class CheckedImage:
 
     @property
     def sizes_differ(self) -> bool:
-        """Those of picture or PNG from that in the file."""
+        """Those of image or PNG from that in the file."""
         differs = not self.facts.failure and not (self.fits_stored or self.fits_upright)
         return differs or self.png_differs
 
@@ -96,8 +96,8 @@ MISTAKES = {
         "Export the file with polygons or RLE; boxes are not made into masks here.",
     ),
     "bad-polygon": ("whose polygon cannot be read", EXPORT_AGAIN),
-    "far-outside": ("far outside of the picture", "Look whether the annotations belong to pictures of another size."),
-    "too-long": ("with an outline that goes through the picture too often to be drawn", EXPORT_AGAIN),
+    "far-outside": ("far outside of the image", "Look whether the annotations belong to images of another size."),
+    "too-long": ("with an outline that goes through the image too often to be drawn", EXPORT_AGAIN),
     "bad-rle": ("whose RLE cannot be read", EXPORT_AGAIN),
     "bad-crowd": ("with an iscrowd that is neither 0 nor 1", EXPORT_AGAIN),
     "bad-segment-id": ("with an id that no PNG can hold", EXPORT_AGAIN),
@@ -107,13 +107,13 @@ MISTAKES = {
         "Delete them; if there are many, look whether coordinates are in pixels and not from 0 to 1.",
     ),
     "outside": (
-        "reaching beyond the picture, cut off at its border",
-        "Look whether the annotations were made for a picture of this size.",
+        "reaching beyond the image, cut off at its border",
+        "Look whether the annotations were made for an image of this size.",
     ),
     "repeated-annotation-id": ("with an id that another one has too", "Number them anew; the ids only name them here."),
     "unknown-image": (
-        "of a picture that the file does not list, left out",
-        "Nothing to do where pictures were taken out on purpose; otherwise add them to 'images'.",
+        "of an image that the file does not list, left out",
+        "Nothing to do where images were taken out on purpose; otherwise add them to 'images'.",
     ),
 }
 """Of each code of a Mistake: which annotations they are, and the remedy."""
@@ -147,8 +147,8 @@ def _sizes(samples: Sequence[CheckedImage]) -> Iterator[Finding]:
         yield Finding(
             "error",
             "size-mismatch",
-            f"{counted(len(wrong), 'picture')} of another size than in the file.",
-            "Export pictures and annotations together: masks of another size would lie in the wrong place.",
+            f"{counted(len(wrong), 'image')} of another size than in the file.",
+            "Export images and annotations together: masks of another size would lie in the wrong place.",
             [f"{_size_text(sample)}, in the file {size_text(sample.image.size_hw[::-1])}" for sample in wrong],
             per_sample=True,
         )
@@ -166,9 +166,9 @@ def _maybe_turned(samples: Sequence[CheckedImage]) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "maybe-turned",
-            f"{counted(len(doubtful), 'picture')} with an EXIF orientation, and the size does not tell whether the "
-            "annotations were made before or after turning; the pictures are taken as stored, as COCO does.",
-            "Look at them; if objects are turned, save the pictures upright without EXIF orientation.",
+            f"{counted(len(doubtful), 'image')} with an EXIF orientation, and the size does not tell whether the "
+            "annotations were made before or after turning; the images are taken as stored, as COCO does.",
+            "Look at them; if objects are turned, save the images upright without EXIF orientation.",
             [f"{sample.image.path}: orientation {sample.facts.orientation}" for sample in doubtful],
         )
 
@@ -183,9 +183,9 @@ def _mixed_frames(samples: Sequence[CheckedImage]) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "mixed-frames",
-            f"Of the pictures with an EXIF orientation {len(stored):,} fit their annotations as stored and "
+            f"Of the images with an EXIF orientation {len(stored):,} fit their annotations as stored and "
             f"{len(upright):,} turned upright; each is taken as it fits, but prediction can do one of both only.",
-            "Save the pictures upright without EXIF orientation, and export annotations made on these.",
+            "Save the images upright without EXIF orientation, and export annotations made on these.",
             fewer,
         )
 
@@ -273,8 +273,8 @@ def _objects(
         yield Finding(
             "error",
             "no-objects",
-            "No usable picture of the training set has an object: there is nothing to learn.",
-            "Look whether the file belongs to these pictures, and at the other findings.",
+            "No usable image of the training set has an object: there is nothing to learn.",
+            "Look whether the file belongs to these images, and at the other findings.",
         )
     if test and not any(sample.image.objects for sample in test):
         yield Finding(
@@ -290,7 +290,7 @@ def _objects(
         yield Finding(
             "note",
             "pictures-without-objects",
-            f"{counted(len(empty), 'picture')} without objects: that there is nothing to find is learned from them.",
+            f"{counted(len(empty), 'image')} without objects: that there is nothing to find is learned from them.",
             "Leave them out where they were merely not annotated.",
             empty,
         )
@@ -299,7 +299,7 @@ def _objects(
         yield Finding(
             "note",
             "crowds",
-            f"{counted(len(crowds), 'picture')} with crowds: training leaves these out, metrics neither demand nor "
+            f"{counted(len(crowds), 'image')} with crowds: training leaves these out, metrics neither demand nor "
             "punish them.",
             "Nothing to do.",
             [str(sample.image.path) for sample in crowds],
@@ -316,7 +316,7 @@ def _classes(
         yield class_finding("class-missing-train", "training", missing, class_names, remedy)
     only_train = sorted(in_train - in_val)
     if in_val and only_train:
-        remedy = "Validate on more pictures: nothing can be said of how well these classes are found."
+        remedy = "Validate on more images: nothing can be said of how well these classes are found."
         yield class_finding("class-missing-val", "validation", only_train, class_names, remedy)
 
 

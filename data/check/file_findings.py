@@ -26,7 +26,7 @@ NARROW = 2**14
 """16-bit values that span less than this, 64 of the 256 steps of 8 bits, were made with fewer bits."""
 
 Pictures = Sequence[tuple[Path, ImageFacts]]
-"""The pictures of one set, in its order."""
+"""The images of one set, in its order."""
 
 
 def unreadable(failures: Iterable[Failure]) -> Iterator[Finding]:
@@ -40,7 +40,7 @@ def unreadable(failures: Iterable[Failure]) -> Iterator[Finding]:
 
 
 def picture_findings(train: Pictures, val: Pictures, test: Pictures = ()) -> Iterator[Finding]:
-    """Of pictures that are in several sets, or twice in the training set."""
+    """Of images that are in several sets, or twice in the training set."""
     yield from _shared(train, val)
     yield from _in_test(train, test, "train", "training")
     yield from _in_test(val, test, "val", "validation")
@@ -55,9 +55,9 @@ def _in_test(others: Pictures, test: Pictures, split: str, name: str) -> Iterato
         yield Finding(
             "warning",
             f"{split}-pictures-in-test",
-            f"{counted(len(copies), 'test picture')} {'is' if len(copies) == 1 else 'are'} the same, pixel by pixel, "
-            f"as a {name} picture: the test will be too good.",
-            "Keep each picture in one of the sets.",
+            f"{counted(len(copies), 'test image')} {'is' if len(copies) == 1 else 'are'} the same, pixel by pixel, "
+            f"as a {name} image: the test will be too good.",
+            "Keep each image in one of the sets.",
             copies,
         )
 
@@ -87,9 +87,9 @@ def _shared(train: Pictures, val: Pictures) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "same-files",
-            f"{counted(len(same_file), 'picture')} {'is' if len(same_file) == 1 else 'are'} both trained and validated "
+            f"{counted(len(same_file), 'image')} {'is' if len(same_file) == 1 else 'are'} both trained and validated "
             "on, as asked for.",
-            "Validate on other pictures to learn how good the model is on new ones.",
+            "Validate on other images to learn how good the model is on new ones.",
             same_file,
         )
     by_digest = _by_digest(train)
@@ -102,9 +102,9 @@ def _shared(train: Pictures, val: Pictures) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "train-pictures-in-val",
-            f"{counted(len(copies), 'validation picture')} {'is' if len(copies) == 1 else 'are'} the same, pixel by "
-            "pixel, as a training picture: the validation will be too good.",
-            "Keep each picture in one of the two sets.",
+            f"{counted(len(copies), 'validation image')} {'is' if len(copies) == 1 else 'are'} the same, pixel by "
+            "pixel, as a training image: the validation will be too good.",
+            "Keep each image in one of the two sets.",
             copies,
         )
 
@@ -116,7 +116,7 @@ def _repeated(train: Pictures) -> Iterator[Finding]:
         yield Finding(
             "note",
             "repeated-pictures",
-            f"{counted(more, 'training picture')} {'repeats' if more == 1 else 'repeat'} another one, pixel by pixel.",
+            f"{counted(more, 'training image')} {'repeats' if more == 1 else 'repeat'} another one, pixel by pixel.",
             "Leave the copies out, unless they are meant to count more.",
             [" = ".join(map(str, paths)) for paths in repeated],
         )
@@ -146,15 +146,15 @@ def _unpaired(pairings: Sequence[Pairing]) -> Iterator[Finding]:
     images = [path for pairing in pairings for path in pairing.lone_images]
     masks = [path for pairing in pairings for path in pairing.lone_masks]
     if images or masks:
-        sides = [counted(len(images), "picture") + " without a mask"] if images else []
-        sides += [counted(len(masks), "mask") + " without a picture"] if masks else []
+        sides = [counted(len(images), "image") + " without a mask"] if images else []
+        sides += [counted(len(masks), "mask") + " without an image"] if masks else []
         yield Finding(
             "error",
             "unpaired",
             f"There {'is' if len(images or masks) == 1 else 'are'} {' and '.join(sides)}; "
             f"compared were {pairings[0].how}.",
-            "Narrow the patterns or rename files so that every picture has one mask.",
-            [f"{path}: no mask" for path in images] + [f"{path}: no picture" for path in masks],
+            "Narrow the patterns or rename files so that every image has one mask.",
+            [f"{path}: no mask" for path in images] + [f"{path}: no image" for path in masks],
             per_sample=True,
         )
 
@@ -175,19 +175,19 @@ def _size_mismatch(samples: Sequence[CheckedSample]) -> Iterator[Finding]:
     wrong = [sample for sample in samples if sample.sizes_differ]
     turned = [sample for sample in wrong if _turned_by_exif(sample)]
     if wrong:
-        remedy = "Export picture and mask at one size."
+        remedy = "Export image and mask at one size."
         if turned:
             remedy = (
-                f"{counted(len(turned), 'mask')} would fit but for the picture's EXIF orientation, which is applied "
-                "here: save the pictures upright without it, or turn the masks as well."
+                f"{counted(len(turned), 'mask')} would fit but for the image's EXIF orientation, which is applied "
+                "here: save the images upright without it, or turn the masks as well."
             )
         yield Finding(
             "error",
             "size-mismatch",
-            f"{counted(len(wrong), 'mask')} {'has' if len(wrong) == 1 else 'have'} another size than the picture.",
+            f"{counted(len(wrong), 'mask')} {'has' if len(wrong) == 1 else 'have'} another size than the image.",
             remedy,
             [
-                f"{s.pair.mask}: {size_text(s.mask.size_wh)}, its picture {s.pair.image}: {size_text(s.image.size_wh)}"
+                f"{s.pair.mask}: {size_text(s.mask.size_wh)}, its image {s.pair.image}: {size_text(s.image.size_wh)}"
                 + (f" (turned by EXIF orientation {s.image.orientation})" if _turned_by_exif(s) else "")
                 for s in wrong
             ],
@@ -214,9 +214,9 @@ def _maybe_turned(samples: Sequence[CheckedSample]) -> Iterator[Finding]:
         yield Finding(
             "warning",
             "maybe-turned",
-            f"{counted(len(doubtful), 'picture')} {'has' if len(doubtful) == 1 else 'have'} another EXIF orientation "
+            f"{counted(len(doubtful), 'image')} {'has' if len(doubtful) == 1 else 'have'} another EXIF orientation "
             "than the mask, and the sizes do not tell whether the mask lies right.",
-            "Look at them with --preview; if labels are turned, save the pictures upright without EXIF orientation.",
+            "Look at them with --preview; if labels are turned, save the images upright without EXIF orientation.",
             [
                 f"{s.pair.image}: orientation {s.image.orientation}, its mask {s.pair.mask}: {s.mask.orientation}"
                 for s in doubtful

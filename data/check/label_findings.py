@@ -234,7 +234,7 @@ def _missing_classes(
         yield class_finding("class-missing-train", "training", missing, class_names, remedy)
     only_train = [k for k in sorted(in_train) if k not in in_val]
     if only_train and in_val:
-        remedy = "Validate on more pictures: nothing can be said of how well these classes are found."
+        remedy = "Validate on more images: nothing can be said of how well these classes are found."
         yield class_finding("class-missing-val", "validation", only_train, class_names, remedy)
 
 

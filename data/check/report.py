@@ -63,10 +63,10 @@ def _numbers_table(report: Report) -> list[str]:
         ("files without a partner", lambda s: f"{s.lone_images + s.lone_masks:,}"),
         ("smallest, median, largest", _sizes),
         ("most frequent sizes", _frequent_sizes),
-        ("modes of pictures", lambda s: _modes(s.image_modes)),
+        ("modes of images", lambda s: _modes(s.image_modes)),
         ("modes of masks", lambda s: _modes(s.mask_modes)),
         ("pixels without a label", lambda s: f"{s.ignored_share:.2%}"),
-        ("pictures without any label", lambda s: f"{len(s.unlabelled_pictures):,}"),
+        ("images without any label", lambda s: f"{len(s.unlabelled_pictures):,}"),
     ):
         rows.append((title, *map(text, splits.values())))
     return aligned(rows)
@@ -79,7 +79,7 @@ def _coding(report: Report) -> list[str]:
 def _class_table(report: Report) -> list[str]:
     """A line a class; classes that occur nowhere are counted, not listed, where there are many."""
     train, val = report.train, report.val
-    rows = [("class", "name", "pixels %", "pictures", *(("val pixels %", "val pictures") if val else ()))]
+    rows = [("class", "name", "pixels %", "images", *(("val pixels %", "val images") if val else ()))]
     absent = [k for k in range(len(report.class_names)) if not (train.class_pixels[k] or (val and val.class_pixels[k]))]
     hidden = set(absent) if len(absent) > FILES_SHOWN else set()
     for k, name in enumerate(report.class_names):
@@ -187,11 +187,11 @@ def _coco_numbers_table(report: CocoReport) -> list[str]:
     splits = {titles[split]: numbers for split, numbers in report.splits.items() if numbers}
     rows = [("", *splits)]
     for title, text in (
-        ("pictures", lambda s: f"{s.pictures:,}"),
+        ("images", lambda s: f"{s.pictures:,}"),
         ("that cannot be used", lambda s: f"{len(s.bad_sample_ids):,}"),
         ("without objects", lambda s: f"{len(s.pictures_without_objects):,}"),
         ("objects", lambda s: f"{s.objects:,}"),
-        ("most in one picture", lambda s: f"{s.most_objects:,}"),
+        ("most in one image", lambda s: f"{s.most_objects:,}"),
         ("crowds", lambda s: f"{s.crowds:,}"),
         ("most frequent size", lambda s: size_text(next(iter(s.sizes_wh)))),
     ):

@@ -244,7 +244,7 @@ def scan(
     """The facts of all files of the pairs. What is known of unchanged files is not read again.
 
     as_colors: masks are read as colours, for a palette is given. progress: a bar on stderr, where that is a terminal.
-    What was read until Ctrl-C is remembered too. rule: what of the pictures is used.
+    What was read until Ctrl-C is remembered too. rule: what of the images is used.
     """
     return scan_files([p.image for p in pairs], [p.mask for p in pairs], as_colors, max_pixels, title, progress, rule)
 
@@ -258,7 +258,7 @@ def scan_files(
     progress: bool = True,
     rule: ImageRule = PLAIN,
 ) -> Scan:
-    """As `scan`, of pictures and masks that need not be pairs."""
+    """As `scan`, of images and masks that need not be pairs."""
     masks: list[Job] = [("colors" if as_colors else "ids", path) for path in dict.fromkeys(mask_paths)]
     images: list[Job] = [(f"image {rule.key()}", path) for path in dict.fromkeys(image_paths)]
     facts: dict[Job, Facts] = {}
@@ -323,7 +323,7 @@ def usable_cores() -> int:
 
 
 class PixelBudget:
-    """Bounds the memory of threads that decode: together they hold at most `pixels`, or one picture alone."""
+    """Bounds the memory of threads that decode: together they hold at most `pixels`, or one image alone."""
 
     def __init__(self, pixels: int) -> None:
         self.pixels = pixels

@@ -1,8 +1,8 @@
-"""Draws one picture of the demo set, with its mask: patterned things, occluding one another, on a soft background.
+"""Draws one image of the demo set, with its mask: patterned things, occluding one another, on a soft background.
 
 What a thing is shows in its outline and in its surface. Its colour is only a hint: each class leans towards a hue, but
-the hues of neighbours overlap, and the background takes any. Lengths are in pixels of a 128-pixel picture and grow with
-the picture.
+the hues of neighbours overlap, and the background takes any. Lengths are in pixels of a 128-pixel image and grow with
+the image.
 
 Everything is computed on a grid SUPERSAMPLE times finer and then averaged, so no drawing library decides what a pixel
 looks like. Only `Generator.random` is drawn from: of numpy's streams it is the one least likely ever to change.
@@ -95,7 +95,7 @@ class Thing:
 
 
 def draw_picture(rng: np.random.Generator, size_px: int) -> tuple[Picture, Picture]:
-    """Returns a picture (S, S, 3) RGB and its mask (S, S) of class ids, with IGNORE_INDEX along some borders."""
+    """Returns an image (S, S, 3) RGB and its mask (S, S) of class ids, with IGNORE_INDEX along some borders."""
     picture, things = draw_things(rng, size_px)
     mask = np.zeros((size_px, size_px), np.uint8)
     for thing, covered in things:
@@ -106,7 +106,7 @@ def draw_picture(rng: np.random.Generator, size_px: int) -> tuple[Picture, Pictu
 
 
 def draw_things(rng: np.random.Generator, size_px: int) -> tuple[Picture, list[tuple[Thing, Covered]]]:
-    """Returns a picture (S, S, 3) RGB and its things, back to front, each with the pixels (S, S) that it covers, also
+    """Returns an image (S, S, 3) RGB and its things, back to front, each with the pixels (S, S) that it covers, also
     where another one before it hides them."""
     unit = REFERENCE_SIZE_PX / (size_px * SUPERSAMPLE)  # reference pixels a sample
     canvas = _background(rng, size_px).repeat(SUPERSAMPLE, axis=0).repeat(SUPERSAMPLE, axis=1)
@@ -117,7 +117,7 @@ def draw_things(rng: np.random.Generator, size_px: int) -> tuple[Picture, list[t
 
 
 def outline_polygon(thing: Thing, size_px: int, corners: int = 90) -> list[float]:
-    """The thing's outline x y x y ..., in pixels of a picture of that size; it may reach beyond the picture.
+    """The thing's outline x y x y ..., in pixels of an image of that size; it may reach beyond the image.
 
     Every ray from a thing's centre crosses its outline once, which is found by halving.
     """

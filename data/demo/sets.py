@@ -31,7 +31,7 @@ DRAWING_VERSION = 1  # raise it whenever the same seed gives other pixels
 def make_demo_set(folder: Path, train: int = 240, val: int = 60, size_px: int = 128, seed: int = 0) -> None:
     """Draws the set into `folder`, whole or not at all; a whole set with the same parameters is left alone.
 
-    A picture depends on seed, split and number only, so a larger set begins with the pictures of a smaller one.
+    An image depends on seed, split and number only, so a larger set begins with the images of a smaller one.
     Raises UserError where `folder` holds anything else, since nothing is ever drawn over.
     """
     parameters = {"drawing": DRAWING_VERSION, "train": train, "val": val, "size_px": size_px, "seed": seed}
@@ -50,14 +50,14 @@ def draw_once(
 ) -> None:
     """Has `draw` fill a new folder, which then takes the place of `folder`; a whole set is left alone.
 
-    parameters: what the set is drawn with, among them train, val, size_px and seed; counts: pictures in each
+    parameters: what the set is drawn with, among them train, val, size_px and seed; counts: images in each
     sub-folder of a whole set. Raises UserError for parameters out of range, or where `folder` holds anything else.
     """
     train, val, size_px, seed = (parameters[name] for name in ("train", "val", "size_px", "seed"))
     if train < 1 or val < 0 or size_px < 32 or seed < 0:
         raise UserError(
-            f"cannot draw {train} training and {val} validation pictures of {size_px} px with seed {seed}: "
-            "it takes at least 1 training picture, 0 validation pictures, 32 px and a seed of 0"
+            f"cannot draw {train} training and {val} validation images of {size_px} px with seed {seed}: "
+            "it takes at least 1 training image, 0 validation images, 32 px and a seed of 0"
         )
     folder = folder.resolve()  # a link is followed, not replaced
     if _is_whole(folder, parameters, counts):

@@ -33,7 +33,7 @@ CVAT_SUBSETS = {
 
 
 def find_splits(coco_dir: Path) -> dict[str, tuple[Path, Path]]:
-    """{"train", "val", "test": (the JSON file, the folder of its pictures)}, as far as they are there.
+    """{"train", "val", "test": (the JSON file, the folder of its images)}, as far as they are there.
 
     Raises UserError where the training split is missing, or both valid and val are there.
     """
@@ -47,8 +47,8 @@ def find_splits(coco_dir: Path) -> dict[str, tuple[Path, Path]]:
     if "train" not in found:
         raise UserError(
             f"{coco_dir}: has no train/{ANNOTATIONS}: expected a COCO export with train/ and valid/, each with "
-            f"{ANNOTATIONS} and its pictures, or CVAT's annotations/instances_default.json and images/; for another "
-            "layout give the JSON file and the folder of the pictures"
+            f"{ANNOTATIONS} and its images, or CVAT's annotations/instances_default.json and images/; for another "
+            "layout give the JSON file and the folder of the images"
         )
     return found
 
@@ -74,9 +74,9 @@ def _cvat_images(json_path: Path, folder: Path) -> Path:
 
 
 def read_coco(json_path: Path, image_folder: Path) -> CocoSet:
-    """All pictures, also those without objects; all categories are classes until `common_classes` has chosen.
+    """All images, also those without objects; all categories are classes until `common_classes` has chosen.
 
-    Mistakes of single annotations are kept with their picture, and the picture files are not looked at: that is the
+    Mistakes of single annotations are kept with their image, and the image files are not looked at: that is the
     check's work. Raises UserError, naming file and entry, where the file is not of the format.
     """
     content = load_object(json_path)
@@ -89,7 +89,7 @@ def read_coco(json_path: Path, image_folder: Path) -> CocoSet:
     label_of, used, strays, seen = categories.label_of, set(), [], set()
     for annotation, number, image_id, category_id in zip(table, *columns, strict=True):
         if image_id not in images:
-            detail = f"annotation {number}: there is no picture with the id {image_id}"
+            detail = f"annotation {number}: there is no image with the id {image_id}"
             strays.append(Mistake("unknown-image", number, detail, fatal=False))
             continue
         image = images[image_id]
@@ -109,7 +109,7 @@ def read_coco(json_path: Path, image_folder: Path) -> CocoSet:
 
 
 def _add_object(image: CocoImage, annotation: Entry, number: int, label: int) -> None:
-    """Puts an object, or a mistake, into the picture's list."""
+    """Puts an object, or a mistake, into the image's list."""
     try:
         crowd = annotation.get("iscrowd", 0)
         if type(crowd) not in (int, bool) or crowd not in (0, 1):
@@ -119,6 +119,6 @@ def _add_object(image: CocoImage, annotation: Entry, number: int, label: int) ->
         image.mistakes.append(Mistake(error.code, number, f"annotation {number} {error}", error.fatal))
         return
     if is_cut:
-        detail = f"annotation {number} reaches beyond the picture, where it is cut off"
+        detail = f"annotation {number} reaches beyond the image, where it is cut off"
         image.mistakes.append(Mistake("outside", number, detail, fatal=False))
     image.objects.append(CocoObject(number, label, rle, bool(crowd), area_of(annotation), box_of(annotation)))

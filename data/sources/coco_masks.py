@@ -35,7 +35,7 @@ class SegmentationError(Exception):
 
 
 def checked_segmentation(annotation: dict[str, Any], size_hw: tuple[int, int]) -> tuple[Rle, bool]:
-    """The mask, and whether a polygon reaches beyond the picture, where it is cut off.
+    """The mask, and whether a polygon reaches beyond the image, where it is cut off.
 
     Polygons are joined; those of fewer than three corners are left out. Raises SegmentationError.
     """
@@ -60,7 +60,7 @@ def checked_segmentation(annotation: dict[str, Any], size_hw: tuple[int, int]) -
     else:
         raise SegmentationError("bad-polygon", f"has the segmentation {reprlib.repr(raw)}: neither polygons nor RLE")
     if not coco_mask.area(rle):
-        raise SegmentationError("no-area", "covers no pixel of the picture", fatal=False)
+        raise SegmentationError("no-area", "covers no pixel of the image", fatal=False)
     return rle, is_cut
 
 
@@ -80,7 +80,7 @@ def _checked_polygon(raw: Any, size_hw: tuple[int, int]) -> np.ndarray:
     x, y = polygon[::2], polygon[1::2]
     if ((x < -width) | (x > 2 * width) | (y < -height) | (y > 2 * height)).any():
         raise SegmentationError(
-            "far-outside", f"lies more than a whole picture outside of its picture of {width} x {height} pixels"
+            "far-outside", f"lies more than a whole image outside of its image of {width} x {height} pixels"
         )
     return polygon
 

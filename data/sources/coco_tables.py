@@ -23,7 +23,7 @@ Rle = dict[str, Any]
 class Mistake:
     """What is wrong with one annotation.
 
-    code: a short name that stays. fatal: the picture cannot be used, for one of its objects is not known; otherwise
+    code: a short name that stays. fatal: the image cannot be used, for one of its objects is not known; otherwise
     the annotation is left out, or taken as the detail says.
     """
 
@@ -52,7 +52,7 @@ class CocoObject:
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One picture. sample_id: its file_name in the file. segments_path: the PNG of a panoptic set."""
+    """One image. sample_id: its file_name in the file. segments_path: the PNG of a panoptic set."""
 
     sample_id: str
     path: Path
@@ -72,7 +72,7 @@ class CocoSet:
     """One COCO file. class_names, category_ids (as in the file) and is_thing have one entry a class.
 
     used_labels: classes that some annotation names, be it usable or not. strays: mistakes of annotations that belong
-    to no picture. by_name: names of classes whose ids in the file are others than category_ids, those of the training
+    to no image. by_name: names of classes whose ids in the file are others than category_ids, those of the training
     set: they were matched by name.
     """
 
@@ -251,10 +251,10 @@ def _kind(value: Any) -> str:
 
 
 MOST_PIXELS = 2**31 - 1
-"""pycocotools counts pixels of a picture in 32 bits."""
+"""pycocotools counts pixels of an image in 32 bits."""
 
 LONGEST_SIDE = 1_000_000
-"""In pixels. pycocotools multiplies coordinates, which may lie beyond the picture, in 32 bits."""
+"""In pixels. pycocotools multiplies coordinates, which may lie beyond the image, in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -283,10 +283,10 @@ def read_categories(content: Entry, path: Path, is_panoptic: bool) -> Categories
 
 
 def read_images(content: Entry, image_folder: Path, path: Path) -> dict[int, CocoImage]:
-    """The pictures by their ids, without objects; the files are not looked at. Raises UserError as json_file does."""
+    """The images by their ids, without objects; the files are not looked at. Raises UserError as json_file does."""
     table = entries(content, "images", str(path))
     if not table:
-        raise UserError(f"{path}: 'images' is empty: export the file with its pictures")
+        raise UserError(f"{path}: 'images' is empty: export the file with its images")
     ids = whole_numbers(table, "images", "id", path)
     unique(ids, "images", "id", path)
     names = [inner_path(entry, f"{path}: images[{number}]") for number, entry in enumerate(table)]
@@ -305,12 +305,12 @@ def read_images(content: Entry, image_folder: Path, path: Path) -> dict[int, Coc
 
 
 def inner_path(entry: Entry, place: str) -> str:
-    """The file_name of an entry. Sub-folders are fine, but it must not lead out of the folder of the pictures."""
+    """The file_name of an entry. Sub-folders are fine, but it must not lead out of the folder of the images."""
     name = text(entry, place, "file_name")
     windows = PureWindowsPath(name)
     leads_out = windows.drive or windows.root or ".." in windows.parts  # that takes / and \ for separators
     if leads_out or not _is_file_name(name):
-        raise UserError(f"{place}: 'file_name' is {name!r}, expected a path inside the folder of the pictures")
+        raise UserError(f"{place}: 'file_name' is {name!r}, expected a path inside the folder of the images")
     return name
 
 

@@ -24,7 +24,7 @@ def find_files(patterns: Sequence[str], flag: str) -> list[Path]:
 def images_and_others(patterns: Sequence[str], flag: str) -> tuple[list[Path], list[Path]]:
     """The files that the patterns name, each once, in natural order ("2" before "10"): images, and what is none.
 
-    A pattern is a glob (`**` goes through sub-folders), a folder (all pictures below it) or a file. A file is no image
+    A pattern is a glob (`**` goes through sub-folders), a folder (all images below it) or a file. A file is no image
     where its extension is not one of images, the pattern does not name that extension, and its content is none either.
     A link to a file that is gone counts as found: reading it will say so. Raises UserError, naming the flag, where a
     pattern matches no image, and naming a folder that cannot be read.
@@ -134,12 +134,12 @@ def _natural_order(path: Path) -> list[tuple[int, str]]:
 NAMES_SHOWN = 4
 
 Key = tuple[str, ...]
-"""What a picture and its mask have in common: the folders that matter, then the stem without its suffix."""
+"""What an image and its mask have in common: the folders that matter, then the stem without its suffix."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its mask. sample_id is unique within one call of `match_files` and says nothing of the machine."""
+    """An image and its mask. sample_id is unique within one call of `match_files` and says nothing of the machine."""
 
     sample_id: str
     image: Path
@@ -166,10 +166,10 @@ def match_files(
     image_flag: str = "--image-paths",
     mask_flag: str = "--mask-paths",
 ) -> Pairing:
-    """Pairs pictures with masks, in natural order of the picture paths ("2" before "10").
+    """Pairs images with masks, in natural order of the image paths ("2" before "10").
 
-    A pattern is a glob (`**` goes through sub-folders), a folder (all pictures below it) or a file. Names are compared
-    without extension. Where that does not pair everything, endings that all pictures or all masks share are left out:
+    A pattern is a glob (`**` goes through sub-folders), a folder (all images below it) or a file. Names are compared
+    without extension. Where that does not pair everything, endings that all images or all masks share are left out:
     `a_leftImg8bit` and `a_gtFine_labelIds` meet as `a`. Where a name occurs twice, the folders that tell files apart
     are compared too: `images/train/a.jpg` goes with `masks/train/a.png`.
 
@@ -202,7 +202,7 @@ def pair_files(
 def _match(
     image_patterns: Sequence[str], mask_patterns: Sequence[str], image_flag: str, mask_flag: str
 ) -> tuple[dict[Key, Path], dict[Key, Path], str, list[Path]]:
-    """Pictures and masks by their keys, which are equal where they belong together, what was compared, and files that
+    """Images and masks by their keys, which are equal where they belong together, what was compared, and files that
     are no images."""
     images, other_images = images_and_others(image_patterns, image_flag)
     masks, other_masks = images_and_others(mask_patterns, mask_flag)
@@ -210,7 +210,7 @@ def _match(
     if both:
         raise UserError(
             f"{image_flag} and {mask_flag} both match {_some([str(p) for p in both])}: "
-            f"narrow the patterns so that no file is picture and mask at once, e.g. '*_image.png' and '*_mask.png'"
+            f"narrow the patterns so that no file is image and mask at once, e.g. '*_image.png' and '*_mask.png'"
         )
     with_folders = _has_repeats(images) or _has_repeats(masks)
     image_keys = _keys(images, image_flag, with_folders)
@@ -228,7 +228,7 @@ def split_pairs(pairs: Sequence[Pair], val_fraction: float, seed: int) -> tuple[
     if not 0 < val_fraction < 1:
         raise UserError(f"--val-fraction {val_fraction}: expected a number between 0 and 1, e.g. 0.1")
     if len(pairs) < 2:
-        raise UserError(f"--val-fraction {val_fraction} needs at least 2 pictures to split, there is {len(pairs)}")
+        raise UserError(f"--val-fraction {val_fraction} needs at least 2 images to split, there is {len(pairs)}")
     count = min(max(round(val_fraction * len(pairs)), 1), len(pairs) - 1)
 
     def lot(pair: Pair) -> bytes:
@@ -279,7 +279,7 @@ def _best_match(images: dict[Key, Path], masks: dict[Key, Path]) -> tuple[dict[K
 def _shared_endings(files: dict[Key, Path]) -> list[str]:
     """The endings that all stems share: "", then those that start at a separator and hold a letter, such as "_mask".
 
-    Digits alone are no ending, for they count things: "_001" and "_002" are two pictures.
+    Digits alone are no ending, for they count things: "_001" and "_002" are two images.
     """
     stems = [key[-1] for key in files]
     shared_length = min(_shared_start([stem[::-1] for stem in stems]), min(map(len, stems)) - 1)  # leave something
@@ -297,12 +297,12 @@ def _unpaired_message(
 ) -> str:
     lone_images = ["/".join((*key[:-1], file.name)) for key, file in image_of.items() if key not in mask_of]
     lone_masks = ["/".join((*key[:-1], file.name)) for key, file in mask_of.items() if key not in image_of]
-    message = f"{image_flag} gives {len(image_of)} pictures, {mask_flag} {len(mask_of)} masks, and they do not pair:"
+    message = f"{image_flag} gives {len(image_of)} images, {mask_flag} {len(mask_of)} masks, and they do not pair:"
     if lone_images:
         message += f" {len(lone_images)} without a mask ({_some(lone_images)});"
     if lone_masks:
-        message += f" {len(lone_masks)} without a picture ({_some(lone_masks)});"
-    return f"{message} compared were {how}: narrow the patterns or rename files so that every picture has one mask"
+        message += f" {len(lone_masks)} without an image ({_some(lone_masks)});"
+    return f"{message} compared were {how}: narrow the patterns or rename files so that every image has one mask"
 
 
 def _some(names: list[str]) -> str:

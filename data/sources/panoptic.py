@@ -1,4 +1,4 @@
-"""Reads a panoptic set of COCO's format: a JSON file of segments, and one PNG a picture that says where they are."""
+"""Reads a panoptic set of COCO's format: a JSON file of segments, and one PNG an image that says where they are."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,10 +30,10 @@ MOST_IDS = 2**24
 
 
 def read_panoptic(json_path: Path, image_folder: Path, segment_folder: Path) -> CocoSet:
-    """Pictures with segments, whose annotation_id is the segment's id in the PNG at segments_path.
+    """Images with segments, whose annotation_id is the segment's id in the PNG at segments_path.
 
-    Raises UserError, naming file and entry, where the file is not of the format, or a picture has no annotation:
-    it would be a picture of nothing but void.
+    Raises UserError, naming file and entry, where the file is not of the format, or an image has no annotation:
+    it would be an image of nothing but void.
     """
     content = load_object(json_path)
     table = entries(content, "annotations", str(json_path))
@@ -47,7 +47,7 @@ def read_panoptic(json_path: Path, image_folder: Path, segment_folder: Path) -> 
     missing = [image.sample_id for image_id, image in images.items() if image_id not in annotated]
     if missing:
         raise UserError(
-            f"{json_path}: {len(missing)} of {len(images)} pictures have no annotation, the first {missing[0]}: "
+            f"{json_path}: {len(missing)} of {len(images)} images have no annotation, the first {missing[0]}: "
             "leave them out of 'images'"
         )
     used: set[int] = set()
@@ -55,7 +55,7 @@ def read_panoptic(json_path: Path, image_folder: Path, segment_folder: Path) -> 
     for number, (annotation, image_id) in enumerate(zip(table, image_ids, strict=True)):
         place = f"{json_path}: annotations[{number}]"
         if image_id not in images:
-            detail = f"{place}: there is no picture with the id {image_id}"
+            detail = f"{place}: there is no image with the id {image_id}"
             strays.append(Mistake("unknown-image", image_id, detail, fatal=False))
             continue
         image = replace(images[image_id], segments_path=segment_folder / inner_path(annotation, place))
@@ -67,7 +67,7 @@ def read_panoptic(json_path: Path, image_folder: Path, segment_folder: Path) -> 
 
 
 def _add_segments(image: CocoImage, annotation: Entry, categories: Categories, place: str) -> set[int]:
-    """Fills the picture's objects and mistakes; returns the labels that occur."""
+    """Fills the image's objects and mistakes; returns the labels that occur."""
     segments = entries(annotation, "segments_info", place)
     ids, category_ids = (whole_numbers(segments, "segments_info", key, place) for key in ("id", "category_id"))
     unique(ids, "segments_info", "id", place)

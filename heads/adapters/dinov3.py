@@ -1,8 +1,8 @@
-"""The DINOv3 adapter: frozen ViT maps and a small convolutional branch on the picture become a pyramid.
+"""The DINOv3 adapter: frozen ViT maps and a small convolutional branch on the image become a pyramid.
 
 ViT-Adapter (Chen et al. 2023) without its injectors: nothing flows back into the backbone, which stays frozen
 (DINOv3, Siméoni et al. 2025, section 6.3.2). Module names are those of Meta's released checkpoint, so that its file
-loads key for key. B batch, C width of the ViT, H W picture, tokens in row order, levels of stride 8, 16 and 32.
+loads key for key. B batch, C width of the ViT, H W image, tokens in row order, levels of stride 8, 16 and 32.
 """
 
 import math
@@ -27,7 +27,7 @@ def conv_norm_relu(in_channels: int, out_channels: int, stride: int) -> list[nn.
 
 
 class SpatialPrior(nn.Module):
-    """The convolutional branch: picture (B, 3, H, W) -> four maps (B, C, H/s, W/s), s = 4, 8, 16, 32."""
+    """The convolutional branch: image (B, 3, H, W) -> four maps (B, C, H/s, W/s), s = 4, 8, 16, 32."""
 
     def __init__(self, dim: int, width: int = 64):
         super().__init__()
@@ -90,7 +90,7 @@ class Extractor(nn.Module):
         return tokens + self._drop_path(self.ffn(self.ffn_norm(tokens), sizes_hw))
 
     def _drop_path(self, residual: Tensor) -> Tensor:
-        """Stochastic depth, a picture at a time (Huang et al. 2016)."""
+        """Stochastic depth, an image at a time (Huang et al. 2016)."""
         if not self.training or self.drop_path == 0:
             return residual
         keep = 1 - self.drop_path
@@ -114,7 +114,7 @@ class Interaction(nn.Module):
 class DINOv3Adapter(nn.Module):
     """(images (B, 3, H, W), four frozen maps (B, C, h, w)) -> four maps (B, C, H/s, W/s), s = 4, 8, 16, 32.
 
-    H and W must be multiples of 32. drop_path: share of pictures for which a feed-forward is left out in training.
+    H and W must be multiples of 32. drop_path: share of images for which a feed-forward is left out in training.
     """
 
     def __init__(self, dim: int, drop_path: float = 0.3):

@@ -1,4 +1,4 @@
-"""Adapters that do not look at the picture: a feature pyramid on plain ViT maps, a norm a map, and none at all."""
+"""Adapters that do not look at the image: a feature pyramid on plain ViT maps, a norm a map, and none at all."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F

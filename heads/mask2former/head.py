@@ -17,7 +17,7 @@ from heads.mask2former.pixel_decoder import PixelDecoder
 from rows import resize_rows
 from structures import Instance, LossScope, Pyramid, Segment, Target
 
-# Upsampled masks of this many values at a time (256 MiB of float32): a big picture with 100 queries needs gigabytes.
+# Upsampled masks of this many values at a time (256 MiB of float32): a big image with 100 queries needs gigabytes.
 CHUNK_ELEMENTS = 2**26
 
 
@@ -113,6 +113,6 @@ class Mask2FormerHead(nn.Module):
         threshold: float = 0.8,
         overlap_threshold: float = 0.8,
     ) -> tuple[Tensor, list[Segment]]:
-        """Map (H, W) int32 of segment numbers, 0 = none, of picture number `image` of the batch, and its segments."""
+        """Map (H, W) int32 of segment numbers, 0 = none, of image number `image` of the batch, and its segments."""
         classes, masks = outputs.class_logits[-1][image], outputs.mask_logits[-1][image]
         return results.panoptic(classes, masks, size_hw, is_thing, threshold, overlap_threshold)

@@ -19,10 +19,10 @@ from structures import IGNORE_INDEX, LossScope, Target
 
 @dataclass
 class MaskTarget:
-    """One picture's masks. N masks, H W their size in pixels (any size: losses sample points in [0, 1]).
+    """One image's masks. N masks, H W their size in pixels (any size: losses sample points in [0, 1]).
 
-    masks: (N, H, W) bool; labels: (N,) int64; valid: (H, W) bool, False where the picture is not labelled, or None when
-    all of it is; is_labelled: False when nothing in the picture is labelled, so that it teaches nothing (an instance
+    masks: (N, H, W) bool; labels: (N,) int64; valid: (H, W) bool, False where the image is not labelled, or None when
+    all of it is; is_labelled: False when nothing in the image is labelled, so that it teaches nothing (an instance
     target without objects does teach: there is nothing to find).
     """
 
@@ -75,7 +75,7 @@ def uncertain_points(
 
 @torch.no_grad()
 def sample_truth(target: MaskTarget, points: Tensor) -> tuple[Tensor, Tensor]:
-    """What is true at points of one picture's N objects, and how much each point counts; both in [0, 1].
+    """What is true at points of one image's N objects, and how much each point counts; both in [0, 1].
 
     points: (N, G, P, 2), or (1, G, P, 2) for the same points on all objects. Returns (N, G, P) and (N or 1, G, P).
     A point between labelled and ignored pixels counts by its labelled share, and its truth is that of this share:
@@ -104,17 +104,17 @@ def match(
     dice_weight: float,
     generators: list[torch.Generator],
 ) -> Tensor:
-    """Cheapest one-to-one assignment, for each layer and picture (DETR, Carion et al. 2020, equation 1).
+    """Cheapest one-to-one assignment, for each layer and image (DETR, Carion et al. 2020, equation 1).
 
-    generators: one a picture, from which its points are drawn.
+    generators: one an image, from which its points are drawn.
 
-    Returns (L, T) int64 on the device of the predictions: the query that answers for each object of the batch, pictures
-    one after the other; -1 where a picture has more objects than there are queries and this one got none.
+    Returns (L, T) int64 on the device of the predictions: the query that answers for each object of the batch, images
+    one after the other; -1 where an image has more objects than there are queries and this one got none.
     """
     costs = []
     device = outputs.mask_logits[0].device
     for image, (target, generator) in enumerate(zip(targets, generators, strict=True)):
-        # One set of points a picture, the same for all layers: the truth is sampled once.
+        # One set of points an image, the same for all layers: the truth is sampled once.
         points = torch.rand(1, 1, num_points, 2, device=device, generator=generator)
         truth, point_weight = sample_truth(target, points)
         class_logits = torch.stack([c[image] for c in outputs.class_logits]).float()
@@ -129,7 +129,7 @@ def match(
 def matching_costs(
     class_logits: Tensor, mask_logits: Tensor, labels: Tensor, truth: Tensor, point_weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Costs of class, mask and dice, (L, Q, N) each, of one picture.
+    """Costs of class, mask and dice, (L, Q, N) each, of one image.
 
     class_logits: (L, Q, K + 1); mask_logits: (L, Q, P) and truth: (N, P) at the same points; labels: (N,);
     point_weight: (P,), 0 at ignored points.
@@ -253,7 +253,7 @@ def point_losses(
     )
 
     def draw(num_points: int) -> Tensor:
-        """(L * T, num_points, 2), each picture from its own generator."""
+        """(L * T, num_points, 2), each image from its own generator."""
         shapes = [(len(queries), len(target.labels), num_points, 2) for target in targets]
         drawn = [
             torch.rand(*shape, device=queries.device, generator=generator)
@@ -288,7 +288,7 @@ def truth_of_pairs(targets: list[MaskTarget], points: Tensor) -> tuple[Tensor, T
 
 
 def image_of_objects(targets: list[MaskTarget]) -> Tensor:
-    """(T,) int64: which picture each object of the batch is in."""
+    """(T,) int64: which image each object of the batch is in."""
     counts = [len(t.labels) for t in targets]
     image = [b for b, n in enumerate(counts) for _ in range(n)]
     return torch.tensor(image, dtype=torch.int64, device=targets[0].labels.device)

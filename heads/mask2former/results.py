@@ -1,4 +1,4 @@
-"""From the masks and classes of one picture's queries to objects and to a panoptic map, as Mask2Former does it.
+"""From the masks and classes of one image's queries to objects and to a panoptic map, as Mask2Former does it.
 
 Cheng et al. 2022, "Masked-attention Mask Transformer for Universal Image Segmentation"; panoptic inference is that of
 Cheng et al. 2021, section 3.4. Q queries, K classes, h w size of the mask logits, H W the wanted size.
@@ -26,7 +26,7 @@ def instances(
     threshold: float = 0.0,
     thing_classes: list[bool] | None = None,
 ) -> Iterator[Instance]:
-    """Objects of one picture, best first; an object is a pair of a query and a class, so a query can give several.
+    """Objects of one image, best first; an object is a pair of a query and a class, so a query can give several.
 
     class_logits: (Q, K + 1), the last class is "no object"; mask_logits: (Q, h, w). Of all pairs the top_k most
     probable (None = Q) are looked at; those of stuff classes (thing_classes: one per class, None = all are things),
@@ -143,7 +143,7 @@ def owners(mask_logits: Tensor, scores: Tensor, size_hw: tuple[int, int]) -> tup
     """The query that owns each pixel, (H, W) int32 with Q = nobody, and the pixels (Q,) that each query has, thrice:
     where it scores highest; where its mask probability is at least 0.5; where both hold, which are those it owns.
 
-    mask_logits: (Q, h, w), scores: (Q,). A strip of rows at a time: Q masks of a large picture take gigabytes.
+    mask_logits: (Q, h, w), scores: (Q,). A strip of rows at a time: Q masks of a large image take gigabytes.
     """
     num_queries = len(scores)
     owner = torch.empty(size_hw, dtype=torch.int32, device=mask_logits.device)

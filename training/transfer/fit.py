@@ -171,13 +171,13 @@ def class_note(
 
 
 def backbone_notes(released: ReleasedHead, segmenter: Segmenter) -> list[str]:
-    """Raises UserError where the backbone that comes along wants pictures normalised in another way."""
+    """Raises UserError where the backbone that comes along wants images normalised in another way."""
     backbone = segmenter.backbone
     if backbone.weights == released.path and released.normalisation:
         mean, std = (tuple(values) for values in released.normalisation)
         if (mean, std) != (backbone.mean, backbone.std):
             raise UserError(
-                f"--init-head {released.path}: its backbone takes pictures normalised with mean {mean} and std {std}; "
+                f"--init-head {released.path}: its backbone takes images normalised with mean {mean} and std {std}; "
                 "put a preprocessor_config.json with image_mean and image_std beside it"
             )
     if released.fingerprint and released.fingerprint != backbone.fingerprint:
