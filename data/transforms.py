@@ -182,9 +182,9 @@ def resized_pixels(height: int, width: int, size_hw: list[int]) -> Pixels:
     return _nearest(0, height, size_hw[0]), _nearest(0, width, size_hw[1])
 
 
-def _pixels_inside(start: int, length: int, picture_length: int, size: int) -> np.ndarray:
+def _pixels_inside(start: int, length: int, image_length: int, size: int) -> np.ndarray:
     """Along one axis: as View.pixels."""
-    inside, begin, end = _inside(start, length, picture_length, size)
+    inside, begin, end = _inside(start, length, image_length, size)
     pixels = np.full(size, OUTSIDE)
     pixels[begin:end] = _nearest(inside.start, inside.stop, end - begin)
     return pixels
@@ -200,9 +200,9 @@ def _resize_image(image: Tensor, size_hw: list[int]) -> Tensor:
     return F.resize(image, size_hw, antialias=True)
 
 
-def _inside(start: int, length: int, picture_length: int, size: int) -> tuple[slice, int, int]:
+def _inside(start: int, length: int, image_length: int, size: int) -> tuple[slice, int, int]:
     """Along one axis: the window's pixels that exist, and the output pixels [from, to) that they fill."""
-    first, last = max(start, 0), min(start + length, picture_length)
+    first, last = max(start, 0), min(start + length, image_length)
     begin = min(round((first - start) * size / length), size - 1)
     end = max(round((last - start) * size / length), begin + 1)
     return slice(first, last), begin, end

@@ -49,9 +49,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         help="images at a time, where they have one size; without a number as many as fit, up to 16",
     )
     images.add_argument("--eval-mode", choices=("whole", "slide"), default=None, help="(None = the run's)")
-    images.add_argument(
-        "--max-megapixels", type=float, default=None, help="larger ones are refused (None = the run's)"
-    )
+    images.add_argument("--max-megapixels", type=float, default=None, help="larger ones are refused (None = the run's)")
     output = parser.add_argument_group("output")
     output.add_argument("--output", "-o", type=Path, default=None, metavar="FILE", help="of --image-path")
     output.add_argument("--output-dir", "-od", type=Path, default=None, metavar="DIR", help="of --input-dir")
@@ -105,7 +103,7 @@ def predict(args: argparse.Namespace) -> int:
     from memory import is_out_of_memory
     from prediction.files import (
         CocoFile,
-        job_of_picture,
+        job_of_image,
         jobs_of_folder,
         save_result,
         with_ids,
@@ -117,7 +115,7 @@ def predict(args: argparse.Namespace) -> int:
     model = predictor.segmenter
     kinds = kinds_of(args.save, model.task)
     if args.image_path is not None:
-        job, coco_path = job_of_picture(args.image_path, args.output, args.save, kinds)
+        job, coco_path = job_of_image(args.image_path, args.output, args.save, kinds)
         jobs = [job]
     else:
         jobs, coco_path = jobs_of_folder(args.input_dir, args.recursive, args.output_dir, kinds)
@@ -128,7 +126,7 @@ def predict(args: argparse.Namespace) -> int:
     failed: list[Job] = []
     for batch in batches(predictor, jobs, batch_size, failed):
         try:
-            results = predictor.predict_batch([picture for _, picture in batch])
+            results = predictor.predict_batch([image for _, image in batch])
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -136,8 +134,8 @@ def predict(args: argparse.Namespace) -> int:
                 f"out of memory with {batch[0][0].path} and --batch {len(batch)}: pass a smaller --batch, or "
                 "--precision bf16 on a GPU, or run it where there is more memory"
             ) from error
-        for (job, picture), result in zip(batch, results, strict=True):
-            save_result(job, picture, result)
+        for (job, image), result in zip(batch, results, strict=True):
+            save_result(job, image, result)
             if coco:
                 coco.add(job, result)
     if coco:
@@ -184,15 +182,15 @@ def batches(
     with tqdm(jobs, unit="image", disable=None) as shown:  # None: on a terminal only
         for job in shown:
             try:
-                picture = predictor.read(job.path)
+                image = predictor.read(job.path)
             except UserError as error:
                 failed.append(job)
                 shown.write(f"error: {printable(str(error))}", file=sys.stderr)
                 continue
-            if batch and (len(batch) == size or batch[0][1].shape != picture.shape):
+            if batch and (len(batch) == size or batch[0][1].shape != image.shape):
                 yield batch
                 batch = []
-            batch.append((job, picture))
+            batch.append((job, image))
         if batch:
             yield batch
 

@@ -62,7 +62,7 @@ def class_legend(class_names: list[str], colors: np.ndarray, width: int) -> Imag
 
 
 LEAST_FONT_PX = 11
-PICTURE_PX_OF_A_FONT_PX = 40
+IMAGE_PX_PER_FONT_PX = 40
 MARGIN_PX = 2
 BRIGHT = 140
 
@@ -82,7 +82,7 @@ class Caption:
 def write_captions(image: Image.Image, captions: Sequence[Caption]) -> None:
     """Each at its object's upper edge or else near it; the first choose first, and one without room is left out."""
     draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(max(LEAST_FONT_PX, min(image.size) // PICTURE_PX_OF_A_FONT_PX))
+    font = ImageFont.load_default(max(LEAST_FONT_PX, min(image.size) // IMAGE_PX_PER_FONT_PX))
     taken: list[Place] = []
     for caption in captions:
         _, _, width, height = map(round, draw.textbbox((0, 0), caption.text, font))

@@ -122,9 +122,9 @@ def _mask_legend(samples: Sequence[Sample], class_names: Sequence[str], colors: 
 
 
 OPACITY = 0.5
-PICTURE_PX_OF_A_LINE = 400
+IMAGE_PX_PER_LINE_PX = 400
 """Outlines are one pixel wide, and one more for each so many pixels of the image's shorter side."""
-PICTURE_PX_OF_A_LEGEND_PX = 60
+IMAGE_PX_PER_LEGEND_PX = 60
 """The letters of the legend grow with the image's width, to be read where a large image is shown small."""
 
 
@@ -176,7 +176,7 @@ def draw_objects(picture: np.ndarray, objects: Iterable[Drawn], colors: np.ndarr
     """The image with the objects over it, and the classes that occur. colors: (K, 3) uint8."""
     canvas = picture.copy()
     free = np.ones(picture.shape[:2], bool)
-    line_px = 1 + min(free.shape) // PICTURE_PX_OF_A_LINE
+    line_px = 1 + min(free.shape) // IMAGE_PX_PER_LINE_PX
     captions, labels = [], set()
     for label, mask, text in objects:
         assert mask.shape == free.shape
@@ -264,4 +264,4 @@ def _legend(labels: set[int], class_names: Sequence[str], colors: np.ndarray, wi
     """None where there is nothing to name; not narrower than its columns need."""
     entries = [(class_names[k], tuple(colors[k].tolist())) for k in sorted(labels)]
     width = max(width, 2 * TILE_PX)
-    return [legend(entries, width, max(LEGEND_FONT_PX, width // PICTURE_PX_OF_A_LEGEND_PX))] if entries else []
+    return [legend(entries, width, max(LEGEND_FONT_PX, width // IMAGE_PX_PER_LEGEND_PX))] if entries else []

@@ -16,7 +16,7 @@ from PIL import Image
 
 from checkpoint import WriteFailed, write_atomically, write_json
 from data.sources.coco_tables import entries, load_object, text, whole_numbers
-from data.sources.pairs import PICTURE_EXTENSIONS, find_files
+from data.sources.pairs import IMAGE_EXTENSIONS, find_files
 from errors import UserError
 from evaluation.visualize import overlay
 from prediction.results import InstanceResult, PanopticResult, Result
@@ -60,7 +60,7 @@ def jobs_of_folder(folder: Path, is_recursive: bool, output: Path, kinds: Sequen
     """
     root, output = (Path(os.path.abspath(path)) for path in (folder, output))  # as find_files gives them
     try:
-        entries = [root] if is_recursive else [p for p in root.iterdir() if p.suffix.lower() in PICTURE_EXTENSIONS]
+        entries = [root] if is_recursive else [p for p in root.iterdir() if p.suffix.lower() in IMAGE_EXTENSIONS]
     except OSError as error:
         raise UserError(f"--input-dir {folder}: cannot be read ({error.strerror})") from error
     wanted = [str(path) for path in entries if path == root or not path.name.startswith(".")]
@@ -155,7 +155,7 @@ def with_ids(jobs: Sequence[Job], path: Path) -> list[Job]:
     return found
 
 
-def job_of_picture(path: Path, output: Path, asked: Sequence[str], kinds: Sequence[str]) -> tuple[Job, Path]:
+def job_of_image(path: Path, output: Path, asked: Sequence[str], kinds: Sequence[str]) -> tuple[Job, Path]:
     """The first of `asked` ("overlays", "masks", "json", "coco") that fits the ending of `output` goes there.
 
     The others of `kinds`, which holds what was asked for and what belongs to it, go beside it. Returns the job, and

@@ -24,7 +24,7 @@ from prediction.results import FoundObject, FoundSegment, InstanceResult, Panopt
 from rows import best_classes, resize_rows
 from segmenter import Segmenter
 
-Picture = str | Path | np.ndarray
+Image = str | Path | np.ndarray
 """A file, or RGB pixels (H, W, 3) uint8."""
 
 MOST_IN_A_BATCH = 16
@@ -71,29 +71,29 @@ class Predictor:
         moved. options: of Predictor(segmenter, ...)."""
         return cls(Segmenter.load(checkpoint, weights), **options)
 
-    def predict(self, picture: Picture) -> Result:
+    def predict(self, image: Image) -> Result:
         """Find what the model knows in an image, at the image's own size: a SemanticResult, InstanceResult or
         PanopticResult, as the run's task was. Raises UserError where a file cannot be read."""
-        return self.predict_batch([self.read(picture)])[0]
+        return self.predict_batch([self.read(image)])[0]
 
-    def read(self, picture: Picture) -> np.ndarray:
+    def read(self, image: Image) -> np.ndarray:
         """RGB pixels (H, W, 3) uint8, made of the bands and values that the run was trained on. A file's are turned
         upright as its EXIF orientation says, unless the run's annotations were of the pixels as stored: then they stay
         so, which a note says once. Raises UserError."""
-        if isinstance(picture, str | Path):
+        if isinstance(image, str | Path):
             is_upright = self.segmenter.frame == "upright"
-            decoded = decode_image(Path(picture), self.max_pixels, is_upright, self.image_rule)
+            decoded = decode_image(Path(image), self.max_pixels, is_upright, self.image_rule)
             if not is_upright and decoded.orientation != 1 and not self.has_noted_frame:
                 self.has_noted_frame = True
                 note(
-                    f"{picture} has the EXIF orientation {decoded.orientation}, which is not applied: the model was "
+                    f"{image} has the EXIF orientation {decoded.orientation}, which is not applied: the model was "
                     "trained on annotations of images as stored, and results are in that frame"
                 )
             return decoded.pixels.transpose(1, 2, 0)
-        if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,)):
-            shape = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+        if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,)):
+            shape = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
             raise UserError(f"an image should be a file name or RGB pixels (H, W, 3) of uint8, not {shape}")
-        return picture
+        return image
 
     def fitting_batch(self) -> int:
         """1 to MOST_IN_A_BATCH images of usual shape that fit into half of the free memory; 1 where that is not known.
@@ -119,7 +119,7 @@ class Predictor:
     def predict_batch(self, pictures: Sequence[np.ndarray]) -> list[Result]:
         """Of images (H, W, 3) uint8 of one size, together."""
         size_hw = pictures[0].shape[:2]
-        assert all(picture.shape[:2] == size_hw for picture in pictures)
+        assert all(image.shape[:2] == size_hw for image in pictures)
         device = next(self.segmenter.parameters()).device
         views = [self.transform(torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1)))) for p in pictures]
         images = torch.stack(views).to(device)

@@ -54,7 +54,7 @@ def test_underscores_are_hyphens_in_flags_and_stay_in_values():
     assert (args.hidden_dim, args.checkpoint_dir, args.class_names) == (64, "my_runs/a_b", ("a_b",))
 
 
-def test_validation_pictures_imply_validation():
+def test_validation_images_imply_validation():
     assert parse("--val-image-paths", "a", "--val-mask-paths", "b").is_validated
 
 

@@ -166,7 +166,7 @@ def test_unusable_names(name, words):
         build_backbone(name, "random")
 
 
-def test_model_of_one_picture_size():
+def test_model_of_one_image_size():
     backbone = build_backbone("hiera_tiny_224", "random")
     with pytest.raises(ValueError, match="hiera_tiny_224 takes no images of 96 x 128"):
         backbone(torch.zeros(1, 3, 96, 128))

@@ -53,7 +53,7 @@ def test_a_clean_set_has_its_numbers_and_no_finding(make, tmp_path):
     assert report.val.class_objects == [1, 1] and report.class_names == ["ant", "cat"]
 
 
-def test_unreadable_pictures_can_be_skipped(make):
+def test_unreadable_images_can_be_skipped(make):
     for name in ("good", "gone", "damaged", "large"):
         make.object(make.image(f"{name}.png", (60, 60) if name == "large" else (20, 30)))
     (make.folder / "gone.png").unlink()
@@ -67,7 +67,7 @@ def test_unreadable_pictures_can_be_skipped(make):
     assert str(make.folder / "gone.png") in message
 
 
-def test_nothing_is_left_to_skip_to_where_no_picture_can_be_used(make):
+def test_nothing_is_left_to_skip_to_where_no_image_can_be_used(make):
     make.object(make.image("a.png"))
     (make.folder / "a.png").unlink()
     report = check(make.read())
@@ -107,7 +107,7 @@ def test_categories_matched_by_name_are_noted(make, tmp_path):
     ("stored", "upright", "frame", "is_told"),
     [(0, 0, "upright", False), (2, 0, "stored", False), (0, 2, "upright", False), (1, 2, "upright", True)],
 )
-def test_the_frame_is_that_of_most_pictures_with_an_orientation(make, stored, upright, frame, is_told):
+def test_the_frame_is_that_of_most_images_with_an_orientation(make, stored, upright, frame, is_told):
     make.object(make.image("plain.png"))
     for number in range(stored + upright):
         size_hw = (20, 30) if number < stored else (30, 20)
@@ -160,7 +160,7 @@ def test_boxes_that_lie_elsewhere_than_the_masks(make):
     assert line.endswith("a.png: annotation 2")
 
 
-def test_pictures_without_objects_crowds_and_missing_classes(make, tmp_path):
+def test_images_without_objects_crowds_and_missing_classes(make, tmp_path):
     a, _ = make.image("a.png"), make.image("empty.png")
     make.object(a)
     make.object(a, 7, iscrowd=1)
@@ -175,7 +175,7 @@ def test_pictures_without_objects_crowds_and_missing_classes(make, tmp_path):
     assert report.exit_code(strict=True) == 1
 
 
-def test_the_same_picture_in_both_sets(make, tmp_path):
+def test_the_same_image_in_both_sets(make, tmp_path):
     make.object(make.image("a.png"))
     val = CocoMaker(tmp_path / "val")
     val.object(val.image("v.png"))

@@ -106,7 +106,7 @@ def test_another_sample_stands_in_for_one_that_cannot_be_used(make):
     assert len(sample.skipped) == 1 and sample.skipped[0].startswith("1.png: ")
 
 
-def test_a_picture_with_an_unusable_annotation_is_never_trained_on(make):
+def test_an_image_with_an_unusable_annotation_is_never_trained_on(make):
     images = painted(make, count=1)
     make.object(make.image("bad.png"), segmentation=None)
     images = make.read().images
@@ -193,7 +193,7 @@ def test_segments_of_a_view_equal_those_of_whole_masks(tmp_path, seed):
 # EXIF
 
 
-def test_pictures_are_decoded_as_stored_on_demand(tmp_path):
+def test_images_are_decoded_as_stored_on_demand(tmp_path):
     maker = CocoMaker(tmp_path / "set")
     maker.image("a.png", (20, 30), orientation=6)
     stored = np.asarray(Image.open(maker.folder / "a.png").convert("RGB")).transpose(2, 0, 1)

@@ -27,7 +27,7 @@ def mistakes(coco_set) -> list[str]:
 # What is right
 
 
-def test_pictures_objects_and_classes_in_ascending_order_of_their_ids(make):
+def test_images_objects_and_classes_in_ascending_order_of_their_ids(make):
     first = make.image("sub/b.png")
     make.image("a.png")
     make.object(first, 7, area=35.5, bbox=[2, 3, 6, 6])
@@ -250,7 +250,7 @@ FATAL = {
 
 
 @pytest.mark.parametrize("case", FATAL)
-def test_a_mistake_of_one_annotation_makes_its_picture_unusable(make, case):
+def test_a_mistake_of_one_annotation_makes_its_image_unusable(make, case):
     fields, code, told = FATAL[case]
     image = make.image("a.png")
     make.object(image)
@@ -279,7 +279,7 @@ def test_an_object_without_a_pixel_is_left_out_alone(make, segmentation):
     assert "no-area" in mistakes(coco_set)
 
 
-def test_repeated_annotation_ids_and_annotations_of_no_picture(make):
+def test_repeated_annotation_ids_and_annotations_of_no_image(make):
     make.object(make.image("a.png"))
     make.object(1, id=1)
     make.object(5)

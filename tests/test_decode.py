@@ -91,7 +91,7 @@ def test_palette_and_cmyk(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_turns_pictures_and_masks(tmp_path, orientation):
+def test_exif_orientation_turns_images_and_masks(tmp_path, orientation):
     turned = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -121,7 +121,7 @@ def test_an_orientation_that_means_nothing_counts_as_none(tmp_path):
     assert (image.pixels == COLOURS.transpose(2, 0, 1)).all()
 
 
-def test_32_bit_pictures_are_refused(tmp_path):
+def test_32_bit_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"f\.tif holds float32 values.*--value-range"):
         decode_image(saved(IDS.astype(np.float32), tmp_path / "f.tif"))
 

@@ -77,7 +77,7 @@ def test_same_seed_same_pixels(demo, tmp_path):
     assert (val != masks[:1]).any()
 
 
-def test_pictures_grow_with_the_size_asked_for(tmp_path):
+def test_images_grow_with_the_size_asked_for(tmp_path):
     make_demo_set(tmp_path / "small", train=1, val=0)
     make_demo_set(tmp_path / "large", train=1, val=0, size_px=256)
     small, large = (read_split(tmp_path / name, "train")[1][0] for name in ("small", "large"))

@@ -115,5 +115,5 @@ def test_evaluation_adds_up_and_leaves_the_random_state_alone(window_px):
 def test_colors_differ_and_ignored_pixels_are_white():
     colors = {tuple(c) for c in class_colors(60).tolist()}
     assert len(colors) == 60 and IGNORED_COLOR not in colors
-    picture = color_map(torch.tensor([[0, 1, IGNORE_INDEX]]), class_colors(2))
-    assert picture[0].tolist() == [*class_colors(2).tolist(), list(IGNORED_COLOR)]
+    image = color_map(torch.tensor([[0, 1, IGNORE_INDEX]]), class_colors(2))
+    assert image[0].tolist() == [*class_colors(2).tolist(), list(IGNORED_COLOR)]

@@ -23,7 +23,7 @@ def coco(tmp_path) -> list[str]:
     return [*INSTANCE, "--coco-dir", str(tmp_path / "data")]
 
 
-def test_a_few_pictures_are_learned(tmp_path):
+def test_a_few_images_are_learned(tmp_path):
     """Trained and validated on the same four images: the head finds their objects."""
     make_coco_demo_set(tmp_path / "data", 4, 1, 64)
     folder = tmp_path / "data" / "train"

@@ -169,7 +169,7 @@ def head() -> Mask2FormerHead:
     return Mask2FormerHead([8] * 4, CLASSES, 32, mask2former_size("paper", 32), QUERIES)
 
 
-def test_the_head_takes_the_last_prediction_of_the_picture_asked_for(head):
+def test_the_head_takes_the_last_prediction_of_the_image_asked_for(head):
     pictures = [blobs(0), blobs(1)]
     last = [torch.stack(part) for part in zip(*pictures, strict=True)]
     outputs = MaskOutputs([torch.zeros_like(last[0]), last[0]], [torch.zeros_like(last[1]), last[1]])
@@ -193,7 +193,7 @@ def test_semantic_maps_equal_transformers(head):
     assert (scores[0].argmax(0) == expected).double().mean() > 0.9999
 
 
-def test_a_large_picture_is_never_held_once_a_query():
+def test_a_large_image_is_never_held_once_a_query():
     """3000 x 4000 pixels, 100 queries: all masks at once would be 4.8 GB; one in float32 is 48 MB, in bool 12 MB."""
     size_hw = (3000, 4000)
     class_logits, mask_logits = blobs(0, num_queries=100, size_hw=(16, 20))

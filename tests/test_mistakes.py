@@ -12,7 +12,7 @@ class TestMistakes:
         assert train_here("upernet", tmp_path / "run", *options) == 2
         return capsys.readouterr().err
 
-    def test_no_pictures(self, tmp_path, capsys):
+    def test_no_images(self, tmp_path, capsys):
         err = self.fails(capsys, tmp_path, "--image-paths", "nowhere/*.png", "--mask-paths", "nowhere/*.png")
         assert err.startswith("error: --image-paths 'nowhere/*.png' matches no file")
 

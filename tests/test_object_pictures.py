@@ -66,7 +66,7 @@ def test_bounding_boxes():
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_captions_may_only_stand_inside_the_picture(data):
+def test_captions_may_only_stand_inside_the_image(data):
     width, height = (data.draw(st.integers(1, 80)) for _ in range(2))
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     rows = slice(top, data.draw(st.integers(top + 1, height)))

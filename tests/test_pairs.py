@@ -68,7 +68,7 @@ def test_shared_endings_are_left_out(folder, image_end, mask_end, stems):
     assert set(pairs) == {(f"i/{s}{image_end}.png", f"m/{s}{mask_end}.png") for s in stems}
 
 
-def test_pictures_and_masks_may_share_a_folder(folder):
+def test_images_and_masks_may_share_a_folder(folder):
     touch("all/a_sat.jpg", "all/a_mask.png", "all/b_sat.jpg", "all/b_mask.png")
     assert set(paired("all/*_sat.jpg", "all/*_mask.png")) == {"a", "b"}
 
@@ -129,7 +129,7 @@ def test_lists_home_and_overlapping_patterns(folder, monkeypatch):
     assert len(paired(["i/a.png", "i/*.png", "~/i"], ["m/a.png", "m/b.png"])) == 2
 
 
-def test_folders_give_their_pictures_only(folder):
+def test_folders_give_their_images_only(folder):
     touch("i/a.png", "i/notes.txt", "i/.hidden.png", "m/a.png", "m/Thumbs.db")
     assert set(paired("i", "m")) == {"a"}
 

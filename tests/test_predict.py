@@ -132,7 +132,7 @@ def test_masks_are_in_the_coding_of_the_training_masks(rule, dtype):
     assert np.array_equal(rule.apply(ids, Path("mask.png")), classes)
 
 
-def test_windows_whole_pictures_and_limits(semantic, tmp_path):
+def test_windows_whole_images_and_limits(semantic, tmp_path):
     segmenter = Segmenter.load(semantic / "run")
     wide = picture_of(semantic, (192, 64))
     shapes: list[tuple[int, ...]] = []
@@ -202,7 +202,7 @@ def test_names_never_meet_and_stay_whatever_comes_later(tmp_path):
         recorded_names(record, ["a.jpg"])
 
 
-def test_a_picture_that_comes_later_changes_no_other_result(semantic, tmp_path):
+def test_an_image_that_comes_later_changes_no_other_result(semantic, tmp_path):
     pictures, out = tmp_path / "in", tmp_path / "out"
     pictures.mkdir()
     first, second = sorted((semantic / "data" / "images" / "val").glob("*.png"))[:2]
@@ -216,7 +216,7 @@ def test_a_picture_that_comes_later_changes_no_other_result(semantic, tmp_path):
     assert np.array_equal(np.array(Image.open(out / "masks" / "b.png")), before)
 
 
-def test_results_of_another_prediction_are_no_pictures(semantic, tmp_path, capsys):
+def test_results_of_another_prediction_are_no_images(semantic, tmp_path, capsys):
     pictures = tmp_path / "photos"
     shutil.copytree(semantic / "data" / "images" / "val", pictures)
     words = ["-m", semantic / "run", "-d", pictures, "-r"]
@@ -534,7 +534,7 @@ def test_visualizations_have_the_colours_of_the_palette(tmp_path, monkeypatch):
     assert ours <= shown(best)
 
 
-def test_prediction_reads_pictures_in_the_frame_of_the_annotations(objects, tmp_path, capsys):
+def test_prediction_reads_images_in_the_frame_of_the_annotations(objects, tmp_path, capsys):
     """Trained on images with EXIF whose annotations fit them as stored. Older checkpoints read them upright."""
     make_coco_demo_set(tmp_path / "data", 2, 1, 64)
     pictures = sorted((tmp_path / "data").glob("*/*.png"))

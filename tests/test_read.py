@@ -20,7 +20,7 @@ def saved(picture: np.ndarray, path: Path, **options) -> Path:
     return path
 
 
-def test_a_pair_is_a_picture_and_class_ids(tmp_path):
+def test_a_pair_is_an_image_and_class_ids(tmp_path):
     image, mask = saved(COLOURS, tmp_path / "i.png"), saved(IDS % 4, tmp_path / "m.png")
     picture, classes = PairReader(LabelRule(3, ignore_index=0, reduce_zero_label=True))(image, mask)
     assert picture.dtype == torch.uint8 and (picture.numpy() == COLOURS.transpose(2, 0, 1)).all()

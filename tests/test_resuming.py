@@ -227,7 +227,7 @@ def test_the_best_value_and_file_survive_resuming(tmp_path):
     assert read_checkpoint(run / "upernet_checkpoint_epoch_3.pth")["progress"]["best"] == before
 
 
-def test_held_out_pictures_may_not_change_on_resuming(tmp_path, capsys):
+def test_held_out_images_may_not_change_on_resuming(tmp_path, capsys):
     """With more images the held-out share is drawn anew: trained ones could get into validation."""
     drawn(tmp_path / "data", train=6)
     images, masks = (f"{tmp_path}/data/{kind}/train/" for kind in ("images", "masks"))

@@ -69,7 +69,7 @@ OPTIONS = {"m2f": {"m2f_size": "paper", "num_queries": 60, "num_points": 64}, "u
 
 @pytest.mark.parametrize("head", OPTIONS)
 @pytest.mark.parametrize("window_px", [None, 64])
-def test_validation_of_a_large_picture_holds_no_map_of_all_classes(head, window_px, monkeypatch):
+def test_validation_of_a_large_image_holds_no_map_of_all_classes(head, window_px, monkeypatch):
     """A mask of 1500 x 2000 pixels, 80 classes: scores of all classes at once would be 960 MB, with queries more."""
     monkeypatch.setattr(rows, "STRIP_ELEMENTS", 2**20)
     segmenter = Segmenter(

@@ -46,7 +46,7 @@ def test_values_are_counted_whatever_their_type_and_the_strip(values, dtype, str
     assert found == {value: int((values == value).sum()) for value in np.unique(values).tolist()}
 
 
-def test_a_digest_tells_pictures_apart_by_their_pixels_and_shape_alone(tmp_path):
+def test_a_digest_tells_images_apart_by_their_pixels_and_shape_alone(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
     changed = pixels.copy()
     changed[0, 0, 0] ^= 1
@@ -110,7 +110,7 @@ def test_a_replacement_of_the_same_size_and_time_is_read_again(make, monkeypatch
     assert spy.since() == ["masks/train/b.png"]
 
 
-def test_masks_as_colours_are_other_facts_and_pictures_the_same(make, monkeypatch):
+def test_masks_as_colours_are_other_facts_and_images_the_same(make, monkeypatch):
     ids = look(make)
     spy = Spy(monkeypatch)
     colors = look(make, as_colors=True)
@@ -231,7 +231,7 @@ def test_the_memories_of_old_data_sets_are_removed(make, monkeypatch):
     assert len(left) == 2 and "scan_0.json" in left
 
 
-def test_large_pictures_wait_for_one_another():
+def test_large_images_wait_for_one_another():
     budget = PixelBudget(100)
     order: list[str] = []
     inside = threading.Event()

@@ -96,12 +96,12 @@ def test_the_test_split_is_checked_and_its_evaluation_made_up_for(tmp_path, caps
         (tmp_path / "data" / "test" / path.name).write_bytes(path.read_bytes())
     options = ["--task", "instance", "--image-size", "64", "--coco-dir", str(tmp_path / "data"), "--max-steps", "2"]
     options += ["--resume-checkpoint", "auto"]
-    picture = next((tmp_path / "data" / "test").glob("*.png"))
-    content = picture.read_bytes()
-    picture.unlink()
+    image = next((tmp_path / "data" / "test").glob("*.png"))
+    content = image.read_bytes()
+    image.unlink()
     assert train_here("m2f", tmp_path / "run", *options) == 2
-    assert f"{picture} does not exist" in capsys.readouterr().err
-    picture.write_bytes(content)
+    assert f"{image} does not exist" in capsys.readouterr().err
+    image.write_bytes(content)
     assert train_here("m2f", tmp_path / "run", *options) == 0
 
     log = tmp_path / "run" / "metrics.jsonl"

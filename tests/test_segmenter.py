@@ -58,7 +58,7 @@ def test_every_head_trains_on_every_kind_of_backbone(backbones, head, name, adap
 
 @pytest.mark.parametrize("head", OPTIONS)
 @pytest.mark.parametrize("size", [32, 64])
-def test_one_small_picture_is_a_batch(backbones, head, size):
+def test_one_small_image_is_a_batch(backbones, head, size):
     """Maps of a single value a channel have no variance for batch norm to take."""
     segmenter = build(backbones["vit_tiny_patch16_224"], head).train()
     truth = torch.ones(size, size, dtype=torch.int64)

@@ -20,7 +20,7 @@ PLAIN = ["--no-augmentation", "--weight-decay", "0.05"]
 
 
 @pytest.mark.parametrize(("head", "steps", "lr"), [("m2f", 150, "1e-3"), ("upernet", 80, "2e-3")])
-def test_overfits_four_pictures(tmp_path, head, steps, lr):
+def test_overfits_four_images(tmp_path, head, steps, lr):
     data = drawn(tmp_path / "data")
     images = data[data.index("--image-paths") + 1]
     same = ["--val-image-paths", images, "--val-mask-paths", images.replace("images", "masks")]
@@ -161,7 +161,7 @@ def test_workers_change_nothing(tmp_path):
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-def test_held_out_pictures_are_fixed_and_never_trained_on(tmp_path, capsys):
+def test_held_out_images_are_fixed_and_never_trained_on(tmp_path, capsys):
     data = drawn(tmp_path / "data", train=10)[:4]
     options = ["--num-classes", "5", "--image-size", "64", "--max-steps", "1", "--validate", "--val-fraction", "0.3"]
     assert train_here("linear", tmp_path / "run", *data, *options) == 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from data.check.file_findings import SIDEWAYS, picture_findings, unreadable
+from data.check.file_findings import SIDEWAYS, image_findings, unreadable
 from data.check.finding import Finding, counted, size_text
 from data.check.label_findings import class_finding
 from data.check.scan import ImageFacts, MaskFacts, scan_files
@@ -138,7 +138,7 @@ def coco_findings(
     yield from _boxes(all_samples)
     yield from _objects(train, val, test)
     yield from _classes(train, val, sets[0].class_names)
-    yield from picture_findings(*([(s.image.path, s.facts) for s in samples] for samples in (train, val, test)))
+    yield from image_findings(*([(s.image.path, s.facts) for s in samples] for samples in (train, val, test)))
 
 
 def _sizes(samples: Sequence[CheckedImage]) -> Iterator[Finding]:

@@ -25,7 +25,7 @@ FAILURES = {
 NARROW = 2**14
 """16-bit values that span less than this, 64 of the 256 steps of 8 bits, were made with fewer bits."""
 
-Pictures = Sequence[tuple[Path, ImageFacts]]
+Images = Sequence[tuple[Path, ImageFacts]]
 """The images of one set, in its order."""
 
 
@@ -39,7 +39,7 @@ def unreadable(failures: Iterable[Failure]) -> Iterator[Finding]:
             yield Finding("error", code, message, f"{remedy[0].upper()}{remedy[1:]}.", files, per_sample=True)
 
 
-def picture_findings(train: Pictures, val: Pictures, test: Pictures = ()) -> Iterator[Finding]:
+def image_findings(train: Images, val: Images, test: Images = ()) -> Iterator[Finding]:
     """Of images that are in several sets, or twice in the training set."""
     yield from _shared(train, val)
     yield from _in_test(train, test, "train", "training")
@@ -48,7 +48,7 @@ def picture_findings(train: Pictures, val: Pictures, test: Pictures = ()) -> Ite
     yield from _narrow_range([*train, *val, *test])
 
 
-def _in_test(others: Pictures, test: Pictures, split: str, name: str) -> Iterator[Finding]:
+def _in_test(others: Images, test: Images, split: str, name: str) -> Iterator[Finding]:
     by_digest = _by_digest(others)
     copies = [f"{path} is {by_digest[facts.digest][0]}" for path, facts in test if facts.digest in by_digest]
     if copies:
@@ -62,7 +62,7 @@ def _in_test(others: Pictures, test: Pictures, split: str, name: str) -> Iterato
         )
 
 
-def _narrow_range(pictures: Pictures) -> Iterator[Finding]:
+def _narrow_range(pictures: Images) -> Iterator[Finding]:
     """Over all 16-bit images together: a single dark one says nothing."""
     ranges = {path: facts.stored_range for path, facts in pictures if facts.stored_range}
     if not ranges:
@@ -80,7 +80,7 @@ def _narrow_range(pictures: Pictures) -> Iterator[Finding]:
         )
 
 
-def _shared(train: Pictures, val: Pictures) -> Iterator[Finding]:
+def _shared(train: Images, val: Images) -> Iterator[Finding]:
     train_images = {path for path, _ in train}
     same_file = [str(path) for path, _ in val if path in train_images]
     if same_file:
@@ -109,7 +109,7 @@ def _shared(train: Pictures, val: Pictures) -> Iterator[Finding]:
         )
 
 
-def _repeated(train: Pictures) -> Iterator[Finding]:
+def _repeated(train: Images) -> Iterator[Finding]:
     repeated = [paths for paths in _by_digest(train).values() if len(paths) > 1]
     if repeated:
         more = sum(map(len, repeated)) - len(repeated)
@@ -122,7 +122,7 @@ def _repeated(train: Pictures) -> Iterator[Finding]:
         )
 
 
-def _by_digest(pictures: Pictures) -> dict[str, list[Path]]:
+def _by_digest(pictures: Images) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = defaultdict(list)
     for path, facts in pictures:
         if facts.digest:

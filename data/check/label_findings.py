@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from data.check.file_findings import picture_findings
+from data.check.file_findings import image_findings
 from data.check.finding import VALUES_SHOWN, CheckedSample, Finding, counted, values_text
 from data.labels import NUM_IDS, LabelRule
 from structures import IGNORE_INDEX
@@ -182,7 +182,7 @@ def set_findings(
 ) -> Iterator[Finding]:
     yield from _nothing_labelled(train, val)
     yield from _missing_classes(train, val, labels, class_names)
-    yield from picture_findings(*([(s.pair.image, s.image) for s in samples] for samples in (train, val)))
+    yield from image_findings(*([(s.pair.image, s.image) for s in samples] for samples in (train, val)))
     yield from _mixed_modes([*train, *val])
     yield from _mostly_ignored(train)
 

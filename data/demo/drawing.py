@@ -18,7 +18,7 @@ from structures import IGNORE_INDEX
 
 
 Grid = NDArray[np.float64]
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 Covered = NDArray[np.bool_]
 
 SUPERSAMPLE = 3  # odd, so that the middle sample lies at the pixel's centre and can decide the mask
@@ -94,26 +94,26 @@ class Thing:
     border_ignored: bool
 
 
-def draw_picture(rng: np.random.Generator, size_px: int) -> tuple[Picture, Picture]:
+def draw_image(rng: np.random.Generator, size_px: int) -> tuple[Pixels, Pixels]:
     """Returns an image (S, S, 3) RGB and its mask (S, S) of class ids, with IGNORE_INDEX along some borders."""
-    picture, things = draw_things(rng, size_px)
+    image, things = draw_things(rng, size_px)
     mask = np.zeros((size_px, size_px), np.uint8)
     for thing, covered in things:
         mask[covered] = thing.class_id
         if thing.border_ignored:
             mask[_border(covered)] = IGNORE_INDEX
-    return picture, mask
+    return image, mask
 
 
-def draw_things(rng: np.random.Generator, size_px: int) -> tuple[Picture, list[tuple[Thing, Covered]]]:
+def draw_things(rng: np.random.Generator, size_px: int) -> tuple[Pixels, list[tuple[Thing, Covered]]]:
     """Returns an image (S, S, 3) RGB and its things, back to front, each with the pixels (S, S) that it covers, also
     where another one before it hides them."""
     unit = REFERENCE_SIZE_PX / (size_px * SUPERSAMPLE)  # reference pixels a sample
     canvas = _background(rng, size_px).repeat(SUPERSAMPLE, axis=0).repeat(SUPERSAMPLE, axis=1)
     things = [(thing, _paint(rng, canvas, thing, unit)) for thing in _arrange(rng)]
-    picture = canvas.reshape(size_px, SUPERSAMPLE, size_px, SUPERSAMPLE, 3).mean(axis=(1, 3))
-    picture += 0.03 * (rng.random((size_px, size_px, 1)) - 0.5)
-    return np.rint(255 * picture.clip(0, 1)).astype(np.uint8), things
+    image = canvas.reshape(size_px, SUPERSAMPLE, size_px, SUPERSAMPLE, 3).mean(axis=(1, 3))
+    image += 0.03 * (rng.random((size_px, size_px, 1)) - 0.5)
+    return np.rint(255 * image.clip(0, 1)).astype(np.uint8), things
 
 
 def outline_polygon(thing: Thing, size_px: int, corners: int = 90) -> list[float]:

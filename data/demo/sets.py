@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from data.demo.drawing import KINDS, draw_picture
+from data.demo.drawing import KINDS, draw_image
 from errors import UserError
 import json
 from pathlib import Path
@@ -79,8 +79,8 @@ def _draw_split(part: Path, split: str, split_number: int, count: int, size_px: 
     images.mkdir(parents=True)
     masks.mkdir(parents=True)
     for index in range(count):
-        picture, mask = draw_picture(np.random.default_rng([seed, split_number, index]), size_px)
-        Image.fromarray(picture).save(images / f"{index:04d}.png")
+        image, mask = draw_image(np.random.default_rng([seed, split_number, index]), size_px)
+        Image.fromarray(image).save(images / f"{index:04d}.png")
         Image.fromarray(mask).save(masks / f"{index:04d}.png")
 
 
@@ -129,9 +129,9 @@ def _draw_coco_split(folder: Path, split_number: int, count: int, size_px: int, 
     folder.mkdir()
     images, annotations = [], []
     for index in range(count):
-        picture, things = draw_things(np.random.default_rng([seed, split_number, index]), size_px)
+        image, things = draw_things(np.random.default_rng([seed, split_number, index]), size_px)
         name = f"{index:04d}.png"
-        Image.fromarray(picture).save(folder / name)
+        Image.fromarray(image).save(folder / name)
         images.append({"id": index + 1, "file_name": name, "height": size_px, "width": size_px})
         hidden = np.zeros((size_px, size_px), bool)
         for thing, covered in reversed(things):  # the foremost first, so that what is hidden is known

@@ -13,7 +13,7 @@ from pathlib import Path
 from data.bands import pixels_by_header
 from errors import UserError
 
-PICTURE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm"}
+IMAGE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".pgm", ".ppm"}
 
 
 def find_files(patterns: Sequence[str], flag: str) -> list[Path]:
@@ -54,13 +54,13 @@ def _others(pattern: str, files: list[Path]) -> list[Path]:
     if os.path.exists(os.path.expanduser(pattern)):  # a file or a folder
         return []
     named = Path(pattern).suffix.lower()
-    unknown = [file for file in files if file.suffix.lower() not in {*PICTURE_EXTENSIONS, named} or not file.suffix]
+    unknown = [file for file in files if file.suffix.lower() not in {*IMAGE_EXTENSIONS, named} or not file.suffix]
     return [file for file in unknown if not pixels_by_header(file)]
 
 
 def _expand(pattern: str) -> list[Path]:
     if os.path.isdir(pattern):
-        names = [name for name in _below(pattern) if Path(name).suffix.lower() in PICTURE_EXTENSIONS]
+        names = [name for name in _below(pattern) if Path(name).suffix.lower() in IMAGE_EXTENSIONS]
     else:
         names = [pattern] if os.path.exists(pattern) else _globbed(_glob_for(pattern))
     return [Path(os.path.abspath(name)) for name in names if os.path.isfile(name) or _is_broken_link(name)]
