@@ -1,5 +1,6 @@
 """One thread a process: tests run side by side, and threads that wait for one another cost more than they give."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 settings.register_profile("repeatable", derandomize=True)  # the same examples in every run
 settings.load_profile("repeatable")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and its children would
 
 
 @pytest.fixture(autouse=True)

@@ -33,7 +33,7 @@ def test_the_three_flags_are_the_most_helpful_ones_and_in_order(tmp_path):
 
     flags = [*drawn(tmp_path / "data"), "--image-size", "128", "--hidden-dim", "64", "--batch-size", "8"]
     args = parse_training_arguments("upernet", words("upernet", tmp_path, *flags))
-    segmenter = build_segmenter(args, 5, Accelerator(cpu=True))
+    segmenter = build_segmenter(args, 5, Accelerator(cpu=True), None)
     message = out_of_memory_message(args, segmenter)
     lines = [line.strip() for line in message.splitlines()[1:]]
     needs = {
