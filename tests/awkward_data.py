@@ -40,7 +40,7 @@ class DataSet:
         for kind in ("images", "masks"):
             (folder / kind).mkdir(parents=True)
 
-    def picture(
+    def image(
         self,
         name: str = "a.png",
         size_wh: tuple[int, int] = SIZE_WH,
@@ -64,7 +64,7 @@ class DataSet:
     def pairs(self, *names: str) -> None:
         """Good ones."""
         for name in names:
-            self.mask(self.picture(name), name)
+            self.mask(self.image(name), name)
 
     def image_path(self, name: str) -> Path:
         return self.folder / "images" / name

@@ -23,10 +23,10 @@ class Maker:
         self.made = 0
 
     def pair(self, name: str, values, split: str = "train", size_wh: tuple[int, int] = SIZE_WH, **save) -> None:
-        self.picture(name, split, size_wh, **save)
+        self.image(name, split, size_wh, **save)
         self.mask(name, values, split, size_wh)
 
-    def picture(self, name: str, split: str = "train", size_wh=SIZE_WH, seed: int | None = None, orientation=1) -> None:
+    def image(self, name: str, split: str = "train", size_wh=SIZE_WH, seed: int | None = None, orientation=1) -> None:
         """Noise, another for each image; an image with the same seed is the same."""
         self.made += 1
         pixels = np.random.default_rng(1000 + self.made if seed is None else seed)

@@ -155,7 +155,7 @@ def test_descriptions():
 
 def test_labels_and_decoding_need_no_torch():
     """The dataset check uses them, and must not wait seconds for torch."""
-    probe = "import sys, data.label_options, data.decode; assert 'torch' not in sys.modules"
+    probe = "import sys, data.labels, data.decode; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", probe], cwd=Path(__file__).parents[1], check=True, timeout=60)
 
 
