@@ -230,7 +230,8 @@ def _load(path: str | Path, mmap: bool) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for a broken file
         reason = str(error).partition(". ")[0].splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"checkpoint {path}: cannot be read, use an earlier one ({reason[:300]})") from error
-    if state.get("format") != CHECKPOINT_FORMAT:
+    version = state.get("format")
+    if not isinstance(version, int) or version != CHECKPOINT_FORMAT:  # a tensor compares to one
         raise UserError(f"checkpoint {path}: is no checkpoint of this program (format {CHECKPOINT_FORMAT})")
     wrong = [name for name, kind in FIELDS.items() if not isinstance(state.get(name), kind)]
     if not wrong:
@@ -273,7 +274,9 @@ def _check_content(content: Any, file_bytes: int) -> None:
         elif isinstance(value, list | tuple):
             waiting += [(item, depth + 1) for item in value]
         elif isinstance(value, Tensor):
-            if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+            is_view = value.is_conj() or value.is_neg()  # what lies in memory is not what it shows
+            is_plain = value.layout == torch.strided and not (is_view or value.is_nested or value.is_quantized)
+            if not is_plain or value.device.type != "cpu":
                 raise _Unsound(f"it holds a tensor of another kind ({value.layout}, {value.device})")
         elif not isinstance(value, str | int | float | bool | None):
             raise _Unsound(f"it holds a {type(value).__name__}")

@@ -86,8 +86,9 @@ PALETTE_FLAG = "--palette"
 MAX_COLORS = 255
 
 HEX_COLOR = re.compile(r"#([0-9a-fA-F]{6})(?:[\s,;]+|$)(.*)")
-CVAT_LINE = re.compile(r"(.+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*:[^:]*:[^:]*")
-NUMBERS = re.compile(r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)(?:[\s,;]+|$)(.*)")
+NUMBER = r"(\d{1,40})"  # int() refuses thousands of digits
+CVAT_LINE = re.compile(rf"(.+):\s*{NUMBER}\s*,\s*{NUMBER}\s*,\s*{NUMBER}\s*:[^:]*:[^:]*")
+NUMBERS = re.compile(rf"{NUMBER}[\s,;]+{NUMBER}[\s,;]+{NUMBER}(?:[\s,;]+|$)(.*)")
 
 
 def read_palette(path: str | Path) -> list[tuple[str, int]]:

@@ -42,6 +42,8 @@ def test_all_forms_of_a_palette_say_the_same(tmp_path):
         ("{}", "holds 0 colours"),
         ([f"#{k:06x}" for k in range(256)], "holds 256 colours"),
         ("r g b name\n1 2 3 a", "line 1: 'r g b name': expected R G B and a name"),
+        ("1 2 " + "9" * 5000, "line 1: .*: expected R G B and a name"),
+        ("a:1,2," + "9" * 5000 + "::", "line 1: .*: expected R G B and a name"),
         ("# ok\n1 2 256 a", "line 2: .* is no colour: expected .* from 0 to 255"),
         ("1 2 3 a\n#010203 b", "line 2: the colour #010203 is also that of line 1.*--label-map"),
         ("1 2 3 a\n1 2 4 a", "line 2: the name 'a' occurs more than once"),

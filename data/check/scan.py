@@ -146,7 +146,7 @@ class ScanMemory:
         try:
             stamp, fields = self.entries[kind][str(path)]
             return _facts(kind, fields) if stamp == _stamp(stat) else None
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):  # of another make, or damaged
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):  # older, or damaged
             return None
 
     def remember(self, kind: str, path: Path, stat: os.stat_result, facts: Facts) -> None:
@@ -164,7 +164,7 @@ class ScanMemory:
             kind: {name: entry for name, entry in entries.items() if name in here or os.path.exists(name)}
             for kind, entries in self.entries.items()
         }
-        with suppress(OSError, ValueError):  # full disk, no rights: the next check reads all files again
+        with suppress(OSError, ValueError, RecursionError):  # disk full, no rights: the next check reads all again
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _write(self.path, json.dumps({"version": VERSION, **kept}, separators=(",", ":")))
             self.changed = False
