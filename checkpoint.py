@@ -101,7 +101,7 @@ def retried(path: Path, attempt: Callable[[], None]) -> None:
             if pause_s is None or isinstance(error, HOPELESS):
                 raise WriteFailed(
                     f"{path} could not be written ({reason}); the older files are as they were. Make room or mend the "
-                    "folder, then go on with --resume-checkpoint auto"
+                    "folder, then resume with --resume-checkpoint auto"
                 ) from error
             warn(f"{path} could not be written ({reason}), next try in {pause_s} s")
             time.sleep(pause_s)

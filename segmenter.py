@@ -1,7 +1,7 @@
 """The model on one page: frozen backbone -> adapter -> head.
 
 What is trained, and what a checkpoint holds, is the adapter and the head; the backbone is only named and fingerprinted,
-unless it was unfrozen: then it is trained and in the checkpoint too, and in those of heads that begin with it.
+unless it was unfrozen: then it is trained and in the checkpoint too, and in those of heads initialized from it.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head, reso
 from structures import Features, LossScope, Target
 
 BACKBONE = "backbone.model."
-"""What the names of the backbone's tensors begin with."""
+"""What the names of the backbone's tensors start with."""
 
 
 def backbone_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -132,7 +132,7 @@ class Instance:
 
     @property
     def mask(self) -> Tensor:
-        """The whole mask (H, W) bool, made anew."""
+        """The whole mask (H, W) bool, decoded each time."""
         if self.size_hw is None:
             return self.part
         (top, left), (height, width) = self.corner, self.part.shape
@@ -143,7 +143,7 @@ class Instance:
 
 @dataclass
 class Segment:
-    """One segment of a panoptic map: its number there (from 1), class, score in [0, 1]; stuff has one a class."""
+    """One segment of a panoptic map: its number there (from 1), class, score in [0, 1]; stuff has one per class."""
 
     number: int
     label: int

@@ -69,7 +69,7 @@ class TrainDataset(Dataset):
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Sample:
         """Image (3, S, S) and semantic target (S, S).
 
-        A file may break while a long training goes on: then the next sample that can be read takes its place, as that
+        A file may break during a long training: then the next sample that can be read takes its place, as that
         sample looks in this epoch. Raises UserError only where no sample can be read.
         """
         epoch, first = epoch_and_index
@@ -225,7 +225,7 @@ class CocoTrainDataset(Dataset):
 
 class CocoEvalDataset(Dataset):
     """Whole images in their own aspect. The targets, at the size of evaluation, are for the loss only: metrics take
-    the truth at full size from `truth_objects` or `truth_segments`, by the sample id."""
+    the ground truth at full size from `truth_objects` or `truth_segments`, by the sample id."""
 
     def __init__(
         self,

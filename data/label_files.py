@@ -70,7 +70,7 @@ def read_class_names(words: Sequence[str] | None, num_classes: int) -> list[str]
             raise UserError(f"{CLASS_NAMES_FLAG} {names[0]}: there is no such file, and {few}")
         names = [one_line(line.strip()) for line in read_text(names[0], CLASS_NAMES_FLAG).splitlines() if line.strip()]
     if len(names) != num_classes:
-        raise UserError(f"{CLASS_NAMES_FLAG} gives {len(names)} names for {num_classes} classes: give one a class")
+        raise UserError(f"{CLASS_NAMES_FLAG} gives {len(names)} names for {num_classes} classes: give one per class")
     twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise UserError(f"{CLASS_NAMES_FLAG} gives {', '.join(twice)} more than once: names must differ")
@@ -118,7 +118,7 @@ def read_palette(path: str | Path) -> list[tuple[str, int]]:
             )
         palette[name], place_of[color] = color, place
     if not 1 <= len(palette) <= MAX_COLORS:
-        raise UserError(f"{PALETTE_FLAG} {path}: holds {len(palette)} colours, expected 1 to {MAX_COLORS}, one a class")
+        raise UserError(f"{PALETTE_FLAG} {path}: holds {len(palette)} colours, expected 1 to {MAX_COLORS}")
     return list(palette.items())
 
 

@@ -124,8 +124,8 @@ class View:
         columns = _pixels_inside(window.left, window.width, width, self.size)
         return rows, columns[::-1] if self.is_flipped else columns
 
-    def _flipped(self, picture: Tensor) -> Tensor:
-        return F.horizontal_flip(picture) if self.is_flipped else picture
+    def _flipped(self, image: Tensor) -> Tensor:
+        return F.horizontal_flip(image) if self.is_flipped else image
 
 
 @dataclass(frozen=True)
@@ -137,16 +137,16 @@ class Window:
     height: int
     width: int
 
-    def resized(self, picture: Tensor, size: int, is_mask: bool = False) -> tuple[Tensor, list[int]]:
+    def resized(self, image: Tensor, size: int, is_mask: bool = False) -> tuple[Tensor, list[int]]:
         """The part inside the image, resized as if the whole window became size x size, and the padding it lacks.
 
         Cutting before resizing keeps the memory small however far a long image is zoomed.
         Takes (C, H, W); returns (C, h, w) and [left, top, right, bottom] in pixels.
         """
-        rows, y, y_end = _inside(self.top, self.height, picture.shape[1], size)
-        columns, x, x_end = _inside(self.left, self.width, picture.shape[2], size)
+        rows, y, y_end = _inside(self.top, self.height, image.shape[1], size)
+        columns, x, x_end = _inside(self.left, self.width, image.shape[2], size)
         resize = resize_masks if is_mask else _resize_image
-        return resize(picture[:, rows, columns], [y_end - y, x_end - x]), [x, y, size - x_end, size - y_end]
+        return resize(image[:, rows, columns], [y_end - y, x_end - x]), [x, y, size - x_end, size - y_end]
 
 
 class EvalTransform:

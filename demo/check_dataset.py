@@ -137,8 +137,8 @@ def mask_preview(
     for pair in pairs:
         mask = decode_mask(pair.mask, bool(labels.palette), max_pixels)
         ids = labels.ids_of_colors(mask.values, pair.mask) if mask.is_color else mask.values
-        picture = decode_image(pair.image, max_pixels, rule=rule).pixels.transpose(1, 2, 0)
-        samples.append((picture, labels.apply(ids, pair.mask), pair.sample_id))
+        pixels = decode_image(pair.image, max_pixels, rule=rule).pixels.transpose(1, 2, 0)
+        samples.append((pixels, labels.apply(ids, pair.mask), pair.sample_id))
     return preview(samples, class_names, class_colors(len(class_names), labels.class_palette))
 
 

@@ -175,7 +175,7 @@ def kinds_of(asked: list[str], task: str) -> list[str]:
 def batches(
     predictor: "Predictor", jobs: "Sequence[Job]", size: int, failed: "list[Job]"
 ) -> "Iterator[list[tuple[Job, np.ndarray]]]":
-    """Up to `size` images in a row of one size; those that cannot be read are told, and added to `failed`."""
+    """Up to `size` images in a row of one size; those that cannot be read are reported, and added to `failed`."""
     from tqdm import tqdm
 
     batch: list[tuple[Job, np.ndarray]] = []

@@ -96,19 +96,19 @@ def write_captions(image: Image.Image, captions: Sequence[Caption]) -> None:
         draw.text((left + MARGIN_PX, top + MARGIN_PX), caption.text, fill=ink(caption.color), font=font)
 
 
-def places(box: tuple[slice, slice], size: tuple[int, int], picture: tuple[int, int]) -> Iterator[Place]:
+def places(box: tuple[slice, slice], size: tuple[int, int], image_wh: tuple[int, int]) -> Iterator[Place]:
     """Where a text of size (width, height) may stand, best first; none where the image is too small for it.
 
     Above the object, inside at its upper edge, below it, inside at its lower edge; each at its left, then its right.
     """
     rows, columns = box
     width, height = size
-    if width > picture[0] or height > picture[1]:
+    if width > image_wh[0] or height > image_wh[1]:
         return
     for wanted_top in (rows.start - height, rows.start, rows.stop, rows.stop - height):
         for wanted_left in (columns.start, columns.stop - width):
-            left = min(max(wanted_left, 0), picture[0] - width)
-            top = min(max(wanted_top, 0), picture[1] - height)
+            left = min(max(wanted_left, 0), image_wh[0] - width)
+            top = min(max(wanted_top, 0), image_wh[1] - height)
             yield left, top, left + width, top + height
 
 

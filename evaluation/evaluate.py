@@ -48,7 +48,7 @@ class Evaluator(Protocol):
         """Of the states of all processes, each image counted once."""
 
     def sheet(self, mean: Sequence[float], std: Sequence[float]) -> Image.Image | None:
-        """A few images, truth and prediction for people; mean, std: of the normalisation."""
+        """A few images, ground truth and prediction for people; mean, std: of the normalisation."""
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ class InstancePrediction:
 
 @dataclass(frozen=True)
 class InstanceMetrics:
-    """Shares in [0, 1], nan where the truth has nothing of the kind.
+    """Shares in [0, 1], nan where the ground truth has nothing of the kind.
 
     map: mean over classes and IoU thresholds; ap50, ap75: at one threshold; ap_small, ap_medium, ap_large: of objects
     below 32^2 pixels, up to 96^2, and above; ar100: mean recall with at most 100 predictions a class and image;
@@ -75,7 +75,7 @@ def rle_of(part: Tensor, corner: tuple[int, int] = (0, 0), size_hw: tuple[int, i
 def instance_metrics(
     truth: list[list[InstanceTruth]], predicted: list[list[InstancePrediction]], num_classes: int
 ) -> InstanceMetrics:
-    """truth, predicted: one list an image, in the same order; masks of one image have one size.
+    """truth, predicted: one list per image, in the same order; masks of one image have one size.
 
     The values are those of pycocotools' COCOeval, several times faster.
     """
@@ -108,7 +108,7 @@ def instance_metrics(
 
 
 def _mean_of_known(values: np.ndarray) -> float:
-    """COCO's code marks with -1 what has no truth."""
+    """COCO's code marks with -1 what has no ground truth."""
     known = values[values > -1]
     return float(known.mean()) if known.size else math.nan
 
@@ -192,7 +192,7 @@ class InstanceEvaluator:
         return self.found
 
     def result(self, states: Sequence[list[FoundInstances]]) -> Result:
-        """{"loss": mean an image, "map", "ap50", "ap75", "ap_small", ...} and the AP of each class."""
+        """{"loss": mean per image, "map", "ap50", "ap75", "ap_small", ...} and the AP of each class."""
         found = sorted((item for state in states for item in state), key=lambda item: item.sample_id)
         truth = [self.truth_of(item.sample_id)[1] for item in found]
         values: dict[str, Any] = asdict(

@@ -19,10 +19,10 @@ from evaluation.visualize import Drawn, ShownObjects, object_comparison, of_segm
 from structures import Batch, Segment
 
 VOID = 0
-"""Number of the pixels that have no segment: they carry no label in the truth, and nothing was predicted there."""
+"""Number of the pixels that have no segment: they carry no label in the ground truth; none is predicted there."""
 
 TruthSegment = tuple[int, int, bool]
-"""Number in the truth's map, class, is_crowd: one region of many objects that are not told apart."""
+"""Number in the ground truth's map, class, is_crowd: one region of many objects that are not separated."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class PanopticSums:
         self.wrong.add_(self._per_class(predicted_labels[~is_match.any(0) & (2 * excused <= area)]))
 
     def result(self, is_thing: Sequence[bool]) -> PanopticMetrics:
-        """is_thing: one a class, in the order of the classes."""
+        """is_thing: one per class, in the order of the classes."""
         found = self.matched + 0.5 * self.wrong + 0.5 * self.missed
         pq = self.iou / found  # 0 / 0 = nan: absent
         sq = torch.where(found > 0, self.iou / self.matched.clamp(min=1), math.nan)
@@ -175,7 +175,7 @@ class PanopticEvaluator:
         return PanopticState(self.sums, self.loss, self.num_images)
 
     def result(self, states: Sequence[PanopticState]) -> Result:
-        """{"loss": mean an image, "pq", "sq", "rq", "pq_things", ...} and the PQ of each class."""
+        """{"loss": mean per image, "pq", "sq", "rq", "pq_things", ...} and the PQ of each class."""
         sums = PanopticSums.zeros(len(self.class_names))
         for state in states:
             sums = sums + state.sums

@@ -18,9 +18,9 @@ from structures import IGNORE_INDEX, Batch, Target
 
 @dataclass(frozen=True)
 class SemanticMetrics:
-    """Shares in [0, 1]. iou: one a class, nan for a class that is neither in the truth nor predicted.
+    """Shares in [0, 1]. iou: one per class, nan for a class that is neither in the ground truth nor predicted.
 
-    The means are over classes that occur (mIoU: in truth or prediction; mean accuracy: in the truth).
+    The means are over classes that occur (mIoU: in ground truth or prediction; mean accuracy: in the ground truth).
     """
 
     miou: float
@@ -138,7 +138,7 @@ class SemanticEvaluator:
         return SemanticState(self.confusion, self.loss, self.num_images)
 
     def result(self, states: Sequence[SemanticState]) -> Result:
-        """{"loss": mean an image, "miou", "mean_accuracy", "pixel_accuracy"} and the IoU of each class."""
+        """{"loss": mean per image, "miou", "mean_accuracy", "pixel_accuracy"} and the IoU of each class."""
         num_images = sum(state.num_images for state in states)
         values: dict[str, Any] = asdict(semantic_metrics(sum(state.confusion for state in states)))
         ious = values.pop("iou")

@@ -19,7 +19,7 @@ def fitted_size(width: int, height: int) -> tuple[int, int]:
 
 
 def compared(tiles: Sequence[Image.Image]) -> Image.Image:
-    """Image, truth and prediction side by side, with their titles."""
+    """Image, ground truth and prediction side by side, with their titles."""
     width = len(COMPARED) * (TILE_PX + GAP_PX) - GAP_PX
     row = Image.new("RGB", (width, TITLE_PX + max(tile.height for tile in tiles)), "white")
     draw = ImageDraw.Draw(row)

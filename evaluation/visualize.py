@@ -86,18 +86,18 @@ def preview(samples: Sequence[Sample], class_names: Sequence[str], colors: np.nd
     assert samples
     colors = class_colors(len(class_names)) if colors is None else colors
     shown = samples[:MOST_SAMPLES]
-    drawn = (mask_overlay(*_fitted(picture, classes), colors) for picture, classes, _ in shown)
+    drawn = (mask_overlay(*_fitted(pixels, classes), colors) for pixels, classes, _ in shown)
     rows = in_rows([titled(tile, name) for tile, (_, _, name) in zip(drawn, shown, strict=True)])
     return stacked([*rows, _mask_legend(shown, class_names, colors, rows[0].width)])
 
 
-def mask_overlay(picture: np.ndarray, classes: np.ndarray, colors: np.ndarray) -> Image.Image:
+def mask_overlay(pixels: np.ndarray, classes: np.ndarray, colors: np.ndarray) -> Image.Image:
     """image (H, W, 3) uint8 below classes (H, W): tinted in colors (K, 3), black outlines between classes."""
     height, width = classes.shape
-    tinted = (1 - MASK_OPACITY) * picture + MASK_OPACITY * color_table(colors)[classes]
+    tinted = (1 - MASK_OPACITY) * pixels + MASK_OPACITY * color_table(colors)[classes]
     ignored = classes == IGNORE_INDEX
     stripes = (np.add.outer(np.arange(height), np.arange(width)) % HATCH_PX) < 2
-    tinted[ignored] = picture[ignored]
+    tinted[ignored] = pixels[ignored]
     tinted[ignored & stripes] = IGNORED_COLOR
     edges = np.zeros(classes.shape, bool)
     edges[:, :-1] |= classes[:, :-1] != classes[:, 1:]
@@ -106,11 +106,11 @@ def mask_overlay(picture: np.ndarray, classes: np.ndarray, colors: np.ndarray) -
     return Image.fromarray(tinted.round().astype(np.uint8))
 
 
-def _fitted(picture: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _fitted(pixels: np.ndarray, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both at the size at which they fill a tile; classes by the nearest pixel, so that none is mixed."""
     size = fitted_size(*reversed(classes.shape))
     mask = Image.fromarray(classes.astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR)), np.asarray(mask)
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)), np.asarray(mask)
 
 
 def _mask_legend(samples: Sequence[Sample], class_names: Sequence[str], colors: np.ndarray, width: int) -> Image.Image:
@@ -160,7 +160,7 @@ def of_segments(segment_map: Tensor, segments: Iterable[Segment], class_names: S
 
 
 def overlay(
-    picture: np.ndarray, objects: Iterable[Drawn], class_names: Sequence[str], colors: np.ndarray | None = None
+    pixels: np.ndarray, objects: Iterable[Drawn], class_names: Sequence[str], colors: np.ndarray | None = None
 ) -> Image.Image:
     """image (H, W, 3) uint8 with the objects over it, and below it the colours of the classes that occur.
 
@@ -168,14 +168,14 @@ def overlay(
     colors: (K, 3) uint8, None = those of objects.
     """
     colors = object_colors(len(class_names)) if colors is None else colors
-    drawn, labels = draw_objects(picture, objects, colors)
+    drawn, labels = draw_objects(pixels, objects, colors)
     return stacked([drawn, *_legend(labels, class_names, colors, drawn.width)])
 
 
-def draw_objects(picture: np.ndarray, objects: Iterable[Drawn], colors: np.ndarray) -> tuple[Image.Image, set[int]]:
+def draw_objects(pixels: np.ndarray, objects: Iterable[Drawn], colors: np.ndarray) -> tuple[Image.Image, set[int]]:
     """The image with the objects over it, and the classes that occur. colors: (K, 3) uint8."""
-    canvas = picture.copy()
-    free = np.ones(picture.shape[:2], bool)
+    canvas = pixels.copy()
+    free = np.ones(pixels.shape[:2], bool)
     line_px = 1 + min(free.shape) // IMAGE_PX_PER_LINE_PX
     captions, labels = [], set()
     for label, mask, text in objects:
@@ -229,10 +229,10 @@ def object_comparison(
     colors = object_colors(len(class_names))
     rows, labels = [], set()
     for sample in samples:
-        picture = Image.fromarray(rgb(sample.image, mean, std)).resize(sample.size, Image.Resampling.BILINEAR)
-        tiles = [picture]
+        resized = Image.fromarray(rgb(sample.image, mean, std)).resize(sample.size, Image.Resampling.BILINEAR)
+        tiles = [resized]
         for part in (sample.truth, sample.predicted):
-            tile, occurring = draw_objects(np.asarray(picture), part, colors)
+            tile, occurring = draw_objects(np.asarray(resized), part, colors)
             tiles.append(tile)
             labels |= occurring
         rows.append(compared(tiles))
@@ -245,9 +245,9 @@ def object_preview(
     """Images (H, W, 3) uint8 with their objects, and their names, as a sheet; read and made small one at a time."""
     colors = object_colors(len(class_names))
     tiles, labels = [], set()
-    for picture, objects, name in samples:
-        size = fitted_size(picture.shape[1], picture.shape[0])
-        small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+    for pixels, objects, name in samples:
+        size = fitted_size(pixels.shape[1], pixels.shape[0])
+        small = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
         tile, occurring = draw_objects(small, (_small(drawn, size) for drawn in objects), colors)
         tiles.append(titled(tile, name))
         labels |= occurring

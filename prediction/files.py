@@ -66,13 +66,13 @@ def jobs_of_folder(folder: Path, is_recursive: bool, output: Path, kinds: Sequen
     wanted = [str(path) for path in entries if path == root or not path.name.startswith(".")]
     found = find_files(wanted, "--input-dir") if wanted else []
     results = [*results_below(root, output), *(output / kind for kind in ENDINGS)] if is_recursive else []
-    pictures = [path.relative_to(root) for path in found if not any(path.is_relative_to(r) for r in results)]
-    if not pictures:
+    images = [path.relative_to(root) for path in found if not any(path.is_relative_to(r) for r in results)]
+    if not images:
         hint = "" if is_recursive else "; --recursive looks into its sub-folders too"
         raise UserError(f"--input-dir {folder}: holds no image{hint}")
-    names = recorded_names(output / RECORD_FILE, [path.as_posix() for path in pictures])
+    names = recorded_names(output / RECORD_FILE, [path.as_posix() for path in images])
     jobs = []
-    for image_id, path in enumerate(pictures, 1):
+    for image_id, path in enumerate(images, 1):
         base = names[path.as_posix()]
         targets = {kind: output / kind / f"{base}{ENDINGS[kind]}" for kind in kinds if kind in ENDINGS}
         jobs.append(Job(image_id, root / path, path.as_posix(), f"{base}.png", targets))
@@ -92,7 +92,7 @@ def results_below(root: Path, output: Path) -> list[Path]:
     return [folder / kind for folder in found for kind in ENDINGS]
 
 
-def recorded_names(record: Path, pictures: Sequence[str]) -> dict[str, str]:
+def recorded_names(record: Path, images: Sequence[str]) -> dict[str, str]:
     """The name of each image's results: as recorded, or new and then recorded. No two are the same.
 
     A new name is the image's without its extension, or with it where another image has that name already. Raises
@@ -105,12 +105,12 @@ def recorded_names(record: Path, pictures: Sequence[str]) -> dict[str, str]:
             raise UserError(f"{record}: is no record of predictions: name another --output-dir, or move the file away")
         names = content
     taken = set(names.values())
-    for picture in pictures:
-        if picture in names:
+    for image in images:
+        if image in names:
             continue
-        candidates = chain([Path(picture).with_suffix("").as_posix()], repeat(picture))
+        candidates = chain([Path(image).with_suffix("").as_posix()], repeat(image))
         name = next(name for name in with_numbers(candidates) if name not in taken)
-        names[picture] = name
+        names[image] = name
         taken.add(name)
     save_json(record, {"names": names})
     return names
@@ -176,12 +176,12 @@ def job_of_image(path: Path, output: Path, asked: Sequence[str], kinds: Sequence
     return Job(1, path, path.name, mask_name, targets), coco_path
 
 
-def save_result(job: Job, picture: np.ndarray, result: Result) -> None:
+def save_result(job: Job, pixels: np.ndarray, result: Result) -> None:
     """image: (H, W, 3) uint8. Raises UserError where a file cannot be written."""
     height, width = result.size_hw
     for kind, path in job.targets.items():
         if kind == "overlays":
-            save_image(path, overlay(picture, result.drawn(), result.class_names, result.colors()))
+            save_image(path, overlay(pixels, result.drawn(), result.class_names, result.colors()))
         elif kind == "masks":
             save_image(path, Image.fromarray(result.mask()))
         else:

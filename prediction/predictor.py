@@ -116,15 +116,15 @@ class Predictor:
         return max(1, min(MOST_IN_A_BATCH, free // 2 // (two - one)))
 
     @torch.no_grad()
-    def predict_batch(self, pictures: Sequence[np.ndarray]) -> list[Result]:
-        """Of images (H, W, 3) uint8 of one size, together."""
-        size_hw = pictures[0].shape[:2]
-        assert all(image.shape[:2] == size_hw for image in pictures)
+    def predict_batch(self, images: Sequence[np.ndarray]) -> list[Result]:
+        """Predicts images (H, W, 3) uint8 of one size, together."""
+        size_hw = images[0].shape[:2]
+        assert all(image.shape[:2] == size_hw for image in images)
         device = next(self.segmenter.parameters()).device
-        views = [self.transform(torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1)))) for p in pictures]
-        images = torch.stack(views).to(device)
+        views = [self.transform(torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1)))) for p in images]
+        batch = torch.stack(views).to(device)
         task = {"semantic": self._semantic, "instance": self._instance, "panoptic": self._panoptic}
-        return task[self.segmenter.task](images, size_hw)
+        return task[self.segmenter.task](batch, size_hw)
 
     def _outputs(self, images: Tensor) -> Any:
         """Of the head. bfloat16 ends here: scores are made from them in float32."""

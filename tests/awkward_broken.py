@@ -1,4 +1,4 @@
-"""Data sets whose files must be refused, one function each; where a file is to blame, its name begins with "bad"."""
+"""Data sets whose files must be refused, one function each; where a file is to blame, its name starts with "bad"."""
 
 import os
 import struct

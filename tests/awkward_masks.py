@@ -1,6 +1,6 @@
 """Masks that hold awkward things, one function each.
 
-Those that can be trained on leave in data.truth what must be read; in the others the file to blame begins with "bad".
+Those that can be trained on leave in data.truth what must be read; in the others the file to blame starts with "bad".
 """
 
 import numpy as np

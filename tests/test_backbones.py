@@ -173,7 +173,7 @@ def test_model_of_one_image_size():
 
 
 class TestTryingOut:
-    """Before the first step: what a model of timm cannot take is told, with what works."""
+    """Before the first step: what a model of timm cannot take is reported, with what works."""
 
     @pytest.mark.parametrize("name", ["cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "samvit_base_patch16"])
     def test_models_whose_maps_come_without_prefix_tokens_or_norm(self, name):

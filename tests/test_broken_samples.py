@@ -1,4 +1,4 @@
-"""Files that break while the run goes on: passed over, counted, and a clear stop when they are too many."""
+"""Files that break during the run: skipped, counted, and a clear stop when they are too many."""
 
 import re
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_a_sample_that_breaks_is_passed_over_and_told_once(tmp_path, break_after
     broken = metrics(tmp_path / "run", "linear_", "broken_sample")
     assert [Path(line["reason"].split(": ")[0]).name for line in broken] == ["0001", "0000"]
     assert "train/0001.png" in broken[0]["reason"] and "val/0000.png" in broken[1]["reason"]
-    assert capsys.readouterr().err.count("sample passed over") == 2
+    assert capsys.readouterr().err.count("sample skipped") == 2
     assert len(metrics(tmp_path / "run", "linear_", "train")) == 6
     assert metrics(tmp_path / "run", "linear_", "val")[-1]["pixel_accuracy"] is not None
 

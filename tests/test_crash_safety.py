@@ -47,7 +47,7 @@ def test_twenty_two_kills_change_nothing(tmp_path):
     lives = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert lives[-1] == {"exit_code": 0}, done.stderr
     assert sum(life.get("killed", False) for life in lives) >= 20
-    assert sum("steps done" in line for line in done.stdout.splitlines()) >= 5  # so often it went on from a checkpoint
+    assert sum("steps done" in line for line in done.stdout.splitlines()) >= 5  # so often it resumed a checkpoint
 
     last = "checkpoint_epoch_14.pth"
     assert_same_state(tmp_path / "killed" / last, tmp_path / "unbroken" / last)

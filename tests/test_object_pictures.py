@@ -123,7 +123,7 @@ def test_objects_and_segments_are_named():
 
 @pytest.mark.parametrize("size_hw", [(300, 400), (400, 300), (1, 900), (20, 20)])
 def test_comparison_sheets(size_hw):
-    """Image, truth and prediction of any size and aspect; an image of another size than the truth."""
+    """Image, ground truth and prediction of any size and aspect; an image of another size than the mask."""
     mask = torch.zeros(size_hw, dtype=torch.bool)
     mask[:, : size_hw[1] // 2] = True
     truth = [Drawn(1, mask.numpy(), "")]

@@ -101,7 +101,7 @@ def test_script_python_and_argmax_by_hand_agree(semantic, tmp_path):
     overlay = np.array(Image.open(tmp_path / "out.png"))
     tinted = (np.array(Image.open(picture)).astype(float) + class_colors(3)[by_hand]) / 2
     is_tint = np.abs(overlay[:90, :150] - tinted).max(-1) <= 1
-    assert is_tint.mean() > 0.7 and len(overlay) > 90  # but for outlines; with the legend below
+    assert is_tint.mean() > 0.7 and len(overlay) > 90  # except for outlines; with the legend below
     written = json.loads((tmp_path / "out.json").read_text())
     assert {c["name"]: c["pixels"] for c in written["classes"]} == {
         name: int((by_hand == k).sum()) for k, name in enumerate(result.class_names) if (by_hand == k).any()

@@ -63,7 +63,7 @@ def test_a_recipe_says_what_it_costs_and_trains(tmp_path, recipe, capsys):
     if content["head"] == "m2f":
         small += ["--num-points", "128"]
     args = parsed(recipe, *data, *small, "--checkpoint-dir", str(tmp_path / "run"))
-    for key, value in content.items():  # all of the recipe counts, but for what stands on the command line
+    for key, value in content.items():  # all of the recipe counts, except for what stands on the command line
         if key not in ("about", "head", "label_map") and f"--{key.replace('_', '-')}" not in small:
             assert getattr(args, key) == value, key
     assert run_job(lambda: train(args)) == 0, capsys.readouterr().err

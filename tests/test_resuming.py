@@ -158,7 +158,7 @@ def test_a_signal_in_the_last_step_leaves_the_last_validation_to_the_resumed_run
 
 
 def test_auto_takes_the_newest_valid_checkpoint(tmp_path, capsys):
-    """By the steps done, whatever the files' dates say; what is truncated or altered is passed over, and said."""
+    """By the steps done, whatever the files' dates say; what is truncated or altered is skipped, and reported."""
     data = drawn(tmp_path / "data")
     run = tmp_path / "run"
     options = [*data, "--epochs", "3", "--save-interval", "1", "--checkpointing-steps", "1", "--keep-last", "0"]
@@ -228,7 +228,7 @@ def test_the_best_value_and_file_survive_resuming(tmp_path):
 
 
 def test_held_out_images_may_not_change_on_resuming(tmp_path, capsys):
-    """With more images the held-out share is drawn anew: trained ones could get into validation."""
+    """With more images the held-out share is drawn again: trained ones could get into validation."""
     drawn(tmp_path / "data", train=6)
     images, masks = (f"{tmp_path}/data/{kind}/train/" for kind in ("images", "masks"))
     options = ["--num-classes", "5", "--image-size", "64", "--resume-checkpoint", "auto", "--epochs", "2"]

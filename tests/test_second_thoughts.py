@@ -1,4 +1,4 @@
-"""Going back and going on: older checkpoints resumed, evaluations cut off, workers lost; nothing new is lost by it."""
+"""Going back and resuming: older checkpoints resumed, evaluations cut off, workers lost; nothing new is lost by it."""
 
 import os
 import re
@@ -41,7 +41,7 @@ def test_a_new_line_of_training_is_kept_and_followed(tmp_path, six_epochs, capsy
 
 
 def test_the_best_model_of_a_line_that_was_left_is_kept_but_not_followed(tmp_path, six_epochs, capsys):
-    """It may be further than the new line is: going on from it would drop what was trained since."""
+    """It may be further than the new line is: resuming from it would drop what was trained since."""
     run = tmp_path / "run"
     (best,) = (run / "linear_best_model").iterdir()
     assert read_checkpoint(best)["progress"]["epoch"] > 3
@@ -160,7 +160,7 @@ def test_what_another_process_could_not_read_is_told_too(tmp_path):
     done = run_script("linear", run, *data, *more, processes=2)
     assert done.returncode == 0, done.stderr
     (line,) = metrics(run, "linear_", "broken_sample")
-    assert "0001.png" in line["reason"] and done.stderr.count("sample passed over") == 1
+    assert "0001.png" in line["reason"] and done.stderr.count("sample skipped") == 1
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_our_own_checkpoint_is_taken_over_whole(tmp_path, data, own):
     weights = [name for name in before if "running" not in name and "num_batches" not in name]
     assert all(torch.equal(before[name], after[name]) for name in weights)
     progress = read_checkpoint(tmp_path / "checkpoint_step_1.pth")["progress"]
-    assert progress["step"] == 1  # it begins, and does not go on
+    assert progress["step"] == 1  # it starts, and does not resume
 
 
 def test_with_other_class_names_only_the_classifier_is_new(tmp_path, data, capsys):

@@ -220,7 +220,7 @@ def test_a_trained_swin_of_mask2former_is_computed_as_it_was(tmp_path):
 
 
 def test_a_head_on_a_trained_backbone_keeps_it_when_that_run_replaces_its_best_file(run, tmp_path):
-    """The new run's checkpoints hold the frozen backbone that they begin with: they load, resume and pass it on."""
+    """The new run's checkpoints hold the frozen backbone that they start with: they load, resume and pass it on."""
     folder, data = run
     best = tmp_path / "best" / "linear_checkpoint_epoch_1.pth"
     best.parent.mkdir()

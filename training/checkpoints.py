@@ -102,7 +102,7 @@ class RunFiles:
         return sorted((path for path, number in numbers.items() if number is not None), key=numbers.get)
 
     def best_ones(self) -> list[Path]:
-        """One, but for the moment in which a new one takes its place."""
+        """One, except for the moment in which a new one takes its place."""
         found = self.best_folder.glob(f"{self.prefix}checkpoint_*.pth")
         return [path for path in found if self.number(path, "epoch|step") is not None]
 
@@ -116,7 +116,7 @@ class RunFiles:
         return [*self.of_kind("epoch"), *self.of_kind("step"), *self.best_ones()]
 
     def set_aside_folder(self) -> Path:
-        """A new one, for checkpoints of a line of training that was left."""
+        """A new one, for checkpoints of a lineage that was left."""
         number = 1
         while (self.folder / f"{self.prefix}set_aside_{number}").exists():
             number += 1
@@ -169,7 +169,7 @@ MAY_DIFFER_UNSAID = ("resume_checkpoint", "checkpoint_dir", "overwrite", "config
 
 @dataclass
 class Resumed:
-    """A checkpoint to go on from, read and verified."""
+    """A checkpoint to resume from, read and verified."""
 
     path: Path
     state: dict[str, Any]
@@ -216,7 +216,7 @@ def newest_valid(files: RunFiles) -> Resumed | None:
             warn(f"{error}; going back to the one before")
     if found:
         raise UserError(
-            f"--resume-checkpoint: none of the {len(found)} checkpoints in {files.folder} can be used; start anew "
+            f"--resume-checkpoint: none of the {len(found)} checkpoints in {files.folder} can be used; start over "
             "with --overwrite, or in another --checkpoint-dir"
         )
     return None
@@ -225,7 +225,7 @@ def newest_valid(files: RunFiles) -> Resumed | None:
 def newest_first(files: RunFiles) -> list[Path]:
     """By the steps that they say they have done, not by their dates, which copying changes. Says which are broken.
 
-    The best model counts where it is of the same line of training as the newest of the others: after an older
+    The best model counts where it is of the same lineage as the newest of the others: after an older
     checkpoint was resumed it may be of the line that was left.
     """
     ages, lines = {}, {}
@@ -247,7 +247,7 @@ def newest_first(files: RunFiles) -> list[Path]:
 def leave_later_ones(files: RunFiles, resumed: Resumed) -> bool:
     """Sets aside what the folder holds beyond the checkpoint that is resumed in it, and says so.
 
-    True where its line of training had come further, be it by the best model, which stays: a new line begins then.
+    True where its lineage had come further, be it by the best model, which stays: a new lineage begins then.
     """
     if resumed.path.resolve() not in [path.resolve() for path in files.checkpoints()]:
         return False
@@ -280,7 +280,7 @@ def check_identity(resumed: Resumed, about: dict[str, Any]) -> None:
             old, new = difference(then[what], value)
             raise UserError(
                 f"--resume-checkpoint {resumed.path}: was made with another {what}: {old}, now {new}. "
-                "Resume with the options of run.json beside it, or start anew in another --checkpoint-dir."
+                "Resume with the options of run.json beside it, or start over in another --checkpoint-dir."
             )
 
 
@@ -361,13 +361,13 @@ def check_free(files: RunFiles, config: TrainConfig) -> None:
     is_its_own = config.resume_checkpoint == AUTO or Path(config.resume_checkpoint).expanduser().resolve() in own
     if held and not config.overwrite and not is_its_own:
         raise UserError(
-            f"--checkpoint-dir {files.folder} already holds a run of this head: choose another folder, go on with "
-            "--resume-checkpoint auto (or one of its files), or start anew over it with --overwrite"
+            f"--checkpoint-dir {files.folder} already holds a run of this head: choose another folder, resume with "
+            "--resume-checkpoint auto (or one of its files), or start over in it with --overwrite"
         )
 
 
-def line_of_training(config: TrainConfig, files: RunFiles, resumed: Resumed | None) -> str:
-    """Clears the folder for what comes. The name of the line of training: the resumed one's, or a new one.
+def lineage_of(config: TrainConfig, files: RunFiles, resumed: Resumed | None) -> str:
+    """Clears the folder for what comes. The name of the lineage: the resumed one's, or a new one.
 
     It is a new one too where an older checkpoint is resumed, and what came after it is left.
     """

@@ -1,4 +1,4 @@
-"""What a run is told: each flag once, as a field with its default, range and help. Imports no torch.
+"""What a run is configured with: each flag once, as a field with its default, range and help. Imports no torch.
 
 `config_of(head)` is the configuration of a head's training: its fields are those of TrainConfig and the head's own
 options. The command line (`parse_training_arguments`), recipes (--config), run.json and Python are made from it, and
@@ -258,7 +258,7 @@ class OutputFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(OutputFlags, ValidationFlags, ScheduleFlags, ModelFlags, ImageFlags, DataConfig):
-    """A training, but for the head's own options, which `config_of` adds. head: "m2f", ..."""
+    """A training, except for the head's own options, which `config_of` adds. head: "m2f", ..."""
 
     head: ClassVar[str]
 

@@ -94,11 +94,11 @@ class RunLog:
     def broken_sample(self, epoch: int, step: int, text: str) -> None:
         """A file that could be read before and cannot now; in training another sample took its place."""
         if self.is_main:
-            self.say(f"epoch {epoch}  step {step}  sample passed over: {text}")
+            self.say(f"epoch {epoch}  step {step}  sample skipped: {text}")
             self._write({"epoch": epoch, "step": step, "split": "broken_sample", "reason": text})
 
     def evaluation(self, split: str, progress: Progress, result: Result, sheet: Image.Image | None) -> None:
-        """split: "val" or "test"; sheet: images of predictions beside the truth."""
+        """split: "val" or "test"; sheet: images of predictions beside the ground truth."""
         if not self.is_main:
             return
         line = {"epoch": progress.epoch, "step": progress.step, "split": split, **result.values, **result.by_class}

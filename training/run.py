@@ -25,7 +25,7 @@ from training.checkpoints import (
     check_identity,
     check_writable,
     find_resumed,
-    line_of_training,
+    lineage_of,
     read_resumed,
 )
 from training.config import TrainConfig
@@ -46,7 +46,7 @@ from training.transfer.fit import head_to_begin_with, transfer
 
 LOST_WORKER = (
     "a process that reads images was ended from outside ({reason}): most often memory or /dev/shm ran out; pass "
-    "fewer --num-workers than {num} (0 reads in the main process), and go on with --resume-checkpoint auto"
+    "fewer --num-workers than {num} (0 reads in the main process), and resume with --resume-checkpoint auto"
 )
 
 
@@ -119,7 +119,7 @@ def run_with(
     if accelerator.is_main_process:
         changed = changes(resumed, about["arguments"]) if resumed else []
         print(printable(summary(config, trainer, resumed, changed)), flush=True)
-        about["line"] = line_of_training(config, files, resumed)
+        about["line"] = lineage_of(config, files, resumed)
         write_json(files.run_json, run_record(about, data))
     with stopping_gently() as stop:
         try:
@@ -183,5 +183,5 @@ def finished_already(config: TrainConfig, resumed: Resumed, progress: Progress) 
     """Raises UserError where a file was named; with "auto" it is well: a launcher may be started until all is done."""
     done = f"{resumed.path} has done {progress.epoch} epochs, {progress.step} steps: nothing is left to do"
     if config.resume_checkpoint != AUTO:
-        raise UserError(f"--resume-checkpoint {done}; raise --epochs or --max-steps to go on")
+        raise UserError(f"--resume-checkpoint {done}; raise --epochs or --max-steps to continue")
     print(done, file=sys.stderr)

@@ -99,7 +99,7 @@ def outcome(files: RunFiles, progress: Progress, weights: str) -> str:
         rows.append(("last checkpoint", str(last)))
     pictures = [path for path in (files.pictures / "best.png", files.pictures / "latest.png") if path.exists()]
     if pictures:
-        rows.append(("pictures", f"{pictures[0]} (predictions beside the truth)"))
+        rows.append(("visualizations", f"{pictures[0]} (predictions beside the ground truth)"))
     rows.append(("curves", f"tensorboard --logdir {shlex.quote(str(files.folder))}"))
     return table(rows)
 

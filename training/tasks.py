@@ -84,7 +84,7 @@ def compare(resumed: Resumed, record: dict[str, Any]) -> None:
         raise UserError(
             f"--resume-checkpoint {resumed.path}: the images are others than then ({numbers}), and a part of them is "
             "held out for validation: some of those would have been trained on. Give the images of then, or start "
-            "anew in another --checkpoint-dir"
+            "over in another --checkpoint-dir"
         )
     note(f"the images are others than in the run resumed: {numbers}")
 

@@ -34,7 +34,7 @@ MAX_BAD_STEPS = 10
 """So many steps in a row whose numbers are not finite end the run."""
 
 MAX_BROKEN_SAMPLES = 20
-"""So many files may break while the run goes on."""
+"""So many files may break during the run."""
 
 NUM_IMAGES_SHOWN = 4
 """In the visualizations of a validation."""
@@ -136,7 +136,7 @@ class Trainer:
     # The state of the run
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values: with `about`, all that a resumed run needs to go on bit for bit."""
+        """Tensors and plain values: with `about`, all that a resumed run needs to be resumed bit for bit."""
         return {
             "model": self.segmenter.trainable_state(),
             "optimizer": self.optimizer.state_dict(),

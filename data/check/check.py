@@ -67,7 +67,7 @@ class Report(Findings):
 
     @property
     def can_skip(self) -> bool:
-        """Whether training can go on when the bad samples and the files without a partner are left out."""
+        """Whether training can continue when the bad samples and the files without a partner are left out."""
         enough = self.train.usable > 0 and (self.val is None or self.val.usable > 0)
         return enough and all(finding.per_sample for finding in self.of("error"))
 

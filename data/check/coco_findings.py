@@ -110,7 +110,7 @@ MISTAKES = {
         "reaching beyond the image, cut off at its border",
         "Look whether the annotations were made for an image of this size.",
     ),
-    "repeated-annotation-id": ("with an id that another one has too", "Number them anew; the ids only name them here."),
+    "repeated-annotation-id": ("with an id that another one has too", "Renumber them; the ids only name them here."),
     "unknown-image": (
         "of an image that the file does not list, left out",
         "Nothing to do where images were taken out on purpose; otherwise add them to 'images'.",

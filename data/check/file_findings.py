@@ -62,9 +62,9 @@ def _in_test(others: Images, test: Images, split: str, name: str) -> Iterator[Fi
         )
 
 
-def _narrow_range(pictures: Images) -> Iterator[Finding]:
+def _narrow_range(images: Images) -> Iterator[Finding]:
     """Over all 16-bit images together: a single dark one says nothing."""
-    ranges = {path: facts.stored_range for path, facts in pictures if facts.stored_range}
+    ranges = {path: facts.stored_range for path, facts in images if facts.stored_range}
     if not ranges:
         return
     low, high = min(low for low, _ in ranges.values()), max(high for _, high in ranges.values())
@@ -122,9 +122,9 @@ def _repeated(train: Images) -> Iterator[Finding]:
         )
 
 
-def _by_digest(pictures: Images) -> dict[str, list[Path]]:
+def _by_digest(images: Images) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = defaultdict(list)
-    for path, facts in pictures:
+    for path, facts in images:
         if facts.digest:
             found[facts.digest].append(path)
     return found
@@ -178,7 +178,7 @@ def _size_mismatch(samples: Sequence[CheckedSample]) -> Iterator[Finding]:
         remedy = "Export image and mask at one size."
         if turned:
             remedy = (
-                f"{counted(len(turned), 'mask')} would fit but for the image's EXIF orientation, which is applied "
+                f"{counted(len(turned), 'mask')} would fit except for the image's EXIF orientation, which is applied "
                 "here: save the images upright without it, or turn the masks as well."
             )
         yield Finding(

@@ -45,12 +45,12 @@ class Findings(ABC):
     @property
     @abstractmethod
     def can_skip(self) -> bool:
-        """Whether training can go on when everything bad is left out."""
+        """Whether training can continue when everything bad is left out."""
 
     @property
     @abstractmethod
     def left_out(self) -> str:
-        """What training does without where it goes on."""
+        """What training skips where it continues."""
 
     def of(self, severity: str) -> list[Finding]:
         return [finding for finding in self.findings if finding.severity == severity]

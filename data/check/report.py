@@ -111,7 +111,7 @@ def finding_lines(finding: Finding) -> list[str]:
 
 
 def wrapped(text: str, then: str, first: str = "") -> list[str]:
-    """Lines that begin with `first` and `then`; flags and paths stay whole."""
+    """Lines that start with `first` and `then`; flags and paths stay whole."""
     return TextWrapper(
         WIDTH, initial_indent=first, subsequent_indent=then, break_on_hyphens=False, break_long_words=False
     ).wrap(text)

@@ -31,7 +31,7 @@ DRAWING_VERSION = 1  # raise it whenever the same seed gives other pixels
 def make_demo_set(folder: Path, train: int = 240, val: int = 60, size_px: int = 128, seed: int = 0) -> None:
     """Draws the set into `folder`, whole or not at all; a whole set with the same parameters is left alone.
 
-    An image depends on seed, split and number only, so a larger set begins with the images of a smaller one.
+    An image depends on seed, split and number only, so a larger set starts with the images of a smaller one.
     Raises UserError where `folder` holds anything else, since nothing is ever drawn over.
     """
     parameters = {"drawing": DRAWING_VERSION, "train": train, "val": val, "size_px": size_px, "seed": seed}

@@ -106,7 +106,7 @@ def match(
 ) -> Tensor:
     """Cheapest one-to-one assignment, for each layer and image (DETR, Carion et al. 2020, equation 1).
 
-    generators: one an image, from which its points are drawn.
+    generators: one per image, from which its points are drawn.
 
     Returns (L, T) int64 on the device of the predictions: the query that answers for each object of the batch, images
     one after the other; -1 where an image has more objects than there are queries and this one got none.
