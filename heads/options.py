@@ -48,19 +48,32 @@ class LinearOptions:
 
 @dataclass(frozen=True)
 class HeadFacts:
-    """title: for people. prefix: of the names of all files of its runs. options: its flags. finds_objects: whether it
-    does instance and panoptic segmentation too."""
+    """title: for people. prefix: of the names of all files of its runs. options: its flags.
+
+    finds_objects: whether it does instance and panoptic segmentation too. takes_one_stride: whether it takes maps of a
+    plain ViT as they are. classifier: the layer with a row per class; has_no_object: whether one more row comes last.
+    """
 
     title: str
     prefix: str
     options: type
     finds_objects: bool = False
+    takes_one_stride: bool = False
+    classifier: str = "head.classifier"
+    has_no_object: bool = False
 
 
 HEADS = {
-    "m2f": HeadFacts("Mask2Former", "", Mask2FormerOptions, finds_objects=True),
+    "m2f": HeadFacts(
+        "Mask2Former",
+        "",
+        Mask2FormerOptions,
+        finds_objects=True,
+        classifier="head.predictor.class_embed",
+        has_no_object=True,
+    ),
     "upernet": HeadFacts("UPerNet", "upernet_", UPerNetOptions),
-    "linear": HeadFacts("linear", "linear_", LinearOptions),
+    "linear": HeadFacts("linear", "linear_", LinearOptions, takes_one_stride=True),
 }
 
 

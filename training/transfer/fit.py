@@ -8,6 +8,7 @@ from torch import Tensor
 
 from data.label_files import is_made_up
 from errors import UserError
+from heads.options import HEADS
 from segmenter import Segmenter
 from training.checkpoints import Resumed
 from training.config import TrainConfig
@@ -51,9 +52,6 @@ def check_backbone(released: ReleasedHead, name: str) -> None:
         )
 
 
-CLASSIFIERS = {"m2f": "head.predictor.class_embed", "upernet": "head.classifier", "linear": "head.classifier"}
-"""The layer with a row for each class; Mask2Former's has one more, the last: "no object"."""
-
 TENSOR_LISTS = ("loaded", "reset", "missing", "unused")
 NAMES_SHOWN = 3
 
@@ -94,18 +92,18 @@ def transfer(
     classes are the same. Raises UserError where the sizes differ, or nothing fits."""
     own = {name: t for name, t in segmenter.state_dict().items() if not name.startswith("backbone.")}
     report = TransferReport(released.path, released.kind, notes=backbone_notes(released, segmenter))
-    rows = [f"{CLASSIFIERS[released.head]}.{kind}" for kind in ("weight", "bias")]
+    facts = HEADS[released.head]
+    rows = [f"{facts.classifier}.{kind}" for kind in ("weight", "bias")]
     check_sizes(released, own, except_rows_of=rows)
     new = {name: t for name, t in released.state.items() if name in own}
     if rows[0] in new:
-        has_no_object = released.head == "m2f"
         theirs = released.class_names
-        num_theirs = len(new[rows[0]]) - int(has_no_object)
+        num_theirs = len(new[rows[0]]) - int(facts.has_no_object)
         pairs = matching(released, class_names) if keep_matching else []
         if not (theirs == class_names if theirs else num_theirs == len(class_names)):
             report.notes.append(class_note(released, class_names, num_theirs, pairs, keep_matching))
             report.reset = rows
-            if pairs and has_no_object:
+            if pairs and facts.has_no_object:
                 pairs.append((len(class_names), num_theirs))
             new |= {name: with_rows(own[name], new[name], pairs) for name in rows}
         elif not theirs:
