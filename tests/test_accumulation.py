@@ -18,6 +18,8 @@ from segmenter import Segmenter
 from structures import IGNORE_INDEX, Batch, Features, Target
 from training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 CLASSES = 4
 SIZE = 64
 OPTIONS = {

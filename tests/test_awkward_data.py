@@ -19,6 +19,8 @@ from data.labels import LabelRule
 from data.reading import PairReader
 from training.checkpoints import RunFiles
 
+pytestmark = pytest.mark.slow
+
 LIMIT_S = 20
 GREY_TOLERANCE = 12
 """Of JPEG and CMYK, far less than the classes differ by."""

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from training_helpers import drawn, metrics, train_here
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def break_after_check(monkeypatch):

@@ -92,7 +92,7 @@ def in_little_memory(segmentation, size_hw: tuple[int, int]) -> subprocess.Compl
     """What another process, of at most 1 GiB beyond its libraries, makes of it: pycocotools could end this one."""
     code = (
         "import json, resource, sys\n"
-        "from data.coco.segmentation import SegmentationError, checked_segmentation\n"
+        "from data.sources.coco_masks import SegmentationError, checked_segmentation\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))\n"
         "segmentation, size_hw = json.load(sys.stdin)\n"

@@ -26,6 +26,8 @@ import checkpoint as writing
 from checkpoint import WriteFailed, append_line, locked, read_checkpoint, write_atomically
 from training.checkpoints import RunFiles
 
+pytestmark = pytest.mark.slow
+
 KILLS = 22
 
 
@@ -196,7 +198,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path, capsys):
     data = drawn(tmp_path / "data")
     (tmp_path / "run").mkdir()
     holder = (
-        "import sys, time; from pathlib import Path; from training.writing import locked\n"
+        "import sys, time; from pathlib import Path; from checkpoint import locked\n"
         "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     lock = RunFiles.of(tmp_path / "run", "linear").lock

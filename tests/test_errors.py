@@ -14,6 +14,8 @@ from training_helpers import drawn, run_script, train_here
 from data.dataset import first_readable
 from errors import UserError, one_line, printable, run_job
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -14,6 +14,8 @@ from errors import UserError
 from training.config import parse_training_arguments
 from training.sets import find_sets
 
+pytestmark = pytest.mark.slow
+
 INSTANCE = ["--task", "instance", "--image-size", "64", "--no-random-scale"]
 
 

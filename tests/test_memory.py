@@ -16,6 +16,8 @@ from training.config import parse_training_arguments
 from training.run import build_segmenter
 from training.summary import out_of_memory_message, smaller_settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
 def test_out_of_memory_is_told_with_what_helps(tmp_path, monkeypatch, capsys, error):

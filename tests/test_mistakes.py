@@ -3,6 +3,8 @@
 import pytest
 from training_helpers import drawn, run_script, train_here
 
+pytestmark = pytest.mark.slow
+
 
 class TestMistakes:
     """One message that names the culprit, exit code 2, no traceback."""

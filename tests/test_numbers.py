@@ -10,6 +10,8 @@ from checkpoint import read_checkpoint
 from segmenter import Segmenter
 from structures import Target
 
+pytestmark = pytest.mark.slow
+
 STEPS = ["--max-steps", "6", "--log-interval", "1", "--epochs", "9"]
 
 

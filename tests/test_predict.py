@@ -31,6 +31,8 @@ from prediction.predictor import Predictor
 from prediction.results import FoundObject, InstanceResult, SemanticResult
 from segmenter import Segmenter
 
+pytestmark = pytest.mark.slow
+
 CLASSES = {"classes": {"one": [4, 1], "two": 0, "three": [2, 3]}}
 
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from training_helpers import ROOT, drawn, metrics, train_here, words
 
+pytestmark = pytest.mark.slow
+
 
 def run_two(code_of_rank: list[str], **options) -> list[subprocess.CompletedProcess]:
     """Runs a program in each of two processes of one group, as two machines would."""

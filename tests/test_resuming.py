@@ -11,6 +11,8 @@ from training_helpers import assert_same_state, drawn, log_without_speed, metric
 from checkpoint import read_checkpoint, sealed
 from training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 EXACT = ["--warmup-epochs", "1.5", "--drop-path", "0.3"]
 
 

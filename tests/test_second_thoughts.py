@@ -14,6 +14,8 @@ from training_helpers import ROOT, drawn, metrics, run_script, start_script, tra
 from checkpoint import WriteFailed, read_checkpoint
 from data.demo.sets import make_coco_demo_set
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def six_epochs(tmp_path) -> list[str]:

@@ -16,6 +16,8 @@ from training.config import parse_training_arguments
 from training.schedule import lr_factor
 from training.sets import find_pairings
 
+pytestmark = pytest.mark.slow
+
 PLAIN = ["--no-augmentation", "--weight-decay", "0.05"]
 
 
@@ -23,7 +25,7 @@ PLAIN = ["--no-augmentation", "--weight-decay", "0.05"]
 def test_overfits_four_images(tmp_path, head, steps, lr):
     data = drawn(tmp_path / "data")
     images = data[data.index("--image-paths") + 1]
-    same = ["--val-image-paths", images, "--val-mask-paths", images.replace("images", "masks")]
+    same = ["--val-image-paths", images, "--val-mask-paths", images.replace("/images/", "/masks/")]
     options = ["--batch-size", "4", "--max-steps", str(steps), "--val-interval", str(steps), "--lr", lr]
     assert train_here(head, tmp_path / "run", *data, *same, *PLAIN, *options, "--best-metric", "miou") == 0
     prefix = "" if head == "m2f" else f"{head}_"

@@ -17,6 +17,8 @@ from training.config import parse_training_arguments
 from training.transfer.fit import matching
 from training.transfer.sources import read_released
 
+pytestmark = pytest.mark.slow
+
 SWIN = ["--backbone", "swin_tiny_patch4_window7_224", "--weights", "auto", "--num-queries", "12"]
 
 

@@ -17,6 +17,8 @@ from segmenter import Segmenter
 from structures import Target
 from training.schedule import build_optimizer, lr_factor, set_lr
 
+pytestmark = pytest.mark.slow
+
 UNFROZEN = ["--unfreeze-backbone", "--epochs", "2", "--save-interval", "1", "--lr", "1e-3"]
 
 
