@@ -18,7 +18,7 @@ PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "checkpoints/README.md", *PAGES]
 LAUNCHERS = ["run_train_m2f_example.sh", "run_train_upernet_example.sh"]
 INSTANCE_LAUNCHER = "demo/run_train_instance_example.sh"
-FOREIGN_FLAGS = {"--nproc-per-node", "--logdir"}  # of torchrun and tensorboard
+FOREIGN_FLAGS = {"--fast", "--nproc-per-node", "--logdir"}  # of torchrun, tensorboard and run_tests.sh
 
 
 @pytest.fixture(scope="module")

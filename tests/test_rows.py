@@ -67,6 +67,7 @@ class LargestTensor(TorchDispatchMode):
 OPTIONS = {"m2f": {"m2f_size": "paper", "num_queries": 60, "num_points": 64}, "upernet": {}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", OPTIONS)
 @pytest.mark.parametrize("window_px", [None, 64])
 def test_validation_of_a_large_image_holds_no_map_of_all_classes(head, window_px, monkeypatch):

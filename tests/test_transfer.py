@@ -308,6 +308,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_pickles_are_refused_in_little_memory(tmp_path, case):
     """In another process, of at most 500 MB beyond its libraries: some ended the process, or took gigabytes."""
