@@ -1,4 +1,4 @@
-"""Scores at the size of a large picture, a strip of rows at a time, so that they are never whole in memory.
+"""Scores at the size of a large image, a strip of rows at a time, so that they are never whole in memory.
 
 B batch, C channels, K classes, H W the wanted size, h w the size there is.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 STRIP_ELEMENTS = 2**24
-"""Values of a strip, 64 MiB of float32: 150 classes on a 12-megapixel picture would be 7 GB at once."""
+"""Values of a strip, 64 MiB of float32: 150 classes on a 12-megapixel image would be 7 GB at once."""
 
 
 def strips(size_hw: tuple[int, int], channels: int) -> Iterator[slice]:

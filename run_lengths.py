@@ -60,7 +60,7 @@ def runs_of_part(part: np.ndarray, top: int, left: int, size_hw: tuple[int, int]
     changed[:, 1:] ^= part.T
     column, row = np.divmod(np.flatnonzero(changed), part.shape[0] + 1)
     places = (left + column) * height + top + row
-    # A run that goes on in the next column ended and began at one place; one at the very end needs no end.
+    # A run that continues in the next column ended and began at one place; one at the very end needs no end.
     is_twice = places[1:] == places[:-1]
     kept = places < height * width
     kept[1:] &= ~is_twice

@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Runs the tests, in the same environment as the launchers (made at the first start). Needs no network after that.
-# Further words go to pytest: bash run_tests.sh -k losses
+# --fast runs a core of them in about a minute; further arguments go to pytest: bash run_tests.sh -k losses
 set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/demo/environment.sh"
 cd "$ROOT"
 # One worker a core, up to four: the tests use one thread and about one GB of memory each.
 workers="$(nproc)"
+if [[ "${1:-}" == --fast ]]; then
+  set -- -m "not slow" "${@:2}"
+fi
 exec "$PYTHON" -m pytest -n "$((workers < 4 ? workers : 4))" "$@"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains a UPerNet head on a frozen DINOv3, from nothing: environment, data, training, pictures of the result.
+# Trains a UPerNet head on a frozen DINOv3, from nothing: environment, data, training, images of the result.
 #
 # Costs   after installing: about 5 minutes and 2 GB of memory on two CPU cores.
 # Reaches validation mIoU over 0.80 on the drawn demo set, also with random backbone weights.
@@ -9,9 +9,9 @@
 # Further words are flags of demo/train_upernet_head.py (see its --help); they win over what stands here.
 #
 # Variable        default                what it is
-#   IMAGES        (the drawn demo set)   quoted glob of pictures
-#   MASKS         (the drawn demo set)   quoted glob of masks: PNGs of class ids, named as the pictures
-#   VAL_IMAGES    (empty)                pictures to validate on; empty: a tenth of IMAGES is held out
+#   IMAGES        (the drawn demo set)   quoted glob of images
+#   MASKS         (the drawn demo set)   quoted glob of masks: PNGs of class ids, named as the images
+#   VAL_IMAGES    (empty)                images to validate on; empty: a tenth of IMAGES is held out
 #   VAL_MASKS     (empty)                their masks
 #   NUM_CLASSES   5 (the demo set's)     classes, the background among them; needed with IMAGES
 #   BACKBONE      dinov3_vits16          dinov3_vits16 ... dinov3_vit7b16, dinov3_convnext_tiny ..., or a timm name

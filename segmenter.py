@@ -1,11 +1,11 @@
 """The model on one page: frozen backbone -> adapter -> head.
 
 What is trained, and what a checkpoint holds, is the adapter and the head; the backbone is only named and fingerprinted,
-unless it was unfrozen: then it is trained and in the checkpoint too, and in those of heads that begin with it.
+unless it was unfrozen: then it is trained and in the checkpoint too, and in those of heads initialized from it.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,8 @@ from errors import UserError
 from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head, resolved
 from structures import Features, LossScope, Target
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from prediction.results import Result
-
 BACKBONE = "backbone.model."
-"""What the names of the backbone's tensors begin with."""
+"""What the names of the backbone's tensors start with."""
 
 
 def backbone_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -61,16 +56,6 @@ class Segmenter(nn.Module):
     def scores(self, images: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """Class scores (B, classes, H, W) at size_hw, float32."""
         return self.head.semantic(self(images), size_hw)
-
-    def predict(self, picture: "str | Path | np.ndarray", threshold: float | None = None) -> "Result":
-        """What a loaded model finds in a picture, a file or RGB pixels (H, W, 3) uint8, at the picture's own size.
-
-        As the run's task is: a SemanticResult, InstanceResult or PanopticResult of prediction/results.py.
-        threshold: least score of objects, None = the task's own. Raises UserError where the file cannot be read.
-        """
-        from prediction.predictor import Predictor  # only now: training does without, and it builds on this module
-
-        return Predictor(self, threshold).predict(picture)
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Tensors of adapter and head, with buffers; the backbone's only where it is kept (see FrozenBackbone)."""

@@ -2,7 +2,7 @@
 
     files --data/--> Batch --backbones/--> Features --heads/ (adapter)--> Pyramid --heads/ (head)--> outputs
 
-B batch, C channels, H W picture size in pixels, h w size of a feature map, N masks of one picture.
+B batch, C channels, H W image size in pixels, h w size of a feature map, N masks of one image.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Features:
 
 @dataclass
 class Target:
-    """The truth for one picture, in one of two forms.
+    """The truth for one image, in one of two forms.
 
     semantic: (H, W) int64 class ids with IGNORE_INDEX, and labels (N,): the classes that occur in it, or
     instances: masks (N, H, W) bool and labels (N,) int64, one an object; N may be 0.
@@ -75,8 +75,8 @@ class Batch:
 
     images: (B, 3, H, W) float32, normalised with the backbone's mean and std.
     targets: B targets; sizes may differ from one another and from (H, W) in evaluation.
-    sample_ids: B strings that name the pictures in messages.
-    features: the backbone's output for exactly these pictures, where it was computed before.
+    sample_ids: B strings that name the images in messages.
+    features: the backbone's output for exactly these images, where it was computed before.
     skipped: "sample id: reason" of every sample that could not be read. In training another one stands in for it; in
         evaluation it is left out, and where nothing is left images are (0, 3, 0, 0) and targets empty.
     """
@@ -132,7 +132,7 @@ class Instance:
 
     @property
     def mask(self) -> Tensor:
-        """The whole mask (H, W) bool, made anew."""
+        """The whole mask (H, W) bool, decoded each time."""
         if self.size_hw is None:
             return self.part
         (top, left), (height, width) = self.corner, self.part.shape
@@ -143,7 +143,7 @@ class Instance:
 
 @dataclass
 class Segment:
-    """One segment of a panoptic map: its number there (from 1), class, score in [0, 1]; stuff has one a class."""
+    """One segment of a panoptic map: its number there (from 1), class, score in [0, 1]; stuff has one per class."""
 
     number: int
     label: int

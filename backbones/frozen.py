@@ -1,31 +1,86 @@
-"""The frozen backbone: normalised pictures -> Features, for DINOv3 and for any model of timm with feature maps.
+"""The frozen backbone: normalised images -> Features, for DINOv3 and for any model of timm with feature maps.
 
-unfreeze() lets it learn, where a run asks for that.
+unfreeze() lets it learn, where a run asks for that. xformers, an optional package, can compute its attention on CUDA.
 
-B batch, C channels, H W picture size in pixels, h w size of a feature map.
+B batch, C channels, H W image size in pixels, h w size of a feature map.
 """
 
+import hashlib
 import inspect
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from timm.models.hiera import Hiera
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
-from backbones.attention import attention_backend
-from backbones.fingerprint import fingerprint
 from backbones.keys import State, to_timm_keys
 from backbones.mask2former_keys import mask2former_backbone
 from backbones.names import BACKBONES, tapped_blocks
-from backbones.sources import find_weights
 from backbones.timm_models import ROPE_PERIODS, create, create_with, timm_name
 from backbones.weight_files import OWN_PREFIX, backbone_state, read_normalisation, read_tensors
+from backbones.weights import find_weights
 from errors import UserError
 from structures import PYRAMID_STRIDES, Features
+
+_SAMPLES = 4096
+
+
+def fingerprint(state: dict[str, Tensor]) -> str:
+    """16 hex digits from every tensor's name, shape and up to 8191 evenly strided values as float32.
+
+    Tensors of up to 8191 elements count in full. In larger ones a change of single elements can go unseen, that of a
+    run of elements as long as the step cannot. Cheap for ViT-7B.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().flatten()
+        # An odd step: with an even one the samples of a matrix would all come from a few of its columns.
+        step = max(1, tensor.numel() // _SAMPLES) | 1
+        digest.update(f"{name} {tuple(state[name].shape)}".encode())
+        digest.update(tensor[::step].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def attention_backend(name: str) -> AbstractContextManager:
+    """A context in which attention runs on the backend `name` (see check_attention_backend)."""
+    return XformersAttention() if name == "xformers" else nullcontext()
+
+
+def check_attention_backend(name: str, device: torch.device) -> None:
+    """Raises UserError where the backend `name` cannot run on `device`."""
+    if name == "torch":
+        return
+    if device.type != "cuda":
+        raise UserError(f"--attention xformers needs a CUDA device, this run is on {device}: leave the flag out")
+    try:
+        import xformers.ops  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"--attention xformers: xformers cannot be imported ({error}): pip install xformers") from error
+
+
+class XformersAttention(TorchFunctionMode):
+    """Calls of scaled_dot_product_attention without a mask go to xformers; all others stay as they are."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        is_plain = len(args) == 3 and kwargs.get("attn_mask") is None and not kwargs.get("is_causal")
+        if func is F.scaled_dot_product_attention and is_plain:
+            return memory_efficient_attention(*args, scale=kwargs.get("scale"))
+        return func(*args, **kwargs)
+
+
+def memory_efficient_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    """query, key, value: (B, heads, tokens, channels), as PyTorch lays them out; xformers wants tokens before heads."""
+    import xformers.ops
+
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    return xformers.ops.memory_efficient_attention(q, k, v.to(q.dtype), scale=scale).transpose(1, 2)
+
 
 UNNORMED = (Hiera, VisionTransformerSAM)
 """Models of timm whose final norm does not fit their maps: it is refused, or changes the channels."""
@@ -39,7 +94,7 @@ class FrozenBackbone(nn.Module):
 
     name: what build_backbone was asked for.            weights: what was loaded, for people.
     channels, strides: of each map, in backbone order.  fingerprint: changes with the weights, see fingerprint.py.
-    mean, std: of RGB in 0..1, what pictures must be normalised with.
+    mean, std: of RGB in 0..1, what images must be normalised with.
     attention: backend of the ViT's attention, one of names.ATTENTION_BACKENDS; may be set.
     is_trained: whether it was unfrozen. The fingerprint remains that of the weights that it began with.
     is_kept: whether it belongs in a checkpoint: when it is trained, or when its weights came from a checkpoint of ours,
@@ -70,7 +125,7 @@ class FrozenBackbone(nn.Module):
 
         A ViT's maps are (B, C, H/stride, W/stride) after the final norm, and so is its class token (B, C), that of the
         last block; a hierarchical model's maps come as its stages give them. Sizes that are no multiple of the largest
-        stride are resized to the nearest one. Raises UserError if the model takes pictures of one size only.
+        stride are resized to the nearest one. Raises UserError if the model takes images of one size only.
         """
         with torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
             return self._features(self._resize_to_multiple(images))

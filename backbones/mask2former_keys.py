@@ -39,7 +39,7 @@ _TRANSFORMERS_SWIN: Rules = [
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"\.output\.dense\.", ".mlp.fc2."),
 ]
-# A stage of detectron2's and transformers' Swin ends with the downsampling that timm's next stage begins with.
+# A stage of detectron2's and transformers' Swin ends with the downsampling that timm's next stage starts with.
 _SWIN: Rules = [(rf"^layers\.{n - 1}\.downsample\.", f"layers.{n}.downsample.") for n in reversed(range(1, NUM_STAGES))]
 
 _TRANSFORMERS_RESNET: Rules = [
@@ -88,7 +88,7 @@ def mask2former_backbone(state: State) -> tuple[State, State]:
 
 
 def mask2former_backbone_name(backbone: State) -> str | None:
-    """timm's name of the model whose tensors these are, or None. Swin-B and -L are told apart by their width."""
+    """timm's name of the model whose tensors these are, or None. Swin-B and -L are distinguished by their width."""
     if "patch_embed.proj.weight" in backbone:
         blocks = {match[1] for key in backbone if (match := re.match(r"layers\.2\.blocks\.(\d+)\.", key))}
         return _SWIN_NAMES.get((len(backbone["patch_embed.proj.weight"]), len(blocks)))

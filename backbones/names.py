@@ -68,7 +68,7 @@ ATTENTION_BACKENDS = ("torch", "xformers")
 """What can compute a ViT's attention, see attention.py."""
 
 SATELLITE = "sat493m"
-"""Stands in the names of the weights that were trained on satellite pictures."""
+"""Stands in the names of the weights that were trained on satellite images."""
 SATELLITE_MEAN = (0.430, 0.411, 0.296)
 SATELLITE_STD = (0.213, 0.156, 0.143)
 

@@ -2,7 +2,7 @@
 
 The code for dense prediction that came with Swin (Liu et al. 2021), and with it Mask2Former's, pads a map to whole
 windows first and shifts it then, in every stage. timm shifts first and pads then, and does not shift where one window
-covers a picture of the pretraining's size. In that size both are the same but for the last stage; in others the maps
+covers an image of the pretraining's size. In that size both are the same except for the last stage; in others the maps
 differ by a tenth and more. Weights that are timm's are computed timm's way.
 """
 

@@ -1,4 +1,4 @@
-"""Creating timm's models: by name, for any picture size, with random weights or with the tensors of a file."""
+"""Creating timm's models: by name, for any image size, with random weights or with the tensors of a file."""
 
 from contextlib import suppress
 from difflib import get_close_matches
@@ -32,7 +32,7 @@ def timm_name(name: str) -> str:
 
 
 def create(architecture: str, device: str = "cpu", **options) -> nn.Module:
-    """timm's model without classifier, able to take any picture size where its family can."""
+    """timm's model without classifier, able to take any image size where its family can."""
     # Each family has its own switch, and refuses the others' before it allocates anything.
     for any_size in ({"dynamic_img_size": True}, {"strict_img_size": False}):
         with suppress(TypeError):

@@ -55,8 +55,8 @@ def made_set(folder: Path, num_objects: int):
     import numpy as np
     from PIL import Image
 
-    from data.coco.annotations import read_coco
-    from data.coco.coco_set import common_classes
+    from data.sources.coco import read_coco
+    from data.sources.coco_tables import common_classes
 
     height, width = IMAGE_HW
     random = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def made_set(folder: Path, num_objects: int):
 
 
 def training_run(args: argparse.Namespace, coco_set):
-    from data.coco.dataset import CocoTrainDataset
+    from data.dataset import CocoTrainDataset
     from data.transforms import Augmentation, TrainTransform
 
     transform = TrainTransform(IMAGE_PX, Augmentation(), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -94,15 +94,13 @@ def training_run(args: argparse.Namespace, coco_set):
 def validation_run(args: argparse.Namespace, coco_set):
     import torch
 
-    from data.coco.dataset import CocoEvalDataset
-    from data.coco.read import truth_objects
-    from data.dataset import collate
+    from data.dataset import CocoEvalDataset, collate
+    from data.reading import truth_objects
     from data.transforms import EvalTransform
     from evaluation.evaluate import evaluate
-    from evaluation.instance import InstanceEvaluator
-    from evaluation.instance_metrics import InstanceTruth
-    from heads.mask2former import Mask2FormerHead, mask2former_size
-    from heads.mask_loss import MaskLossSettings
+    from evaluation.instance import InstanceEvaluator, InstanceTruth
+    from heads.mask2former.head import Mask2FormerHead, mask2former_size
+    from heads.mask2former.loss import MaskLossSettings
 
     (image,) = coco_set.images
     dataset = CocoEvalDataset([image], EvalTransform(IMAGE_PX, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
@@ -135,7 +133,7 @@ def made_outputs(args: argparse.Namespace, target):
     import torch
     from torch.nn import functional as F
 
-    from heads.mask_decoder import MaskOutputs
+    from heads.mask2former.mask_decoder import MaskOutputs
 
     generator = torch.Generator().manual_seed(0)
     chosen = torch.arange(args.queries) % len(target.labels)

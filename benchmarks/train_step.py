@@ -23,7 +23,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--hidden-dim", type=int, default=256)
     parser.add_argument("--num-classes", type=int, default=150)
-    parser.add_argument("--classes-per-picture", type=int, default=8)
+    parser.add_argument("--classes-per-image", type=int, default=8)
     parser.add_argument("--num-points", type=int, default=12544)
     parser.add_argument("--steps", type=int, default=7, help="timed steps of each side, after one to warm up")
     return parser.parse_args()
@@ -68,8 +68,8 @@ def parts(args: argparse.Namespace, device):
     adapter = build_adapter(spec, BackboneFacts(backbone.channels, backbone.strides)).to(device)
     size = args.image_size
     images = torch.randn(args.batch_size, 3, size, size, generator=generator).to(device)
-    # Stripes of classes: every picture has exactly as many as asked for.
-    stripe = torch.arange(size) * args.classes_per_picture // size
+    # Stripes of classes: every image has exactly as many as asked for.
+    stripe = torch.arange(size) * args.classes_per_image // size
     maps = [(stripe * 7 + 13 * b) % args.num_classes for b in range(args.batch_size)]
     semantic = torch.stack([m[:, None].expand(size, size) for m in maps]).to(device)
     return backbone, adapter, images, semantic

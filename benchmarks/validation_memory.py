@@ -1,4 +1,4 @@
-"""Peak memory of validating one picture with a large mask, or of one training step. Linux, on the CPU."""
+"""Peak memory of validating one image with a large mask, or of one training step. Linux, on the CPU."""
 
 import argparse
 import json

@@ -1,4 +1,6 @@
-"""Pairs of files as data sets, the order in which training sees them, and how samples become batches."""
+"""Data sets of mask pairs and of COCO images, the order in which training sees them, and how samples become batches.
+
+N objects, S the training size in pixels, h w an image's size in evaluation."""
 
 import hashlib
 import math
@@ -11,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from data.pairs import Pair
-from data.read import PairReader
-from data.transforms import EvalTransform, TrainTransform
+from data.decode import MAX_PIXELS
+from data.image_rule import PLAIN, ImageRule
+from data.reading import PairReader, read_image
+from data.sources.coco_tables import CocoImage
+from data.sources.pairs import Pair
+from data.transforms import EvalTransform, TrainTransform, resized_pixels
 from errors import UserError
 from structures import IGNORE_INDEX, Batch, Target
 
@@ -23,7 +28,7 @@ Content = TypeVar("Content")
 
 @dataclass
 class Sample:
-    """One picture (3, H, W), normalised, its target, and the name it has in messages.
+    """One image (3, H, W), normalised, its target, and the name it has in messages.
 
     skipped: "sample id: reason" of every sample that could not be read and for which this one stands in.
     """
@@ -62,9 +67,9 @@ class TrainDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Sample:
-        """Picture (3, S, S) and semantic target (S, S).
+        """Image (3, S, S) and semantic target (S, S).
 
-        A file may break while a long training goes on: then the next sample that can be read takes its place, as that
+        A file may break during a long training: then the next sample that can be read takes its place, as that
         sample looks in this epoch. Raises UserError only where no sample can be read.
         """
         epoch, first = epoch_and_index
@@ -76,7 +81,7 @@ class TrainDataset(Dataset):
 
 
 class EvalDataset(Dataset):
-    """Whole pictures in their own aspect, with targets at the masks' original size."""
+    """Whole images in their own aspect, with targets at the masks' original size."""
 
     def __init__(self, pairs: Sequence[Pair], reader: PairReader, transform: EvalTransform) -> None:
         self.pairs = pairs
@@ -87,7 +92,7 @@ class EvalDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Sample | Skipped:
-        """Picture (3, h, w) and semantic target (H, W); Skipped where a file cannot be read or its labels not be used.
+        """Image (3, h, w) and semantic target (H, W); Skipped where a file cannot be read or its labels not be used.
 
         No other sample stands in here: it would count twice in the metrics.
         """
@@ -166,7 +171,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 def collate(samples: Sequence[Sample | Skipped]) -> Batch:
-    """Stacks samples of one picture size; those skipped leave their reason only, and maybe an empty batch."""
+    """Stacks samples of one image size; those skipped leave their reason only, and maybe an empty batch."""
     read = [sample for sample in samples if isinstance(sample, Sample)]
     skipped = [[str(s)] if isinstance(s, Skipped) else s.skipped for s in samples]
     return Batch(
@@ -181,3 +186,69 @@ def seed_of(seed: int, epoch: int, name: str) -> int:
     """63 bits that look random, the same in every process and on every machine (Python's own hash() is not)."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{name}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+class CocoTrainDataset(Dataset):
+    """Augmented samples, indexed by (epoch, number); what one looks like depends on (seed, epoch, sample id) alone."""
+
+    def __init__(
+        self,
+        images: Sequence[CocoImage],
+        transform: TrainTransform,
+        seed: int,
+        max_pixels: int = MAX_PIXELS,
+        rule: ImageRule = PLAIN,
+    ) -> None:
+        self.images = images
+        self.transform = transform
+        self.seed = seed
+        self.max_pixels = max_pixels
+        self.rule = rule
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, epoch_and_index: tuple[int, int]) -> Sample:
+        """Image (3, S, S), masks (N, S, S) and labels (N,); N may be 0.
+
+        Crowds are left out, and objects of which the view shows nothing. Where an image cannot be read, the next one
+        takes its place, as in TrainDataset. Raises UserError only where none can be read.
+        """
+        epoch, first = epoch_and_index
+        image, content, skipped = first_readable(
+            self.images, first, lambda image: read_image(image, self.max_pixels, self.rule)
+        )
+        view = self.transform.view(*image.size_hw, seed_of(self.seed, epoch, image.sample_id))
+        target = content.target(*view.pixels(*image.size_hw))
+        return Sample(view.image(content.pixels), target, image.sample_id, skipped)
+
+
+class CocoEvalDataset(Dataset):
+    """Whole images in their own aspect. The targets, at the size of evaluation, are for the loss only: metrics take
+    the ground truth at full size from `truth_objects` or `truth_segments`, by the sample id."""
+
+    def __init__(
+        self,
+        images: Sequence[CocoImage],
+        transform: EvalTransform,
+        max_pixels: int = MAX_PIXELS,
+        rule: ImageRule = PLAIN,
+    ) -> None:
+        self.images = images
+        self.transform = transform
+        self.max_pixels = max_pixels
+        self.rule = rule
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample | Skipped:
+        """Image (3, h, w), masks (N, h, w) and labels (N,); Skipped where the image cannot be used."""
+        image = self.images[index]
+        try:
+            content = read_image(image, self.max_pixels, self.rule)
+        except UserError as error:
+            return Skipped(image.sample_id, str(error))
+        pixels = self.transform(content.pixels)
+        size_hw = [pixels.shape[1], pixels.shape[2]]
+        return Sample(pixels, content.target(*resized_pixels(*image.size_hw, size_hw)), image.sample_id)

@@ -1,4 +1,4 @@
-"""Decodes picture and mask files into arrays, without torch; what is wrong with a file becomes a UserError naming it.
+"""Decodes image and mask files into arrays, without torch; what is wrong with a file becomes a UserError naming it.
 
 H W are the sizes after the file's EXIF orientation was applied, where it is.
 """
@@ -99,7 +99,7 @@ def _lossy_format(image: Image.Image, path: Path) -> str | None:
 
 
 def _is_lossy_webp(path: Path) -> bool:
-    """Whether the first frame is a "VP8 " chunk; lossless pictures lie in "VP8L"."""
+    """Whether the first frame is a "VP8 " chunk; lossless images lie in "VP8L"."""
     with open(path, "rb") as file:
         file.seek(12)  # behind "RIFF", the length and "WEBP"
         while len(header := file.read(8)) == 8:

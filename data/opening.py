@@ -73,10 +73,10 @@ def named_errors(path: Path) -> Iterator[None]:
     except UnidentifiedImageError as error:
         formats = ", ".join(FORMATS)
         raise DecodeError(
-            f"{name} cannot be read as a picture: it is damaged, or in another format than {formats}: save it as PNG"
+            f"{name} cannot be read as an image: it is damaged, or in another format than {formats}: save it as PNG"
         ) from error
     except Exception as error:  # for a damaged file PIL raises OSError, SyntaxError, struct.error, zlib.error, ...
-        raise DecodeError(f"{name} cannot be read as a picture, it may be damaged: {error}") from error
+        raise DecodeError(f"{name} cannot be read as an image, it may be damaged: {error}") from error
 
 
 def unfolded_pixels(image: Image.Image) -> int:

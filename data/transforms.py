@@ -1,6 +1,6 @@
-"""From a picture and its mask to what the model sees: augmented for training, whole for evaluation.
+"""From an image and its mask to what the model sees: augmented for training, whole for evaluation.
 
-S is the training size in pixels, H W a picture's own size, h w its size in evaluation.
+S is the training size in pixels, H W an image's own size, h w its size in evaluation.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from errors import UserError
 from structures import IGNORE_INDEX
 
 STEP_PX = 32
-"""Picture sides are multiples of this, the coarsest stride of the pyramid."""
+"""Image sides are multiples of this, the coarsest stride of the pyramid."""
 
 LONGEST_OVER_SHORTEST = 4
 """In evaluation the long side is at most this many times image_size, so that a panorama does not exhaust the memory."""
@@ -34,10 +34,10 @@ OUTSIDE = -1
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What training does to a picture at random; with all of it off a picture is resized to S x S.
+    """What training does to an image at random; with all of it off an image is resized to S x S.
 
     scale: range of the zoom, relative to "short side = S", drawn so that halving is as likely as doubling.
-    crop: cut out S x S at a random place, padded where the zoomed picture is smaller; without it pictures are squeezed
+    crop: cut out S x S at a random place, padded where the zoomed image is smaller; without it images are squeezed
         to S x S, and `scale` must be None since no zoom would be left of it.
     """
 
@@ -54,7 +54,7 @@ class Augmentation:
 
 
 class TrainTransform:
-    """Draws training views: a view is a pure function of (picture size, seed), and the caller's RNG is left alone."""
+    """Draws training views: a view is a pure function of (image size, seed), and the caller's RNG is left alone."""
 
     def __init__(self, image_size: int, augmentation: Augmentation, mean: RGB, std: RGB) -> None:
         _check_image_size(image_size)
@@ -66,13 +66,13 @@ class TrainTransform:
     def __call__(self, image: Tensor, mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """(3, H, W) uint8 and (H, W) int64 -> (3, S, S) float32, normalised, and (S, S) int64.
 
-        Padding is 0 in the picture, which is the mean colour, and IGNORE_INDEX in the mask.
+        Padding is 0 in the image, which is the mean colour, and IGNORE_INDEX in the mask.
         """
         view = self.view(*mask.shape, seed)
         return view.image(image), view.mask(mask, IGNORE_INDEX)
 
     def view(self, height: int, width: int, seed: int) -> "View":
-        """The view of a picture of that size, in pixels, which then takes the picture and any number of its masks."""
+        """The view of an image of that size, in pixels, which then takes the image and any number of its masks."""
         with _random_state(seed):
             window = self._random_window(height, width) if self.augmentation.crop else Window(0, 0, height, width)
             jitter = None
@@ -82,7 +82,7 @@ class TrainTransform:
         return View(window, self.image_size, is_flipped, jitter, self.mean, self.std)
 
     def _random_window(self, height: int, width: int) -> "Window":
-        """The square of the picture that will fill S x S; larger than the picture where that is zoomed below S."""
+        """The square of the image that will fill S x S; larger than the image where that is zoomed below S."""
         low, high = self.augmentation.scale or (1.0, 1.0)
         zoom = low * (high / low) ** torch.rand(()).item()
         side = max(1, round(min(height, width) / zoom))
@@ -92,9 +92,9 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class View:
-    """One random look at a picture. A picture and its masks go through it one by one and still fit together.
+    """One random look at an image. An image and its masks go through it one by one and still fit together.
 
-    jitter: changes the colours of a picture (3, h, w) uint8; None leaves them.
+    jitter: changes the colours of an image (3, h, w) uint8; None leaves them.
     """
 
     window: "Window"
@@ -112,7 +112,7 @@ class View:
         return self._flipped(F.pad(_normalise(image, self.mean, self.std), padding, fill=0))
 
     def mask(self, mask: Tensor, fill: int) -> Tensor:
-        """(H, W) of whole numbers -> (S, S) of the same type, with `fill` where the view leaves the picture."""
+        """(H, W) of whole numbers -> (S, S) of the same type, with `fill` where the view leaves the image."""
         mask, padding = self.window.resized(mask[None], self.size, is_mask=True)
         return self._flipped(F.pad(mask, padding, fill=fill))[0]
 
@@ -124,33 +124,33 @@ class View:
         columns = _pixels_inside(window.left, window.width, width, self.size)
         return rows, columns[::-1] if self.is_flipped else columns
 
-    def _flipped(self, picture: Tensor) -> Tensor:
-        return F.horizontal_flip(picture) if self.is_flipped else picture
+    def _flipped(self, image: Tensor) -> Tensor:
+        return F.horizontal_flip(image) if self.is_flipped else image
 
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of a picture, in its pixels; it may reach beyond the picture's borders."""
+    """A rectangle of an image, in its pixels; it may reach beyond the image's borders."""
 
     top: int
     left: int
     height: int
     width: int
 
-    def resized(self, picture: Tensor, size: int, is_mask: bool = False) -> tuple[Tensor, list[int]]:
-        """The part inside the picture, resized as if the whole window became size x size, and the padding it lacks.
+    def resized(self, image: Tensor, size: int, is_mask: bool = False) -> tuple[Tensor, list[int]]:
+        """The part inside the image, resized as if the whole window became size x size, and the padding it lacks.
 
-        Cutting before resizing keeps the memory small however far a long picture is zoomed.
+        Cutting before resizing keeps the memory small however far a long image is zoomed.
         Takes (C, H, W); returns (C, h, w) and [left, top, right, bottom] in pixels.
         """
-        rows, y, y_end = _inside(self.top, self.height, picture.shape[1], size)
-        columns, x, x_end = _inside(self.left, self.width, picture.shape[2], size)
+        rows, y, y_end = _inside(self.top, self.height, image.shape[1], size)
+        columns, x, x_end = _inside(self.left, self.width, image.shape[2], size)
         resize = resize_masks if is_mask else _resize_image
-        return resize(picture[:, rows, columns], [y_end - y, x_end - x]), [x, y, size - x_end, size - y_end]
+        return resize(image[:, rows, columns], [y_end - y, x_end - x]), [x, y, size - x_end, size - y_end]
 
 
 class EvalTransform:
-    """The whole picture in its own aspect: the short side becomes image_size, both sides multiples of STEP_PX."""
+    """The whole image in its own aspect: the short side becomes image_size, both sides multiples of STEP_PX."""
 
     def __init__(self, image_size: int, mean: RGB, std: RGB) -> None:
         _check_image_size(image_size)
@@ -164,7 +164,7 @@ class EvalTransform:
 
 
 def eval_size_hw(height: int, width: int, image_size: int) -> list[int]:
-    """The size [h, w] in which a picture is evaluated."""
+    """The size [h, w] in which an image is evaluated."""
     zoom = min(image_size / min(height, width), LONGEST_OVER_SHORTEST * image_size / max(height, width))
     return [max(STEP_PX, STEP_PX * round(side * zoom / STEP_PX)) for side in (height, width)]
 
@@ -172,7 +172,7 @@ def eval_size_hw(height: int, width: int, image_size: int) -> list[int]:
 def resize_masks(masks: Tensor, size_hw: list[int]) -> Tensor:
     """(N, H, W) -> (N, h, w) by the nearest pixel.
 
-    Not through tv_tensors.Mask: that takes plain "nearest", which lies up to half a source pixel off the picture.
+    Not through tv_tensors.Mask: that takes plain "nearest", which lies up to half a source pixel off the image.
     """
     return F.resize(masks, size_hw, InterpolationMode.NEAREST_EXACT)
 
@@ -182,9 +182,9 @@ def resized_pixels(height: int, width: int, size_hw: list[int]) -> Pixels:
     return _nearest(0, height, size_hw[0]), _nearest(0, width, size_hw[1])
 
 
-def _pixels_inside(start: int, length: int, picture_length: int, size: int) -> np.ndarray:
+def _pixels_inside(start: int, length: int, image_length: int, size: int) -> np.ndarray:
     """Along one axis: as View.pixels."""
-    inside, begin, end = _inside(start, length, picture_length, size)
+    inside, begin, end = _inside(start, length, image_length, size)
     pixels = np.full(size, OUTSIDE)
     pixels[begin:end] = _nearest(inside.start, inside.stop, end - begin)
     return pixels
@@ -200,9 +200,9 @@ def _resize_image(image: Tensor, size_hw: list[int]) -> Tensor:
     return F.resize(image, size_hw, antialias=True)
 
 
-def _inside(start: int, length: int, picture_length: int, size: int) -> tuple[slice, int, int]:
+def _inside(start: int, length: int, image_length: int, size: int) -> tuple[slice, int, int]:
     """Along one axis: the window's pixels that exist, and the output pixels [from, to) that they fill."""
-    first, last = max(start, 0), min(start + length, picture_length)
+    first, last = max(start, 0), min(start + length, image_length)
     begin = min(round((first - start) * size / length), size - 1)
     end = max(round((last - start) * size / length), begin + 1)
     return slice(first, last), begin, end

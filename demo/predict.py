@@ -1,4 +1,4 @@
-"""Predicts pictures with a trained checkpoint: masks, pictures with the result drawn over, COCO files."""
+"""Predicts images with a trained checkpoint: masks, images with the result drawn over, COCO files."""
 
 import argparse
 import math
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from errors import UserError, note, printable, run_job
-from training.arguments import hyphenate
+from flags import hyphenate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,8 +23,8 @@ KINDS = ("overlays", "masks", "json", "coco")
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Predict pictures with a trained checkpoint, which knows its head, classes and backbone.",
-        epilog="Exit code: 0 all is well; 1 some pictures could not be read; 2 a mistake in the call.",
+        description="Predict images with a trained checkpoint, which knows its head, classes and backbone.",
+        epilog="Exit code: 0 all is well; 1 some images could not be read; 2 a mistake in the call.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
@@ -34,11 +34,11 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     model.add_argument("--weights", default=None, help="of the backbone (None = where the run found them)")
     model.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on CUDA")
-    pictures = parser.add_argument_group("pictures")
-    pictures.add_argument("--image-path", "-i", type=Path, default=None, metavar="FILE", help="one picture")
-    pictures.add_argument("--input-dir", "-d", type=Path, default=None, metavar="DIR", help="all pictures in a folder")
-    pictures.add_argument("--recursive", "-r", action="store_true", help="those in its sub-folders too")
-    pictures.add_argument(
+    images = parser.add_argument_group("images")
+    images.add_argument("--image-path", "-i", type=Path, default=None, metavar="FILE", help="one image")
+    images.add_argument("--input-dir", "-d", type=Path, default=None, metavar="DIR", help="all images in a folder")
+    images.add_argument("--recursive", "-r", action="store_true", help="those in its sub-folders too")
+    images.add_argument(
         "--batch",
         "-b",
         type=int,
@@ -46,12 +46,10 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         default=1,
         const=None,
         metavar="N",
-        help="pictures at a time, where they have one size; without a number as many as fit, up to 16",
+        help="images at a time, where they have one size; without a number as many as fit, up to 16",
     )
-    pictures.add_argument("--eval-mode", choices=("whole", "slide"), default=None, help="(None = the run's)")
-    pictures.add_argument(
-        "--max-megapixels", type=float, default=None, help="larger ones are refused (None = the run's)"
-    )
+    images.add_argument("--eval-mode", choices=("whole", "slide"), default=None, help="(None = the run's)")
+    images.add_argument("--max-megapixels", type=float, default=None, help="larger ones are refused (None = the run's)")
     output = parser.add_argument_group("output")
     output.add_argument("--output", "-o", type=Path, default=None, metavar="FILE", help="of --image-path")
     output.add_argument("--output-dir", "-od", type=Path, default=None, metavar="DIR", help="of --input-dir")
@@ -102,14 +100,14 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace) -> int:
+    from memory import is_out_of_memory
     from prediction.files import (
         CocoFile,
-        job_of_picture,
+        job_of_image,
         jobs_of_folder,
         save_result,
         with_ids,
     )  # --help should not wait for torch
-    from training.memory import is_out_of_memory
 
     if args.image_path is not None and not args.image_path.is_file():
         raise UserError(f"--image-path {args.image_path}: there is no such file")
@@ -117,7 +115,7 @@ def predict(args: argparse.Namespace) -> int:
     model = predictor.segmenter
     kinds = kinds_of(args.save, model.task)
     if args.image_path is not None:
-        job, coco_path = job_of_picture(args.image_path, args.output, args.save, kinds)
+        job, coco_path = job_of_image(args.image_path, args.output, args.save, kinds)
         jobs = [job]
     else:
         jobs, coco_path = jobs_of_folder(args.input_dir, args.recursive, args.output_dir, kinds)
@@ -128,7 +126,7 @@ def predict(args: argparse.Namespace) -> int:
     failed: list[Job] = []
     for batch in batches(predictor, jobs, batch_size, failed):
         try:
-            results = predictor.predict_batch([picture for _, picture in batch])
+            results = predictor.predict_batch([image for _, image in batch])
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -136,13 +134,13 @@ def predict(args: argparse.Namespace) -> int:
                 f"out of memory with {batch[0][0].path} and --batch {len(batch)}: pass a smaller --batch, or "
                 "--precision bf16 on a GPU, or run it where there is more memory"
             ) from error
-        for (job, picture), result in zip(batch, results, strict=True):
-            save_result(job, picture, result)
+        for (job, image), result in zip(batch, results, strict=True):
+            save_result(job, image, result)
             if coco:
                 coco.add(job, result)
     if coco:
         coco.save(coco_path, model.task)
-    print(f"{len(jobs) - len(failed)} of {len(jobs)} pictures predicted: {args.output or args.output_dir}")
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} images predicted: {args.output or args.output_dir}")
     return 1 if failed else 0
 
 
@@ -177,22 +175,22 @@ def kinds_of(asked: list[str], task: str) -> list[str]:
 def batches(
     predictor: "Predictor", jobs: "Sequence[Job]", size: int, failed: "list[Job]"
 ) -> "Iterator[list[tuple[Job, np.ndarray]]]":
-    """Up to `size` pictures in a row of one size; those that cannot be read are told, and added to `failed`."""
+    """Up to `size` images in a row of one size; those that cannot be read are reported, and added to `failed`."""
     from tqdm import tqdm
 
     batch: list[tuple[Job, np.ndarray]] = []
-    with tqdm(jobs, unit="picture", disable=None) as shown:  # None: on a terminal only
+    with tqdm(jobs, unit="image", disable=None) as shown:  # None: on a terminal only
         for job in shown:
             try:
-                picture = predictor.read(job.path)
+                image = predictor.read(job.path)
             except UserError as error:
                 failed.append(job)
                 shown.write(f"error: {printable(str(error))}", file=sys.stderr)
                 continue
-            if batch and (len(batch) == size or batch[0][1].shape != picture.shape):
+            if batch and (len(batch) == size or batch[0][1].shape != image.shape):
                 yield batch
                 batch = []
-            batch.append((job, picture))
+            batch.append((job, image))
         if batch:
             yield batch
 

@@ -4,7 +4,7 @@
 # Costs   after installing: 3 to 6 minutes and 2 GB of memory on two CPU cores.
 # Reaches validation AP50 over 0.5 on the drawn demo set, also with random backbone weights.
 #
-# Own data: a COCO export with train/ and valid/ (and test/), each with _annotations.coco.json and its pictures:
+# Own data: a COCO export with train/ and valid/ (and test/), each with _annotations.coco.json and its images:
 #   COCO_DIR=/data/export bash demo/run_train_instance_example.sh --epochs 50
 # Further words are flags of demo/train_m2f_head.py (see its --help); they win over what stands here.
 #

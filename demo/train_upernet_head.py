@@ -6,16 +6,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from errors import run_job
-from training.arguments import parse_training_arguments
+from training.config import parse_training_arguments
 
 
 def main() -> int:
-    args = parse_training_arguments("upernet", sys.argv[1:])
+    config = parse_training_arguments("upernet", sys.argv[1:])
 
     def job() -> None:
-        from training.run import run_training  # after parsing: --help should not wait for torch
+        from training.run import train  # after parsing: --help should not wait for torch
 
-        run_training(args)
+        train(config)
 
     return run_job(job)
 

@@ -1,1 +1,1 @@
-"""Metrics, whole and sliding-window inference, pictures."""
+"""Metrics, whole and sliding-window inference, images."""

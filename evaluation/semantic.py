@@ -1,25 +1,63 @@
-"""Evaluation of semantic segmentation: every picture at the size of its own mask."""
+"""Semantic segmentation: mIoU and accuracies from one confusion matrix, at the size of each mask. K classes."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.evaluate import Model, Result
-from evaluation.inference import predict_in_windows, truth_at
-from evaluation.metrics import confusion_matrix, semantic_metrics
-from evaluation.pictures import Shown, comparison
+from evaluation.evaluate import Model, Result, predict_in_windows, truth_at
+from evaluation.visualize import Shown, comparison
 from rows import best_classes, resize_rows
-from structures import Batch, Target
+from structures import IGNORE_INDEX, Batch, Target
+
+
+@dataclass(frozen=True)
+class SemanticMetrics:
+    """Shares in [0, 1]. iou: one per class, nan for a class that is neither in the ground truth nor predicted.
+
+    The means are over classes that occur (mIoU: in ground truth or prediction; mean accuracy: in the ground truth).
+    """
+
+    miou: float
+    mean_accuracy: float
+    pixel_accuracy: float
+    iou: list[float]
+
+
+def confusion_matrix(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    """(K, K) int64, rows truth, columns prediction. predicted, truth: (H, W); ignored pixels are not counted."""
+    labelled = truth != IGNORE_INDEX
+    cells = truth[labelled] * num_classes + predicted[labelled]
+    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def semantic_metrics(confusion: Tensor) -> SemanticMetrics:
+    """confusion: (K, K) as above. All nan when nothing was labelled."""
+    counts = confusion.double().cpu()
+    hit, in_truth, in_prediction = counts.diag(), counts.sum(1), counts.sum(0)
+    iou = hit / (in_truth + in_prediction - hit)  # 0 / 0 = nan: absent
+    accuracy = hit / in_truth
+    return SemanticMetrics(
+        miou=mean_of_known(iou),
+        mean_accuracy=mean_of_known(accuracy),
+        pixel_accuracy=(hit.sum() / counts.sum()).item(),
+        iou=iou.tolist(),
+    )
+
+
+def mean_of_known(values: Tensor) -> float:
+    known = values[~values.isnan()]
+    return known.mean().item() if len(known) else math.nan
 
 
 @dataclass(frozen=True)
 class SemanticState:
-    """Sums that can be added: confusion (K, K) int64, loss, and number of pictures."""
+    """Sums that can be added: confusion (K, K) int64, loss, and number of images."""
 
     confusion: Tensor
     loss: float
@@ -27,11 +65,13 @@ class SemanticState:
 
 
 class SemanticEvaluator:
-    """window_px: sliding windows of this side, None = whole pictures. num_samples: pictures kept to look at.
+    """window_px: sliding windows of this side, None = whole images. num_samples: images kept to look at.
     colors: (K, 3) uint8 of the classes in these, None = those of every run.
 
-    Pictures of one batch have masks of one size (a batch of one always does). In windows the loss is their mean.
+    Images of one batch have masks of one size (a batch of one always does). In windows the loss is their mean.
     """
+
+    METRICS: ClassVar = {"loss": False, "miou": True, "mean_accuracy": True, "pixel_accuracy": True}
 
     def __init__(
         self,
@@ -98,7 +138,7 @@ class SemanticEvaluator:
         return SemanticState(self.confusion, self.loss, self.num_images)
 
     def result(self, states: Sequence[SemanticState]) -> Result:
-        """{"loss": mean a picture, "miou", "mean_accuracy", "pixel_accuracy"} and the IoU of each class."""
+        """{"loss": mean per image, "miou", "mean_accuracy", "pixel_accuracy"} and the IoU of each class."""
         num_images = sum(state.num_images for state in states)
         values: dict[str, Any] = asdict(semantic_metrics(sum(state.confusion for state in states)))
         ious = values.pop("iou")

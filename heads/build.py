@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 
 from errors import UserError
-from heads.dinov3_adapter import DINOv3Adapter
-from heads.light_adapters import FeaturePyramidAdapter, IdentityAdapter, StageNormAdapter
+from heads.adapters.dinov3 import DINOv3Adapter
+from heads.adapters.light import FeaturePyramidAdapter, IdentityAdapter, StageNormAdapter
 from heads.linear import LinearHead
-from heads.mask2former import Mask2FormerHead, mask2former_size
-from heads.mask_loss import MaskLossSettings
+from heads.mask2former.head import Mask2FormerHead, mask2former_size
+from heads.mask2former.loss import MaskLossSettings
+from heads.options import HEADS as FACTS
 from heads.upernet import UPerNetHead
 
 
@@ -46,7 +47,12 @@ def resolved(spec: HeadSpec, backbone: BackboneFacts) -> HeadSpec:
     """The spec with the adapter that "auto" stands for."""
     if spec.adapter != "auto":
         return spec
-    return replace(spec, adapter="none" if backbone.is_pyramid or spec.head == "linear" else "dinov3")
+    return replace(spec, adapter="none" if takes_as_they_are(spec, backbone) else "dinov3")
+
+
+def takes_as_they_are(spec: HeadSpec, backbone: BackboneFacts) -> bool:
+    is_known = spec.head in FACTS  # build_head reports one that is not
+    return backbone.is_pyramid or (is_known and FACTS[spec.head].takes_one_stride)
 
 
 def build_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
@@ -82,7 +88,7 @@ def _needs_one_stride(backbone: BackboneFacts, name: str) -> None:
 
 
 def _identity_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
-    if spec.head != "linear":
+    if not takes_as_they_are(spec, backbone):
         _needs_strides(backbone, "none")
     return IdentityAdapter(backbone.channels)
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 class BatchNorm2d(nn.BatchNorm2d):
     """As torch's, but a map of one value per channel is normalised with the running statistics.
 
-    UPerNet pools its coarsest map to 1x1: with one picture a batch (usual for ViT-7B, and for the last batch of an
+    UPerNet pools its coarsest map to 1x1: with one image a batch (usual for ViT-7B, and for the last batch of an
     epoch) there is no variance to compute, and torch stops with an error in the middle of a run.
     """
 

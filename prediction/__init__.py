@@ -1,1 +1,1 @@
-"""A trained model at work on pictures: what it finds, and the files that are made of it."""
+"""A trained model at work on images: what it finds, and the files that are made of it."""

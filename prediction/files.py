@@ -1,4 +1,4 @@
-"""The files of predictions: which pictures are there, what their results are called, and how they are written."""
+"""The files of predictions: which images are there, what their results are called, and how they are written."""
 
 import json
 import os
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.coco.json_file import entries, load_object, text, whole_numbers
-from data.find_files import PICTURE_EXTENSIONS, find_files
+from checkpoint import WriteFailed, write_atomically, write_json
+from data.sources.coco_tables import entries, load_object, text, whole_numbers
+from data.sources.pairs import IMAGE_EXTENSIONS, find_files
 from errors import UserError
-from evaluation.object_pictures import overlay
+from evaluation.visualize import overlay
 from prediction.results import InstanceResult, PanopticResult, Result
-from training.writing import WriteFailed, write_atomically, write_json
 
 ENDINGS = {"overlays": ".png", "masks": ".png", "json": ".json"}
 """Of files in a folder of their kind."""
@@ -37,7 +37,7 @@ NAMES_SHOWN = 4
 
 @dataclass(frozen=True)
 class Job:
-    """One picture.
+    """One image.
 
     image_id: its number in COCO files, None where it is in none. name: for people and programs. mask_name: of its mask
     in COCO files.
@@ -52,27 +52,27 @@ class Job:
 
 
 def jobs_of_folder(folder: Path, is_recursive: bool, output: Path, kinds: Sequence[str]) -> tuple[list[Job], Path]:
-    """Results go to output/KIND/, in the sub-folders of their pictures, and the COCO file to the path returned.
+    """Results go to output/KIND/, in the sub-folders of their images, and the COCO file to the path returned.
 
-    Results that lie in the folder already, of this or another prediction, are no pictures of it. The names of results
-    are recorded in output/RECORD_FILE, so that another picture of the folder cannot change them later. Raises UserError
-    where there is no picture.
+    Results that lie in the folder already, of this or another prediction, are no images of it. The names of results
+    are recorded in output/RECORD_FILE, so that another image of the folder cannot change them later. Raises UserError
+    where there is no image.
     """
     root, output = (Path(os.path.abspath(path)) for path in (folder, output))  # as find_files gives them
     try:
-        entries = [root] if is_recursive else [p for p in root.iterdir() if p.suffix.lower() in PICTURE_EXTENSIONS]
+        entries = [root] if is_recursive else [p for p in root.iterdir() if p.suffix.lower() in IMAGE_EXTENSIONS]
     except OSError as error:
         raise UserError(f"--input-dir {folder}: cannot be read ({error.strerror})") from error
     wanted = [str(path) for path in entries if path == root or not path.name.startswith(".")]
     found = find_files(wanted, "--input-dir") if wanted else []
     results = [*results_below(root, output), *(output / kind for kind in ENDINGS)] if is_recursive else []
-    pictures = [path.relative_to(root) for path in found if not any(path.is_relative_to(r) for r in results)]
-    if not pictures:
+    images = [path.relative_to(root) for path in found if not any(path.is_relative_to(r) for r in results)]
+    if not images:
         hint = "" if is_recursive else "; --recursive looks into its sub-folders too"
-        raise UserError(f"--input-dir {folder}: holds no picture{hint}")
-    names = recorded_names(output / RECORD_FILE, [path.as_posix() for path in pictures])
+        raise UserError(f"--input-dir {folder}: holds no image{hint}")
+    names = recorded_names(output / RECORD_FILE, [path.as_posix() for path in images])
     jobs = []
-    for image_id, path in enumerate(pictures, 1):
+    for image_id, path in enumerate(images, 1):
         base = names[path.as_posix()]
         targets = {kind: output / kind / f"{base}{ENDINGS[kind]}" for kind in kinds if kind in ENDINGS}
         jobs.append(Job(image_id, root / path, path.as_posix(), f"{base}.png", targets))
@@ -92,10 +92,10 @@ def results_below(root: Path, output: Path) -> list[Path]:
     return [folder / kind for folder in found for kind in ENDINGS]
 
 
-def recorded_names(record: Path, pictures: Sequence[str]) -> dict[str, str]:
-    """The name of each picture's results: as recorded, or new and then recorded. No two are the same.
+def recorded_names(record: Path, images: Sequence[str]) -> dict[str, str]:
+    """The name of each image's results: as recorded, or new and then recorded. No two are the same.
 
-    A new name is the picture's without its extension, or with it where another picture has that name already. Raises
+    A new name is the image's without its extension, or with it where another image has that name already. Raises
     UserError where the record cannot be read or written.
     """
     names: dict[str, str] = {}
@@ -105,12 +105,12 @@ def recorded_names(record: Path, pictures: Sequence[str]) -> dict[str, str]:
             raise UserError(f"{record}: is no record of predictions: name another --output-dir, or move the file away")
         names = content
     taken = set(names.values())
-    for picture in pictures:
-        if picture in names:
+    for image in images:
+        if image in names:
             continue
-        candidates = chain([Path(picture).with_suffix("").as_posix()], repeat(picture))
+        candidates = chain([Path(image).with_suffix("").as_posix()], repeat(image))
         name = next(name for name in with_numbers(candidates) if name not in taken)
-        names[picture] = name
+        names[image] = name
         taken.add(name)
     save_json(record, {"names": names})
     return names
@@ -125,8 +125,8 @@ def with_numbers(names: Iterable[str]) -> Iterator[str]:
 def with_ids(jobs: Sequence[Job], path: Path) -> list[Job]:
     """The jobs with the image ids of a COCO annotation file: by file_name, or by its last part where that is unique.
 
-    Pictures that the file does not list get None, which is said. Raises UserError where the file is not of the format,
-    lists none of them, or two pictures would have one id.
+    Images that the file does not list get None, which is said. Raises UserError where the file is not of the format,
+    lists none of them, or two images would have one id.
     """
     table = entries(load_object(path), "images", str(path))
     ids = whole_numbers(table, "images", "id", path)
@@ -155,7 +155,7 @@ def with_ids(jobs: Sequence[Job], path: Path) -> list[Job]:
     return found
 
 
-def job_of_picture(path: Path, output: Path, asked: Sequence[str], kinds: Sequence[str]) -> tuple[Job, Path]:
+def job_of_image(path: Path, output: Path, asked: Sequence[str], kinds: Sequence[str]) -> tuple[Job, Path]:
     """The first of `asked` ("overlays", "masks", "json", "coco") that fits the ending of `output` goes there.
 
     The others of `kinds`, which holds what was asked for and what belongs to it, go beside it. Returns the job, and
@@ -169,19 +169,19 @@ def job_of_picture(path: Path, output: Path, asked: Sequence[str], kinds: Sequen
     targets = {main: output, **beside}
     for kind, target in targets.items():
         if target.resolve() == path.resolve():
-            raise UserError(f"--output {output}: the {kind} would be written over the picture, choose another name")
+            raise UserError(f"--output {output}: the {kind} would be written over the image, choose another name")
     coco_path = targets.pop("coco", output)
     targets = {kind: targets[kind] for kind in ENDINGS if kind in targets}
     mask_name = targets["masks"].name if "masks" in targets else ""
     return Job(1, path, path.name, mask_name, targets), coco_path
 
 
-def save_result(job: Job, picture: np.ndarray, result: Result) -> None:
-    """picture: (H, W, 3) uint8. Raises UserError where a file cannot be written."""
+def save_result(job: Job, pixels: np.ndarray, result: Result) -> None:
+    """image: (H, W, 3) uint8. Raises UserError where a file cannot be written."""
     height, width = result.size_hw
     for kind, path in job.targets.items():
         if kind == "overlays":
-            save_image(path, overlay(picture, result.drawn(), result.class_names, result.colors()))
+            save_image(path, overlay(pixels, result.drawn(), result.class_names, result.colors()))
         elif kind == "masks":
             save_image(path, Image.fromarray(result.mask()))
         else:
@@ -209,7 +209,7 @@ def naming_remedy(path: Path) -> Iterator[None]:
 
 
 class CocoFile:
-    """Gathers what all pictures hold, for one file: a list of results of objects, or a panoptic JSON."""
+    """Gathers what all images hold, for one file: a list of results of objects, or a panoptic JSON."""
 
     def __init__(self, category_ids: Sequence[int], class_names: Sequence[str], is_thing: Sequence[bool]) -> None:
         rows = zip(category_ids, class_names, is_thing, strict=True)
@@ -219,7 +219,7 @@ class CocoFile:
         self.segments: list[dict[str, Any]] = []
 
     def add(self, job: Job, result: InstanceResult | PanopticResult) -> None:
-        """Nothing where the picture has no id."""
+        """Nothing where the image has no id."""
         if job.image_id is None:
             return
         height, width = result.size_hw

@@ -1,6 +1,6 @@
-"""A loaded model on pictures as they are: reads, resizes, runs, and brings the result back to each picture's own size.
+"""A loaded model on images as they are: reads, resizes, runs, and brings the result back to each image's own size.
 
-B batch, K classes, H W a picture's own size, h w its size in the model.
+B batch, K classes, H W an image's own size, h w its size in the model.
 """
 
 import os
@@ -17,13 +17,14 @@ from data.image_rule import ImageRule
 from data.labels import LabelRule
 from data.transforms import EvalTransform
 from errors import UserError, note
-from evaluation.inference import predict_in_windows
+from evaluation.evaluate import predict_in_windows
+from evaluation.instance import rle_of
+from memory import estimated_memory_bytes
 from prediction.results import FoundObject, FoundSegment, InstanceResult, PanopticResult, Result, SemanticResult
 from rows import best_classes, resize_rows
 from segmenter import Segmenter
-from training.memory import estimated_memory_bytes
 
-Picture = str | Path | np.ndarray
+Image = str | Path | np.ndarray
 """A file, or RGB pixels (H, W, 3) uint8."""
 
 MOST_IN_A_BATCH = 16
@@ -55,7 +56,7 @@ class Predictor:
         self.threshold = THRESHOLDS.get(segmenter.task, 0.0) if threshold is None else threshold
         mode = eval_mode or of_run["eval_mode"]
         if mode == "slide" and segmenter.task != "semantic":
-            raise UserError(f"--eval-mode slide: this model finds objects ({segmenter.task}), in whole pictures only")
+            raise UserError(f"--eval-mode slide: this model finds objects ({segmenter.task}), in whole images only")
         self.window_px = of_run["image_size"] if mode == "slide" else None
         self.max_pixels = round((max_megapixels or of_run["max_megapixels"]) * 1e6)
         self.image_rule = ImageRule.from_dict(of_run)
@@ -64,28 +65,35 @@ class Predictor:
         backbone = segmenter.backbone
         self.transform = EvalTransform(of_run["image_size"], backbone.mean, backbone.std)
 
-    def predict(self, picture: Picture) -> Result:
-        """Raises UserError, naming it, where the picture cannot be read."""
-        return self.predict_batch([self.read(picture)])[0]
+    @classmethod
+    def load(cls, checkpoint: str | Path, weights: str | None = None, **options: Any) -> "Predictor":
+        """Of a checkpoint: a file, or a folder (see find_checkpoint). weights: where the backbone's are now, if they
+        moved. options: of Predictor(segmenter, ...)."""
+        return cls(Segmenter.load(checkpoint, weights), **options)
 
-    def read(self, picture: Picture) -> np.ndarray:
+    def predict(self, image: Image) -> Result:
+        """Find what the model knows in an image, at the image's own size: a SemanticResult, InstanceResult or
+        PanopticResult, as the run's task was. Raises UserError where a file cannot be read."""
+        return self.predict_batch([self.read(image)])[0]
+
+    def read(self, image: Image) -> np.ndarray:
         """RGB pixels (H, W, 3) uint8, made of the bands and values that the run was trained on. A file's are turned
         upright as its EXIF orientation says, unless the run's annotations were of the pixels as stored: then they stay
         so, which a note says once. Raises UserError."""
-        if isinstance(picture, str | Path):
+        if isinstance(image, str | Path):
             is_upright = self.segmenter.frame == "upright"
-            decoded = decode_image(Path(picture), self.max_pixels, is_upright, self.image_rule)
+            decoded = decode_image(Path(image), self.max_pixels, is_upright, self.image_rule)
             if not is_upright and decoded.orientation != 1 and not self.has_noted_frame:
                 self.has_noted_frame = True
                 note(
-                    f"{picture} has the EXIF orientation {decoded.orientation}, which is not applied: the model was "
+                    f"{image} has the EXIF orientation {decoded.orientation}, which is not applied: the model was "
                     "trained on annotations of images as stored, and results are in that frame"
                 )
             return decoded.pixels.transpose(1, 2, 0)
-        if not (isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,)):
-            shape = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
-            raise UserError(f"a picture should be a file name or RGB pixels (H, W, 3) of uint8, not {shape}")
-        return picture
+        if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape[2:] == (3,)):
+            shape = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise UserError(f"an image should be a file name or RGB pixels (H, W, 3) of uint8, not {shape}")
+        return image
 
     def fitting_batch(self) -> int:
         """1 to MOST_IN_A_BATCH images of usual shape that fit into half of the free memory; 1 where that is not known.
@@ -108,15 +116,15 @@ class Predictor:
         return max(1, min(MOST_IN_A_BATCH, free // 2 // (two - one)))
 
     @torch.no_grad()
-    def predict_batch(self, pictures: Sequence[np.ndarray]) -> list[Result]:
-        """Of pictures (H, W, 3) uint8 of one size, together."""
-        size_hw = pictures[0].shape[:2]
-        assert all(picture.shape[:2] == size_hw for picture in pictures)
+    def predict_batch(self, images: Sequence[np.ndarray]) -> list[Result]:
+        """Predicts images (H, W, 3) uint8 of one size, together."""
+        size_hw = images[0].shape[:2]
+        assert all(image.shape[:2] == size_hw for image in images)
         device = next(self.segmenter.parameters()).device
-        views = [self.transform(torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1)))) for p in pictures]
-        images = torch.stack(views).to(device)
+        views = [self.transform(torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1)))) for p in images]
+        batch = torch.stack(views).to(device)
         task = {"semantic": self._semantic, "instance": self._instance, "panoptic": self._panoptic}
-        return task[self.segmenter.task](images, size_hw)
+        return task[self.segmenter.task](batch, size_hw)
 
     def _outputs(self, images: Tensor) -> Any:
         """Of the head. bfloat16 ends here: scores are made from them in float32."""
@@ -140,8 +148,6 @@ class Predictor:
         return [SemanticResult(one, names, rule) for one in classes.cpu().numpy()]
 
     def _instance(self, images: Tensor, size_hw: tuple[int, int]) -> list[Result]:
-        from evaluation.instance_metrics import rle_of  # only now: semantic segmentation does without pycocotools
-
         head, names, ids = self.segmenter.head, self.segmenter.class_names, self.segmenter.labels["category_ids"]
         outputs, results = self._outputs(images), []
         for i in range(len(images)):

@@ -1,6 +1,6 @@
-"""What a model finds in one picture, at the picture's own size: a class map, objects, or a panoptic map.
+"""What a model finds in one image, at the image's own size: a class map, objects, or a panoptic map.
 
-H W size of the picture in pixels, K classes.
+H W size of the image in pixels, K classes.
 """
 
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from data.labels import LabelRule, hex_of
-from evaluation.colors import class_colors, object_colors
-from evaluation.object_pictures import Drawn
+from evaluation.drawing import class_colors, object_colors
+from evaluation.visualize import Drawn
 
 MOST_NUMBERS = 65535
 """What a 16-bit PNG can hold."""
@@ -32,10 +32,10 @@ class Result(Protocol):
         """For people and programs: plain values that json.dumps takes, without the pixels."""
 
     def drawn(self) -> Iterator[Drawn]:
-        """What to draw over the picture, one mask at a time, what lies on top first."""
+        """What to draw over the image, one mask at a time, what lies on top first."""
 
     def colors(self) -> np.ndarray:
-        """(K, 3) uint8, those of the pictures of validation: of the palette where the masks have one."""
+        """(K, 3) uint8, those of the images of validation: of the palette where the masks have one."""
 
 
 @dataclass(frozen=True, eq=False)

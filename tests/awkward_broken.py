@@ -1,4 +1,4 @@
-"""Data sets whose files must be refused, one function each; where a file is to blame, its name begins with "bad"."""
+"""Data sets whose files must be refused, one function each; where a file is to blame, its name starts with "bad"."""
 
 import os
 import struct
@@ -18,7 +18,7 @@ def truncated_picture(data: DataSet) -> None:
 
 def truncated_jpeg(data: DataSet) -> None:
     data.pairs("good.png")
-    data.mask(data.picture("bad.jpg"), "bad.png")
+    data.mask(data.image("bad.jpg"), "bad.png")
     cut(data.image_path("bad.jpg"))
 
 
@@ -63,50 +63,50 @@ def compressed_bomb_in_text(data: DataSet) -> None:
 
 def float_picture(data: DataSet) -> None:
     data.pairs("good.png")
-    data.mask(data.picture("bad.tif", stored=lambda grey: grey / np.float32(255)), "bad.png")
+    data.mask(data.image("bad.tif", stored=lambda grey: grey / np.float32(255)), "bad.png")
 
 
 def float_mask(data: DataSet) -> None:
     data.pairs("good.png")
-    data.mask(data.picture("bad.png").astype(np.float32), "bad.tif")
+    data.mask(data.image("bad.png").astype(np.float32), "bad.tif")
 
 
 def jpeg_masks(data: DataSet) -> None:
-    data.mask(data.picture("bad.png"), "bad.jpg", quality=100)
+    data.mask(data.image("bad.png"), "bad.jpg", quality=100)
 
 
 def lossy_webp_masks(data: DataSet) -> None:
-    data.mask(data.picture("bad.png"), "bad.webp", quality=100)
+    data.mask(data.image("bad.png"), "bad.webp", quality=100)
 
 
 def lossy_jpeg_2000_masks(data: DataSet) -> None:
-    data.mask(data.picture("bad.png"), "bad.jp2", irreversible=True, quality_layers=[20])
+    data.mask(data.image("bad.png"), "bad.jp2", irreversible=True, quality_layers=[20])
 
 
 def pgm_masks_of_a_small_range(data: DataSet) -> None:
     """0 and 2 would be read as 0 and 255."""
-    ids = data.picture("bad.png")
+    ids = data.image("bad.png")
     header = f"P5\n{ids.shape[1]} {ids.shape[0]}\n2\n".encode()
     data.mask_path("bad.pgm").write_bytes(header + (ids // 2 * 2).tobytes())
 
 
 def turned_picture_with_unturned_mask(data: DataSet) -> None:
-    data.mask(np.rot90(data.picture("bad.png", stored=np.rot90, exif=exif(TURNED_LEFT))), "bad.png")
+    data.mask(np.rot90(data.image("bad.png", stored=np.rot90, exif=exif(TURNED_LEFT))), "bad.png")
 
 
 def sizes_that_differ(data: DataSet) -> None:
     data.pairs("good.png")
-    data.mask(data.picture("bad.png")[:, 1:], "bad.png")
+    data.mask(data.image("bad.png")[:, 1:], "bad.png")
 
 
 def one_name_twice_in_a_folder(data: DataSet) -> None:
     data.pairs("good.png", "bad.png")
-    data.picture("bad.jpg")
+    data.image("bad.jpg")
 
 
 def picture_without_mask(data: DataSet) -> None:
     data.pairs("good.png")
-    data.picture("bad.png")
+    data.image("bad.png")
 
 
 def mask_without_picture(data: DataSet) -> None:
@@ -155,7 +155,7 @@ def pictures_as_masks(data: DataSet) -> None:
 
 def photographs_as_masks(data: DataSet) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
-    data.picture("bad.png")
+    data.image("bad.png")
     data.mask(Image.fromarray(pixels), "bad.png")
 
 

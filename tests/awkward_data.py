@@ -1,7 +1,7 @@
-"""A folder of tiny pictures and masks that knows what its masks mean; the awkward data sets are made of it.
+"""A folder of tiny images and masks that knows what its masks mean; the awkward data sets are made of it.
 
-Pictures are painted from the class ids, one grey a class, so that a picture tells how its mask must lie.
-H W are the sizes of the upright picture.
+Images are painted from the class ids, one grey a class, so that an image tells how its mask must lie.
+H W are the sizes of the upright image.
 """
 
 import struct
@@ -17,7 +17,7 @@ from structures import IGNORE_INDEX
 
 SIZE_WH = (48, 32)
 BLOCK_PX = 8
-"""Labels come in squares of this size, as JPEG's blocks, so that a lossy picture is still painted evenly."""
+"""Labels come in squares of this size, as JPEG's blocks, so that a lossy image is still painted evenly."""
 
 COLORS = np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]], np.uint8)
 ORIENTATION = 0x0112
@@ -29,7 +29,7 @@ TURNED_LEFT, UPSIDE_DOWN = 6, 3
 class DataSet:
     """Writes images/NAME and masks/NAME below a folder.
 
-    greys, truth: of every picture that a run should read, by its name below images/, the upright pixels (H, W) uint8
+    greys, truth: of every image that a run should read, by its name below images/, the upright pixels (H, W) uint8
     and the class ids (H, W) with IGNORE_INDEX.
     """
 
@@ -40,7 +40,7 @@ class DataSet:
         for kind in ("images", "masks"):
             (folder / kind).mkdir(parents=True)
 
-    def picture(
+    def image(
         self,
         name: str = "a.png",
         size_wh: tuple[int, int] = SIZE_WH,
@@ -48,7 +48,7 @@ class DataSet:
         stored: Callable[[np.ndarray], np.ndarray | Image.Image] = lambda grey: np.repeat(grey[..., None], 3, axis=2),
         **save: Any,
     ) -> np.ndarray:
-        """Paints and saves a picture, expects it to be trained on, and returns its class ids (H, W) uint8.
+        """Paints and saves an image, expects it to be trained on, and returns its class ids (H, W) uint8.
 
         stored: from the upright grey (H, W) uint8 to what the file holds.
         """
@@ -64,7 +64,7 @@ class DataSet:
     def pairs(self, *names: str) -> None:
         """Good ones."""
         for name in names:
-            self.mask(self.picture(name), name)
+            self.mask(self.image(name), name)
 
     def image_path(self, name: str) -> Path:
         return self.folder / "images" / name
@@ -105,7 +105,7 @@ def partly_ignored(ids: np.ndarray) -> np.ndarray:
 
 
 def with_palette(ids: np.ndarray, colors: np.ndarray = COLORS) -> Image.Image:
-    """A palette picture: the index of a pixel is its id."""
+    """A palette image: the index of a pixel is its id."""
     picture = Image.fromarray(ids).convert("P")
     picture.putpalette(colors.tobytes())
     return picture

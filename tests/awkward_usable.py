@@ -1,4 +1,4 @@
-"""Awkward names, folders and pictures that can be trained on, one function each.
+"""Awkward names, folders and images that can be trained on, one function each.
 
 They leave in data.truth what must be read.
 """
@@ -13,8 +13,8 @@ from PIL import Image
 
 
 def pictures_of_16_bits(data: DataSet) -> None:
-    data.mask(data.picture("grey.png", stored=lambda grey: grey.astype(np.uint16) * 257), "grey.png")
-    ids = data.picture("rgb.png")
+    data.mask(data.image("grey.png", stored=lambda grey: grey.astype(np.uint16) * 257), "grey.png")
+    ids = data.image("rgb.png")
     wide = np.repeat(data.greys["rgb.png"].astype(">u2") * 257, 3, axis=1)
     rows = [row.tobytes() for row in wide]
     data.image_path("rgb.png").write_bytes(png(ids.shape[::-1], 16, 2, rows))
@@ -22,35 +22,35 @@ def pictures_of_16_bits(data: DataSet) -> None:
 
 
 def pictures_in_many_modes(data: DataSet) -> None:
-    """Transparency must not darken them; of the animation the first frame is the picture."""
+    """Transparency must not darken them; of the animation the first frame is the image."""
     for mode, name in (("CMYK", "cmyk.jpg"), ("RGBA", "rgba.png"), ("LA", "la.png")):
-        data.mask(data.picture(name, stored=lambda grey, mode=mode: in_mode(grey, mode)), f"{name[:-4]}.png")
+        data.mask(data.image(name, stored=lambda grey, mode=mode: in_mode(grey, mode)), f"{name[:-4]}.png")
     frames = {"save_all": True, "append_images": [Image.new("L", (48, 32), 255)]}
-    data.mask(data.picture("animated.gif", stored=Image.fromarray, **frames), "animated.png")
+    data.mask(data.image("animated.gif", stored=Image.fromarray, **frames), "animated.png")
 
 
 def turned_pictures_with_masks_that_fit(data: DataSet) -> None:
     """As phones save them: the sensor's rows, and a mask drawn on what a viewer shows."""
     for suffix in ("jpg", "png"):
-        ids = data.picture(f"{suffix}.{suffix}", stored=np.rot90, exif=exif(TURNED_LEFT))
+        ids = data.image(f"{suffix}.{suffix}", stored=np.rot90, exif=exif(TURNED_LEFT))
         data.mask(ids, f"{suffix}.png")
 
 
 def picture_upside_down(data: DataSet) -> None:
-    """The mask's size tells nothing; the mask counts as drawn on the upright picture."""
-    data.mask(data.picture(stored=lambda grey: grey[::-1, ::-1].copy(), exif=exif(UPSIDE_DOWN)))
+    """The mask's size tells nothing; the mask counts as drawn on the upright image."""
+    data.mask(data.image(stored=lambda grey: grey[::-1, ::-1].copy(), exif=exif(UPSIDE_DOWN)))
 
 
 def unicode_names(data: DataSet) -> None:
     """A Mac stores é in two characters, other systems in one."""
     for name in ("Straße é.png", "写真.png", "🐈.png"):
-        data.mask(data.picture(unicodedata.normalize("NFD", name)), unicodedata.normalize("NFC", name))
+        data.mask(data.image(unicodedata.normalize("NFD", name)), unicodedata.normalize("NFC", name))
 
 
 def unicode_folders(data: DataSet) -> None:
     for folder in ("é", "ü"):
         decomposed = unicodedata.normalize("NFD", folder)
-        data.mask(data.picture(f"{decomposed}/a.png"), f"{folder}/a.png")
+        data.mask(data.image(f"{decomposed}/a.png"), f"{folder}/a.png")
 
 
 def names_that_are_not_unicode(data: DataSet) -> None:
@@ -66,8 +66,8 @@ def names_of_special_characters(data: DataSet) -> None:
 
 
 def upper_case_extensions(data: DataSet) -> None:
-    data.mask(data.picture("a.JPG", quality=95), "a.PNG")
-    data.mask(data.picture("b.jpg", quality=95), "b.png")
+    data.mask(data.image("a.JPG", quality=95), "a.PNG")
+    data.mask(data.image("b.jpg", quality=95), "b.png")
 
 
 def names_twice_in_two_folders(data: DataSet) -> None:
@@ -76,12 +76,12 @@ def names_twice_in_two_folders(data: DataSet) -> None:
 
 def names_with_endings(data: DataSet) -> None:
     for stem in ("town_1", "town_2", "town_10"):
-        data.mask(data.picture(f"{stem}_leftImg8bit.png"), f"{stem}_gtFine_labelIds.png")
+        data.mask(data.image(f"{stem}_leftImg8bit.png"), f"{stem}_gtFine_labelIds.png")
 
 
 def odd_sizes(data: DataSet) -> None:
     for name, size_wh in (("dot.png", (1, 1)), ("small.png", (17, 23)), ("long.png", (64, 2000)), ("row.png", (50, 1))):
-        data.mask(data.picture(name, size_wh), name)
+        data.mask(data.image(name, size_wh), name)
 
 
 def one_pair(data: DataSet) -> None:
@@ -97,7 +97,7 @@ def folders_of_other_things(data: DataSet) -> None:
     data.pairs("a.png", "b.png")
     for folder in (data.folder / "images", data.folder / "masks"):
         for name in ("Thumbs.db", ".DS_Store", "._a.png", "labels.txt"):
-            (folder / name).write_bytes(b"\0\5\26\7 no picture")
+            (folder / name).write_bytes(b"\0\5\26\7 no image")
         (folder / "empty").mkdir()
 
 
@@ -109,7 +109,7 @@ def links_to_pictures(data: DataSet) -> None:
 
 
 def folders_in_a_circle(data: DataSet) -> None:
-    """Two links are 2 ** 40 paths to one picture, as far as the system follows them."""
+    """Two links are 2 ** 40 paths to one image, as far as the system follows them."""
     data.pairs("a.png", "sub/b.png")
     for link, target in (("loop", "."), ("sub/up", ".."), ("sub/further", "../..")):
         os.symlink(target, data.image_path(link))

@@ -5,29 +5,29 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.checks.check import Report, check_pairs
-from data.checks.facts import image_facts, mask_facts
-from data.checks.finding import Finding
+from data.check.check import Report, check_pairs
+from data.check.finding import Finding
+from data.check.scan import image_facts, mask_facts
 from data.labels import LabelRule
-from data.pairs import match_files
+from data.sources.pairs import match_files
 
 SIZE_WH = (12, 8)
 EXIF_ORIENTATION = 0x0112
 
 
 class Maker:
-    """Writes pictures and masks below a folder: images/{split}/NAME.png, masks/{split}/NAME.png."""
+    """Writes images and masks below a folder: images/{split}/NAME.png, masks/{split}/NAME.png."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.made = 0
 
     def pair(self, name: str, values, split: str = "train", size_wh: tuple[int, int] = SIZE_WH, **save) -> None:
-        self.picture(name, split, size_wh, **save)
+        self.image(name, split, size_wh, **save)
         self.mask(name, values, split, size_wh)
 
-    def picture(self, name: str, split: str = "train", size_wh=SIZE_WH, seed: int | None = None, orientation=1) -> None:
-        """Noise, another for each picture; a picture with the same seed is the same."""
+    def image(self, name: str, split: str = "train", size_wh=SIZE_WH, seed: int | None = None, orientation=1) -> None:
+        """Noise, another for each image; an image with the same seed is the same."""
         self.made += 1
         pixels = np.random.default_rng(1000 + self.made if seed is None else seed)
         image = Image.fromarray(pixels.integers(0, 256, (size_wh[1], size_wh[0], 3), np.uint8))
@@ -73,8 +73,8 @@ class Spy:
 
     def __init__(self, monkeypatch) -> None:
         self.read: list[str] = []
-        monkeypatch.setattr("data.checks.scan.image_facts", self._watched(image_facts))
-        monkeypatch.setattr("data.checks.scan.mask_facts", self._watched(mask_facts))
+        monkeypatch.setattr("data.check.scan.image_facts", self._watched(image_facts))
+        monkeypatch.setattr("data.check.scan.mask_facts", self._watched(mask_facts))
 
     def _watched(self, function):
         def watched(path, *args, **kwargs):

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.coco.annotations import read_coco
-from data.coco.coco_set import CocoSet
-from data.coco.panoptic import read_panoptic
+from data.sources.coco import read_coco
+from data.sources.coco_tables import CocoSet
+from data.sources.panoptic import read_panoptic
 
 SIZE_HW = (20, 30)
 EXIF_ORIENTATION = 0x0112
@@ -21,7 +21,7 @@ def square(x: float, y: float, side: float) -> list[float]:
 
 
 class CocoMaker:
-    """Writes FOLDER/_annotations.coco.json with pictures of noise beside it; `content` may be changed before."""
+    """Writes FOLDER/_annotations.coco.json with images of noise beside it; `content` may be changed before."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,7 +34,7 @@ class CocoMaker:
         }
 
     def image(self, name: str, size_hw=SIZE_HW, file_hw=None, orientation: int = 1, **fields) -> int:
-        """Adds a picture; file_hw: size of the stored file where that is another one. Returns its id."""
+        """Adds an image; file_hw: size of the stored file where that is another one. Returns its id."""
         number = len(self.content["images"]) + 1
         entry = {"id": number, "file_name": name, "height": size_hw[0], "width": size_hw[1], **fields}
         self.content["images"].append(entry)
@@ -63,7 +63,7 @@ class CocoMaker:
 
 
 class PanopticMaker:
-    """A panoptic set of one picture of 4 x 6 pixels: left half segment 70000, of its right half the top is 5."""
+    """A panoptic set of one image of 4 x 6 pixels: left half segment 70000, of its right half the top is 5."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -42,9 +42,9 @@ RNG = np.random.default_rng(SEED)
 def coco() -> Kind:
     from pycocotools import mask as coco_mask
 
-    from data.coco.annotations import read_coco
-    from data.coco.coco_set import common_classes
-    from data.coco.panoptic import read_panoptic
+    from data.sources.coco import read_coco
+    from data.sources.coco_tables import common_classes
+    from data.sources.panoptic import read_panoptic
 
     images = [{"id": k, "file_name": f"{k}.png", "height": 8, "width": 9} for k in (1, 2)]
     square = [1, 1, 5, 1, 5, 6.5, 1, 6.5]
@@ -131,9 +131,7 @@ def images() -> Kind:
 
 
 def labels() -> Kind:
-    from data.class_names import read_class_names
-    from data.label_map import read_label_map
-    from data.palette import read_palette
+    from data.label_files import read_class_names, read_label_map, read_palette
 
     trees = [
         {"classes": {"road": [0, 1], "person": 11}, "ignore": [30, 31]},
@@ -157,8 +155,7 @@ def labels() -> Kind:
 
 
 def cache() -> Kind:
-    from data.checks.facts import Failure, ImageFacts, MaskFacts
-    from data.checks.memory import ScanMemory
+    from data.check.scan import Failure, ImageFacts, MaskFacts, ScanMemory
 
     path = Path("image.png").absolute()
     path.write_bytes(b"x")
@@ -194,7 +191,7 @@ def cache() -> Kind:
 
 
 def recipes() -> Kind:
-    from training.arguments import parse_training_arguments
+    from training.config import parse_training_arguments
 
     trees = [json.loads(file.read_bytes()) for file in sorted((ROOT / "configs").glob("*.json"))]
     more = {"class_names": ["a", "b"], "bands": "1,2,3", "value_range": [0, 1.5], "lr_milestones": [0.5, 0.9]}

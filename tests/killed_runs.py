@@ -15,8 +15,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from errors import run_job
-from training.arguments import parse_training_arguments
-from training.run import run_training
+from training.config import parse_training_arguments
+from training.run import train
 
 
 def life(words: list[str]) -> int:
@@ -26,7 +26,7 @@ def life(words: list[str]) -> int:
         torch.set_num_threads(1)
         AcceleratorState._reset_state(reset_partial_state=True)
         args = parse_training_arguments("m2f", words)
-        os._exit(run_job(lambda: run_training(args)))
+        os._exit(run_job(lambda: train(args)))
     return child
 
 

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from heads.build import HeadSpec
 from segmenter import Segmenter
 from structures import IGNORE_INDEX, Batch, Features, Target
-from training.step import train_step
+from training.trainer import Trainer
+
+pytestmark = pytest.mark.slow
 
 CLASSES = 4
 SIZE = 64
@@ -95,15 +97,11 @@ def gradients(accelerator: Accelerator, head: str, micro_batches: list[Batch]) -
     optimizer = SimpleNamespace(
         step=lambda: found.extend(p.grad.flatten().clone() for p in model.parameters()), zero_grad=lambda **_: None
     )
-    run = SimpleNamespace(
-        accelerator=accelerator,
-        segmenter=model,
-        model=accelerator.prepare(model),
-        optimizer=optimizer,
-        settings=SimpleNamespace(seed=0, max_grad_norm=0.0),
-        stop=SimpleNamespace(signum=0),
-    )
-    losses = train_step(run, micro_batches, step=3).losses
+    trainer = object.__new__(Trainer)
+    trainer.segmenter, trainer.model, trainer.optimizer = model, accelerator.prepare(model), optimizer
+    trainer.accelerator, trainer.settings = accelerator, SimpleNamespace(seed=0, max_grad_norm=0.0)
+    trainer.progress, trainer.stop = SimpleNamespace(step=3), SimpleNamespace(signum=0)
+    losses = trainer.update(micro_batches).losses
     return losses, torch.cat(found)
 
 

@@ -1,11 +1,13 @@
 """The command line: the guide's names and defaults, spellings, checks, and values from a file."""
 
 import json
+from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 
 import pytest
 
-from training.arguments import parse_training_arguments
+from errors import UserError
+from training.config import config_of, parse_training_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = ["--image-paths", "a", "--mask-paths", "b"]
@@ -49,11 +51,11 @@ def test_defaults_are_those_of_the_guide():
 
 def test_underscores_are_hyphens_in_flags_and_stay_in_values():
     args = parse("--hidden_dim", "64", "--checkpoint_dir=my_runs/a_b", "--class-names", "a_b")
-    assert (args.hidden_dim, args.checkpoint_dir, args.class_names) == (64, "my_runs/a_b", ["a_b"])
+    assert (args.hidden_dim, args.checkpoint_dir, args.class_names) == (64, "my_runs/a_b", ("a_b",))
 
 
-def test_validation_pictures_imply_validation():
-    assert parse("--val-image-paths", "a", "--val-mask-paths", "b").validate
+def test_validation_images_imply_validation():
+    assert parse("--val-image-paths", "a", "--val-mask-paths", "b").is_validated
 
 
 @pytest.mark.parametrize(
@@ -101,8 +103,8 @@ def test_config_fills_in_and_the_command_line_wins(tmp_path):
         },
     )
     args = parse_training_arguments("m2f", ["--mask-paths", "b", "--config", path, "--lr", "0.25"])
-    assert (args.lr, args.hidden_dim, args.no_flip, args.scale_range) == (0.25, 64, True, [1.0, 2.0])
-    assert args.image_paths == ["x", "y"] and args.mask_paths == ["b"]
+    assert (args.lr, args.hidden_dim, args.no_flip, args.scale_range) == (0.25, 64, True, (1.0, 2.0))
+    assert args.image_paths == ("x", "y") and args.mask_paths == ("b",)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def test_null_in_a_config_file_is_the_flags_own_default(tmp_path):
     nulls = dict.fromkeys(("checkpoint_dir", "resume_checkpoint", "val_image_paths", "class_names", "lr"))
     (tmp_path / "c.json").write_text(json.dumps(nulls))
     args = parse_training_arguments("upernet", [*PATHS, "--config", str(tmp_path / "c.json")])
-    assert vars(args) | {"config": None} == vars(parse_training_arguments("upernet", PATHS))
+    assert replace(args, config=None) == parse_training_arguments("upernet", PATHS)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +190,7 @@ class TestRecipesAndTheCommandLine:
 
     def test_every_switch_can_be_turned_off_again(self, tmp_path):
         args = self.parsed(tmp_path, {})
-        switches = [name for name, value in vars(args).items() if value is False]
+        switches = [name for name, value in asdict(args).items() if value is False]
         assert {"validate", "reduce_zero_label", "no_flip", "overwrite", "unfreeze_backbone"} <= set(switches)
         for name in switches:
             flag = name.removeprefix("no_") if name.startswith("no_") else f"no_{name}"
@@ -221,3 +223,12 @@ def test_a_name_too_long_for_a_file_is_one_message(name, capsys):
     with pytest.raises(SystemExit) as stop:
         parse("--config", name)
     assert stop.value.code == 2 and "--config" in capsys.readouterr().err
+
+
+def test_python_and_the_command_line_make_the_same_configuration():
+    made = config_of("m2f")(image_paths=("a",), mask_paths=("b",), epochs=3, bands=(3, 2, 1), no_flip=True)
+    assert made == parse("--epochs", "3", "--bands", "3,2,1", "--no-flip")
+    with pytest.raises(UserError, match="--epochs 0"):
+        config_of("m2f")(image_paths=("a",), mask_paths=("b",), epochs=0)
+    with pytest.raises(FrozenInstanceError):
+        made.epochs = 4

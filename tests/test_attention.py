@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from backbones.attention import XformersAttention, check_attention_backend
-from backbones.frozen import build_backbone
+from backbones.frozen import XformersAttention, build_backbone, check_attention_backend
 
 
 def stand_in(calls: list) -> types.ModuleType:

@@ -16,8 +16,10 @@ from awkward_data import DataSet
 from training_helpers import train_here
 
 from data.labels import LabelRule
-from data.read import PairReader
-from training.files import RunFiles
+from data.reading import PairReader
+from training.checkpoints import RunFiles
+
+pytestmark = pytest.mark.slow
 
 LIMIT_S = 20
 GREY_TOLERANCE = 12
@@ -69,7 +71,7 @@ def made(case: Case, tmp_path: Path) -> tuple[DataSet, list[str]]:
 
 
 def check_labels(data: DataSet, run: Path, readings: dict[tuple[Path, Path], torch.Tensor]) -> None:
-    """Exactly the expected samples were read, with the labels and pictures that the maker knows.
+    """Exactly the expected samples were read, with the labels and images that the maker knows.
 
     So they are, too, by the rule that is written into run.json.
     """

@@ -1,4 +1,4 @@
-"""The frozen backbone: exact features, no learning, no side effects, any picture size."""
+"""The frozen backbone: exact features, no learning, no side effects, any image size."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from training_helpers import drawn, train_here
 
-from backbones.fingerprint import fingerprint
-from backbones.frozen import FrozenBackbone, build_backbone
+from backbones.frozen import FrozenBackbone, build_backbone, fingerprint
 from backbones.keys import check_fit, guess_backbone, to_timm_keys, without_extras
 from backbones.names import BACKBONES, tapped_blocks
 from backbones.timm_models import create, timm_name
@@ -167,14 +166,14 @@ def test_unusable_names(name, words):
         build_backbone(name, "random")
 
 
-def test_model_of_one_picture_size():
+def test_model_of_one_image_size():
     backbone = build_backbone("hiera_tiny_224", "random")
     with pytest.raises(ValueError, match="hiera_tiny_224 takes no images of 96 x 128"):
         backbone(torch.zeros(1, 3, 96, 128))
 
 
 class TestTryingOut:
-    """Before the first step: what a model of timm cannot take is told, with what works."""
+    """Before the first step: what a model of timm cannot take is reported, with what works."""
 
     @pytest.mark.parametrize("name", ["cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "samvit_base_patch16"])
     def test_models_whose_maps_come_without_prefix_tokens_or_norm(self, name):

@@ -13,14 +13,14 @@ from test_decode import with_orientation, write_png, write_tiff
 from training_helpers import drawn, train_here
 
 from checkpoint import find_checkpoint, read_checkpoint
-from data.checks.check import check_pairs
+from data.check.check import check_pairs
 from data.decode import DecodeError, decode_image
 from data.image_rule import PLAIN, ImageRule
 from data.labels import LabelRule
-from data.pairs import match_files
+from data.sources.pairs import match_files
 from prediction.predictor import Predictor
 from segmenter import Segmenter
-from training.arguments import parse_training_arguments
+from training.config import parse_training_arguments
 
 RNG = np.random.default_rng(3)
 WIDE = RNG.integers(0, 65536, (5, 7, 4)).astype(np.uint16)
@@ -215,14 +215,14 @@ def test_other_bands_are_other_facts(tmp_path):
 @pytest.mark.parametrize(
     ("words", "bands", "value_range"),
     [
-        (["--bands", "4,3,2", "--value-range", "-5", "4095"], [4, 3, 2], [-5, 4095]),
+        (["--bands", "4,3,2", "--value-range", "-5", "4095"], (4, 3, 2), [-5, 4095]),
         (["--value-range", "percentile"], None, "percentile"),
         ([], None, None),
     ],
 )
 def test_flags_become_plain_values(words, bands, value_range):
     args = parse_training_arguments("linear", ["--image-paths", "i", "--mask-paths", "m", *words])
-    assert args.bands == bands and args.value_range == value_range
+    assert args.bands == bands and args.arguments()["value_range"] == value_range
 
 
 @pytest.mark.parametrize(

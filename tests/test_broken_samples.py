@@ -1,4 +1,4 @@
-"""Files that break while the run goes on: passed over, counted, and a clear stop when they are too many."""
+"""Files that break during the run: skipped, counted, and a clear stop when they are too many."""
 
 import re
 from pathlib import Path
@@ -6,15 +6,17 @@ from pathlib import Path
 import pytest
 from training_helpers import drawn, metrics, train_here
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def break_after_check(monkeypatch):
     """Spoils files after the check and before the first step, as a disk would."""
 
     def breaking(paths):
-        import training.semantic_data as semantic_data
+        import training.tasks as semantic_data
 
-        check = semantic_data.check
+        check = semantic_data.check_masks
 
         def check_then_break(*args):
             found = check(*args)
@@ -22,7 +24,7 @@ def break_after_check(monkeypatch):
                 path.write_bytes(path.read_bytes()[:-40])
             return found
 
-        monkeypatch.setattr(semantic_data, "check", check_then_break)
+        monkeypatch.setattr(semantic_data, "check_masks", check_then_break)
 
     return breaking
 
@@ -37,7 +39,7 @@ def test_a_sample_that_breaks_is_passed_over_and_told_once(tmp_path, break_after
     broken = metrics(tmp_path / "run", "linear_", "broken_sample")
     assert [Path(line["reason"].split(": ")[0]).name for line in broken] == ["0001", "0000"]
     assert "train/0001.png" in broken[0]["reason"] and "val/0000.png" in broken[1]["reason"]
-    assert capsys.readouterr().err.count("sample passed over") == 2
+    assert capsys.readouterr().err.count("sample skipped") == 2
     assert len(metrics(tmp_path / "run", "linear_", "train")) == 6
     assert metrics(tmp_path / "run", "linear_", "val")[-1]["pixel_accuracy"] is not None
 
@@ -62,7 +64,7 @@ def test_skipping_at_the_start_is_remembered_on_resuming(tmp_path, capsys):
     assert train_here("linear", tmp_path / "run", *data, "--max-steps", "1") == 2
     assert train_here("linear", tmp_path / "run", *options, "--epochs", "1") == 0
     captured = capsys.readouterr()
-    assert "1 samples that cannot be used" in captured.err and "4 pictures to train on" in captured.out
+    assert "1 samples that cannot be used" in captured.err and "4 images to train on" in captured.out
     broken.write_bytes(content)
     assert train_here("linear", tmp_path / "run", *options, "--epochs", "2") == 0
-    assert "4 pictures to train on" in capsys.readouterr().out
+    assert "4 images to train on" in capsys.readouterr().out

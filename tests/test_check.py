@@ -11,11 +11,10 @@ import pytest
 from check_helpers import Maker, codes, only
 from PIL import Image
 
-from data.checks.report import WIDTH, as_json, as_text, error_message
-from data.label_options import label_options
-from data.labels import LabelRule
-from evaluation.colors import class_colors
-from evaluation.preview import overlay, preview
+from data.check.report import WIDTH, as_json, as_text, error_message
+from data.labels import LabelRule, label_options
+from evaluation.drawing import class_colors
+from evaluation.visualize import mask_overlay, preview
 
 SCRIPT = Path(__file__).resolve().parents[1] / "demo" / "check_dataset.py"
 RED, GREEN, GREY = (255, 0, 0), (0, 255, 0), (7, 7, 7)
@@ -44,15 +43,15 @@ def test_a_clean_set_has_its_numbers_and_no_finding(make):
 class TestFiles:
     def test_unpaired(self, make):
         make.pair("a", [0, 1])
-        make.picture("lone")
+        make.image("lone")
         make.mask("other", [0])
         make.mask("third", [0])
         finding = only(make.check(2), "unpaired")
-        assert finding.message.startswith("There is 1 picture without a mask and 2 masks without a picture")
+        assert finding.message.startswith("There is 1 image without a mask and 2 masks without an image")
         assert [line.rsplit("/", 1)[-1] for line in finding.files] == [
             "lone.png: no mask",
-            "other.png: no picture",
-            "third.png: no picture",
+            "other.png: no image",
+            "third.png: no image",
         ]
 
     def test_broken_files_of_all_kinds(self, make):
@@ -73,11 +72,11 @@ class TestFiles:
         assert report.bad_sample_ids == {"train": ["empty", "float", "half", "lossy"], "val": []}
 
     def test_no_pairs_at_all(self, make):
-        make.picture("a")
+        make.image("a")
         make.mask("b", [0])
         report = make.check(2)
         assert codes(report) == ["unpaired"] and not report.can_skip
-        assert "1 picture without a mask and 1 mask without a picture" in as_text(report).replace("\n  ", " ")
+        assert "1 image without a mask and 1 mask without an image" in as_text(report).replace("\n  ", " ")
 
     def test_too_large(self, make):
         make.pair("a", [0, 1], size_wh=(20, 20))
@@ -87,7 +86,7 @@ class TestFiles:
 
     def test_size_mismatch(self, make):
         make.pair("a", [0, 1])
-        make.picture("b", size_wh=(13, 8))
+        make.image("b", size_wh=(13, 8))
         make.mask("b", [0, 1])
         report = make.check(2)
         finding = only(report, "size-mismatch")
@@ -95,7 +94,7 @@ class TestFiles:
         assert report.bad_sample_ids["train"] == ["b"]
 
     def test_size_mismatch_that_exif_explains(self, make):
-        make.picture("a", orientation=6)
+        make.image("a", orientation=6)
         make.mask("a", [0, 1])
         finding = only(make.check(2), "size-mismatch")
         assert "EXIF" in finding.remedy and "orientation 6" in finding.files[0]
@@ -105,12 +104,12 @@ class TestFiles:
         [((12, 8), 3, False), ((12, 8), 2, False), ((9, 9), 6, False), ((12, 8), 1, True), ((9, 9), 1, True)],
     )
     def test_masks_that_may_be_turned(self, make, size_wh, orientation, told):
-        make.picture("a", size_wh=size_wh, orientation=orientation)
+        make.image("a", size_wh=size_wh, orientation=orientation)
         make.mask("a", [0, 1], size_wh=size_wh)
         assert codes(make.check(2)) == ([] if told else ["maybe-turned"])
 
-    def test_a_mask_drawn_on_the_upright_picture_is_right(self, make):
-        make.picture("a", size_wh=(12, 8), orientation=6)
+    def test_a_mask_drawn_on_the_upright_image_is_right(self, make):
+        make.image("a", size_wh=(12, 8), orientation=6)
         make.mask("a", [0, 1], size_wh=(8, 12))
         assert codes(make.check(2)) == []
 
@@ -149,7 +148,7 @@ class TestValues:
 
     @pytest.mark.parametrize(("value", "remedy"), [(-1, "0 to 65535"), (70_000, "0 to 65535"), (65_535, "--ignore")])
     def test_values_beyond_16_bits_and_at_their_end(self, make, value, remedy):
-        make.picture("a")
+        make.image("a")
         pixels = np.resize(np.array([0, 1, value], np.int32), (8, 12))
         Image.fromarray(pixels).save(make.path("masks", "train", "a.tif"))
         finding = only(make.check(2), "unknown-values")
@@ -196,7 +195,7 @@ class TestValues:
         assert "leave --palette out" in finding.remedy
 
     def test_very_many_values(self, make):
-        make.picture("a", size_wh=(50, 50))
+        make.image("a", size_wh=(50, 50))
         make.mask("a", np.arange(2500), size_wh=(50, 50), dtype=np.uint16)
         rule = LabelRule(1, label_map=((0,),), drop_rest=True)
         assert "2,500 values" in only(make.check(rule), "many-values").files[0]
@@ -209,7 +208,7 @@ class TestSets:
         assert codes(report) == ["nothing-labelled"]
         assert not report.can_skip
 
-    def test_some_pictures_without_a_label(self, make):
+    def test_some_images_without_a_label(self, make):
         make.pair("a", [255])
         make.pair("b", [0, 1])
         report = make.check(2)
@@ -236,10 +235,10 @@ class TestSets:
         assert "--reduce-zero-label --num-classes 3" in report.findings[0].remedy
         assert make.check(LabelRule(3, reduce_zero_label=True)).findings == []
 
-    def test_the_same_picture_in_both_sets(self, make):
-        make.picture("a", seed=5)
+    def test_the_same_image_in_both_sets(self, make):
+        make.image("a", seed=5)
         make.mask("a", [0, 1])
-        make.picture("other_name", "val", seed=5)
+        make.image("other_name", "val", seed=5)
         make.mask("other_name", [0, 1], "val")
         finding = only(make.check(2, val="val"), "train-pictures-in-val")
         assert finding.severity == "warning"
@@ -253,19 +252,19 @@ class TestSets:
         assert codes(report) == ["same-files"]
         assert len(report.findings[0].files) == 2
 
-    def test_repeated_pictures(self, make):
+    def test_repeated_images(self, make):
         for name in ("a", "b", "c"):
-            make.picture(name, seed=1)
+            make.image(name, seed=1)
             make.mask(name, [0, 1])
         make.pair("d", [0, 1])
         finding = only(make.check(2), "repeated-pictures")
-        assert finding.severity == "note" and finding.message.startswith("2 training pictures repeat")
+        assert finding.severity == "note" and finding.message.startswith("2 training images repeat")
         assert finding.files[0].count(" = ") == 2
 
     def test_mixed_modes(self, make):
         make.pair("a", [0, 1])
         make.pair("b", [0, 1])
-        make.picture("c")
+        make.image("c")
         make.mask("c", [0, 1], dtype=np.uint16)
         finding = only(make.check(2), "mixed-mask-modes")
         assert "2 as L, 1 as I;16" in finding.message and len(finding.files) == 1
@@ -278,13 +277,13 @@ class TestSets:
 
 class TestReport:
     def messy(self, make: Maker):
-        """45 bad masks, an unpaired picture, a class missing, a repeated picture."""
+        """45 bad masks, an unpaired image, a class missing, a repeated image."""
         make.pair("good", [0, 1])
         for number in range(45):
             make.pair(f"bad{number:02d}", [0, 9])
-        make.picture("lone")
+        make.image("lone")
         for name in ("twin_x", "twin_y"):
-            make.picture(name, seed=1)
+            make.image(name, seed=1)
             make.mask(name, [0])
         return make.check(3)
 
@@ -335,17 +334,17 @@ class TestReport:
 
 
 class TestPreview:
-    def test_masks_are_drawn_over_pictures(self):
-        picture = np.full((8, 8, 3), 100, np.uint8)
+    def test_masks_are_drawn_over_images(self):
+        image = np.full((8, 8, 3), 100, np.uint8)
         classes = np.zeros((8, 8), np.int64)
         classes[:, 4:] = 1
         classes[:, 6:] = 255
-        drawn = np.asarray(overlay(picture, classes, class_colors(2)))
+        drawn = np.asarray(mask_overlay(image, classes, class_colors(2)))
         assert drawn[0, 0].tolist() == [80, 80, 80]  # half of 100, half of the 60 of class 0
         assert drawn[:, 3].max() == 0 and drawn[:, 5].max() == 0  # the outlines
         assert {tuple(pixel) for pixel in drawn[:, 6:].reshape(-1, 3)} == {(100, 100, 100), (255, 255, 255)}
 
-    def test_a_sheet_has_at_most_sixteen_pictures_whatever_their_sizes(self):
+    def test_a_sheet_has_at_most_sixteen_images_whatever_their_sizes(self):
         rng = np.random.default_rng(0)
         samples = [
             (rng.integers(0, 256, (h, w, 3), np.uint8), rng.integers(0, 3, (h, w)), "a/long/" * 9 + "name")

@@ -9,13 +9,12 @@ import pytest
 from coco_helpers import CocoMaker, PanopticMaker, square
 from PIL import Image
 
-from data.checks.finding import Finding
-from data.checks.report import WIDTH, error_message
-from data.coco.check import CocoReport, check_coco
-from data.coco.coco_set import CocoSet, common_classes
-from data.coco.report import as_json, as_text
+from data.check.check import CocoReport, check_coco
+from data.check.finding import Finding
+from data.check.report import WIDTH, coco_as_json, coco_as_text, error_message
+from data.sources.coco_tables import CocoSet, common_classes
 from demo import check_dataset
-from evaluation.colors import object_colors
+from evaluation.drawing import object_colors
 
 
 @pytest.fixture
@@ -54,11 +53,11 @@ def test_a_clean_set_has_its_numbers_and_no_finding(make, tmp_path):
     assert report.val.class_objects == [1, 1] and report.class_names == ["ant", "cat"]
 
 
-def test_unreadable_pictures_can_be_skipped(make):
+def test_unreadable_images_can_be_skipped(make):
     for name in ("good", "gone", "damaged", "large"):
         make.object(make.image(f"{name}.png", (60, 60) if name == "large" else (20, 30)))
     (make.folder / "gone.png").unlink()
-    (make.folder / "damaged.png").write_bytes(b"no picture")
+    (make.folder / "damaged.png").write_bytes(b"no image")
     report = check(make.read(), max_pixels=3000)
     assert {"missing-file", "damaged-file", "too-large"} == {finding.code for finding in report.of("error")}
     assert report.bad_sample_ids == {"train": ["gone.png", "damaged.png", "large.png"], "val": [], "test": []}
@@ -68,7 +67,7 @@ def test_unreadable_pictures_can_be_skipped(make):
     assert str(make.folder / "gone.png") in message
 
 
-def test_nothing_is_left_to_skip_to_where_no_picture_can_be_used(make):
+def test_nothing_is_left_to_skip_to_where_no_image_can_be_used(make):
     make.object(make.image("a.png"))
     (make.folder / "a.png").unlink()
     report = check(make.read())
@@ -108,7 +107,7 @@ def test_categories_matched_by_name_are_noted(make, tmp_path):
     ("stored", "upright", "frame", "is_told"),
     [(0, 0, "upright", False), (2, 0, "stored", False), (0, 2, "upright", False), (1, 2, "upright", True)],
 )
-def test_the_frame_is_that_of_most_pictures_with_an_orientation(make, stored, upright, frame, is_told):
+def test_the_frame_is_that_of_most_images_with_an_orientation(make, stored, upright, frame, is_told):
     make.object(make.image("plain.png"))
     for number in range(stored + upright):
         size_hw = (20, 30) if number < stored else (30, 20)
@@ -161,7 +160,7 @@ def test_boxes_that_lie_elsewhere_than_the_masks(make):
     assert line.endswith("a.png: annotation 2")
 
 
-def test_pictures_without_objects_crowds_and_missing_classes(make, tmp_path):
+def test_images_without_objects_crowds_and_missing_classes(make, tmp_path):
     a, _ = make.image("a.png"), make.image("empty.png")
     make.object(a)
     make.object(a, 7, iscrowd=1)
@@ -176,7 +175,7 @@ def test_pictures_without_objects_crowds_and_missing_classes(make, tmp_path):
     assert report.exit_code(strict=True) == 1
 
 
-def test_the_same_picture_in_both_sets(make, tmp_path):
+def test_the_same_image_in_both_sets(make, tmp_path):
     make.object(make.image("a.png"))
     val = CocoMaker(tmp_path / "val")
     val.object(val.image("v.png"))
@@ -198,9 +197,9 @@ def test_the_test_split_is_checked_and_compared_with_both_others(make, tmp_path)
     assert codes(report) == ["damaged-file", "train-pictures-in-test", "val-pictures-in-test"]
     assert len(only(report, "train-pictures-in-test").files) == 2
     assert report.bad_sample_ids == {"train": [], "val": [], "test": ["g3.png"]} and report.can_skip
-    content = as_json(report)
+    content = coco_as_json(report)
     assert content["test"]["pictures"] == 10 and content["test"]["classes"][0] == {"name": "ant", "objects": 4}
-    assert "test" in as_text(report).splitlines()[0]
+    assert "test" in coco_as_text(report).splitlines()[0]
 
 
 def test_a_test_split_without_annotations_stops_nothing(make, tmp_path):
@@ -230,10 +229,10 @@ def test_text_and_json(make):
         make.object(make.image(f"{number}.png"), segmentation=[[1, 1, float("inf"), 1, 2, 2]])
     make.object(make.image("good.png"))
     report = check(make.read())
-    text = as_text(report)
+    text = coco_as_text(report)
     assert all(len(line) <= WIDTH or str(make.folder) in line for line in text.splitlines())
     assert "and 10 more" in text and text.endswith("30 samples cannot be used.")
-    content = json.loads(json.dumps(as_json(report)))
+    content = json.loads(json.dumps(coco_as_json(report)))
     assert len(content["findings"][0]["files"]) == 30 and content["can_skip"]
     assert content["train"]["classes"] == [{"name": "ant", "objects": 1}]
 
@@ -245,7 +244,7 @@ def run(monkeypatch, *words: object) -> int:
 
 
 def test_the_script_counts_draws_and_exits_as_for_masks(make, tmp_path, monkeypatch, capsys):
-    """The preview shows objects where the file has them: a quarter of the picture, tinted, and the rest as it is."""
+    """The preview shows objects where the file has them: a quarter of the image, tinted, and the rest as it is."""
     for name in "abcd":
         number = make.image(f"{name}.png", (64, 64))
         make.object(number, segmentation=[square(0, 0, 32)])
@@ -273,7 +272,7 @@ def test_the_script_counts_draws_and_exits_as_for_masks(make, tmp_path, monkeypa
     make.object(1, segmentation=[square(40, 40, 64)])
     make.read()
     assert run(monkeypatch, *files) == 0 and run(monkeypatch, *files, "--strict") == 1
-    (tmp_path / "train" / "b.png").write_bytes(b"no picture")
+    (tmp_path / "train" / "b.png").write_bytes(b"no image")
     assert run(monkeypatch, *files) == 2
     assert "b.png" in capsys.readouterr().out
     assert run(monkeypatch, "--task", "instance", "--coco-dir", tmp_path / "gone") == 2

@@ -1,4 +1,4 @@
-"""COCO samples: masks that fit their pictures, from any view, with bounded memory; and the truth for metrics."""
+"""COCO samples: masks that fit their images, from any view, with bounded memory; and the truth for metrics."""
 
 import pickle
 from dataclasses import replace
@@ -11,11 +11,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
 
-from data.coco.coco_set import CocoImage
-from data.coco.dataset import CocoEvalDataset, CocoTrainDataset
-from data.coco.read import read_image, truth_objects, truth_segments
-from data.dataset import EpochBatches, Skipped, collate
+from data.dataset import CocoEvalDataset, CocoTrainDataset, EpochBatches, Skipped, collate
 from data.decode import decode_image
+from data.reading import read_image, truth_objects, truth_segments
+from data.sources.coco_tables import CocoImage
 from data.transforms import Augmentation, EvalTransform, TrainTransform, resize_masks, resized_pixels
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -33,7 +32,7 @@ def train_set(images: list[CocoImage], augmentation: Augmentation = ONLY_PLACE, 
 
 
 def painted(make: CocoMaker, size_hw=(90, 120), count: int = 4) -> list[CocoImage]:
-    """Pictures in which each of two squares has a grey value of its own, and a class: 0 where it is 100, 1 for 200."""
+    """Images in which each of two squares has a grey value of its own, and a class: 0 where it is 100, 1 for 200."""
     for index in range(count):
         image = make.image(f"{index}.png", size_hw)
         pixels = np.zeros((*size_hw, 3), np.uint8)
@@ -107,7 +106,7 @@ def test_another_sample_stands_in_for_one_that_cannot_be_used(make):
     assert len(sample.skipped) == 1 and sample.skipped[0].startswith("1.png: ")
 
 
-def test_a_picture_with_an_unusable_annotation_is_never_trained_on(make):
+def test_an_image_with_an_unusable_annotation_is_never_trained_on(make):
     images = painted(make, count=1)
     make.object(make.image("bad.png"), segmentation=None)
     images = make.read().images
@@ -133,7 +132,7 @@ def test_no_mask_is_decoded_whole(make, monkeypatch):
     for index in range(300):
         make.object(image, segmentation=[square(10 + 6 * index, 900, 60)])
     images = make.read().images
-    monkeypatch.setattr("data.coco.read.coco_mask.decode", lambda rle: pytest.fail("a mask was decoded whole"))
+    monkeypatch.setattr("data.reading.coco_mask.decode", lambda rle: pytest.fail("a mask was decoded whole"))
     assert len(train_set(images, OFF)[0, 0].target.labels) == 300
     assert len(CocoEvalDataset(images, EvalTransform(32, MEAN, STD))[0].target.labels) > 250
 
@@ -194,7 +193,7 @@ def test_segments_of_a_view_equal_those_of_whole_masks(tmp_path, seed):
 # EXIF
 
 
-def test_pictures_are_decoded_as_stored_on_demand(tmp_path):
+def test_images_are_decoded_as_stored_on_demand(tmp_path):
     maker = CocoMaker(tmp_path / "set")
     maker.image("a.png", (20, 30), orientation=6)
     stored = np.asarray(Image.open(maker.folder / "a.png").convert("RGB")).transpose(2, 0, 1)

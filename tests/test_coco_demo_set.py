@@ -10,13 +10,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from data.coco.annotations import read_coco
-from data.coco.check import check_coco
-from data.coco.coco_set import common_classes
-from data.coco.demo_set import COCO_DEMO_CLASSES, make_coco_demo_set
-from data.coco.layout import find_splits
-from data.demo_drawing import draw_picture, draw_things, outline_polygon
-from data.demo_set import make_demo_set
+from data.check.check import check_coco
+from data.demo.drawing import draw_image, draw_things, outline_polygon
+from data.demo.sets import COCO_DEMO_CLASSES, make_coco_demo_set, make_demo_set
+from data.sources.coco import find_splits, read_coco
+from data.sources.coco_tables import common_classes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -62,18 +60,18 @@ def test_outlines_are_those_of_the_drawing():
     assert found > 12
 
 
-def test_the_pictures_are_those_of_the_semantic_set(demo, tmp_path):
+def test_the_images_are_those_of_the_semantic_set(demo, tmp_path):
     make_demo_set(tmp_path / "semantic", train=2, val=1)
     for semantic, coco in (("train/0001", "train/0001"), ("val/0000", "valid/0000")):
         picture = np.array(Image.open(tmp_path / "semantic" / "images" / f"{semantic}.png"))
         assert (np.array(Image.open(demo / f"{coco}.png")) == picture).all()
 
 
-def test_masks_show_what_is_seen_in_the_picture(demo):
-    """By the mask of classes that the semantic set has for the same picture."""
+def test_masks_show_what_is_seen_in_the_image(demo):
+    """By the mask of classes that the semantic set has for the same image."""
     images = read_coco(demo / "train" / "_annotations.coco.json", demo / "train").images
     for index, image in enumerate(images):
-        picture, classes = draw_picture(np.random.default_rng([0, 0, index]), 128)
+        picture, classes = draw_image(np.random.default_rng([0, 0, index]), 128)
         assert (np.array(Image.open(image.path)) == picture).all()
         for thing in image.objects:  # label 0 is the super category, as the reader counts
             inside = classes[coco_mask.decode(thing.rle) == 1]
@@ -89,7 +87,7 @@ def test_a_whole_set_is_left_alone_and_nothing_is_drawn_over(tmp_path):
     for make in (make_coco_demo_set, make_demo_set):
         with pytest.raises(ValueError, match="remove it, or name another folder"):
             make(folder, train=2, val=1, seed=1)
-    with pytest.raises(ValueError, match="at least 1 training picture"):
+    with pytest.raises(ValueError, match="at least 1 training image"):
         make_coco_demo_set(tmp_path / "none", train=0)
 
 

@@ -9,10 +9,9 @@ import pytest
 from coco_helpers import CocoMaker, PanopticMaker, square
 from pycocotools import mask as coco_mask
 
-from data.coco.annotations import read_coco
-from data.coco.coco_set import common_classes
-from data.coco.layout import find_splits
-from data.coco.panoptic import read_panoptic
+from data.sources.coco import find_splits, read_coco
+from data.sources.coco_tables import common_classes
+from data.sources.panoptic import read_panoptic
 from errors import UserError
 
 
@@ -28,7 +27,7 @@ def mistakes(coco_set) -> list[str]:
 # What is right
 
 
-def test_pictures_objects_and_classes_in_ascending_order_of_their_ids(make):
+def test_images_objects_and_classes_in_ascending_order_of_their_ids(make):
     first = make.image("sub/b.png")
     make.image("a.png")
     make.object(first, 7, area=35.5, bbox=[2, 3, 6, 6])
@@ -36,7 +35,7 @@ def test_pictures_objects_and_classes_in_ascending_order_of_their_ids(make):
     coco_set = make.read()
     assert (coco_set.class_names, coco_set.category_ids) == (["ant", "cat"], [3, 7])
     assert [image.sample_id for image in coco_set.images] == ["sub/b.png", "a.png"]
-    assert [len(image.objects) for image in coco_set.images] == [2, 0]  # pictures without objects stay
+    assert [len(image.objects) for image in coco_set.images] == [2, 0]  # images without objects stay
     cat, ant = coco_set.images[0].objects
     assert (cat.label, cat.area, cat.box, cat.is_crowd) == (1, 35.5, (2, 3, 6, 6), False)
     assert (ant.label, ant.area, ant.box, ant.is_crowd) == (0, None, None, True)
@@ -158,11 +157,11 @@ def repeat(table: str, **fields):
 BROKEN = {
     "no annotations": (lambda c: c.pop("annotations"), "has no 'annotations'"),
     "images is no list": (lambda c: c.update(images={}), "'images' is an object, expected a list"),
-    "no pictures": (lambda c: c.update(images=[]), "'images' is empty"),
+    "no images": (lambda c: c.update(images=[]), "'images' is empty"),
     "an entry is no object": (lambda c: c["images"].append(3), r"images\[1\] is a plain value"),
     "image without id": (drop("images", "id"), r"images\[0\] has no 'id'"),
     "image without size": (drop("images", "height"), r"images\[0\] has no 'height'"),
-    "annotation without picture": (drop("annotations", "image_id"), r"annotations\[0\] has no 'image_id'"),
+    "annotation without image": (drop("annotations", "image_id"), r"annotations\[0\] has no 'image_id'"),
     "category without name": (drop("categories", "name"), r"categories\[0\]: 'name' is None"),
     "id true": (change("images", "id", True), r"images\[0\]: 'id' is True, expected a whole number"),
     "id a fraction": (change("annotations", "category_id", 3.5), r"'category_id' is 3.5"),
@@ -174,12 +173,12 @@ BROKEN = {
     "image twice": (repeat("images", file_name="b.png"), r"images\[0\] and images\[1\] have the same 'id' 1"),
     "category twice": (repeat("categories", name="other"), "have the same 'id' 7"),
     "file twice": (repeat("images", id=2, file_name="./a.png"), "have the same 'file_name'"),
-    "path upwards": (change("images", "file_name", "x/../../a.png"), "inside the folder of the pictures"),
+    "path upwards": (change("images", "file_name", "x/../../a.png"), "inside the folder of the images"),
     "path upwards in Windows": (change("images", "file_name", "x\\..\\..\\a.png"), "inside the folder"),
-    "absolute path": (change("images", "file_name", "/etc/passwd"), "inside the folder of the pictures"),
-    "drive": (change("images", "file_name", "C:\\a.png"), "inside the folder of the pictures"),
-    "null byte": (change("images", "file_name", "a\0.png"), "inside the folder of the pictures"),
-    "half a surrogate": (change("images", "file_name", "a\ud800.png"), "inside the folder of the pictures"),
+    "absolute path": (change("images", "file_name", "/etc/passwd"), "inside the folder of the images"),
+    "drive": (change("images", "file_name", "C:\\a.png"), "inside the folder of the images"),
+    "null byte": (change("images", "file_name", "a\0.png"), "inside the folder of the images"),
+    "half a surrogate": (change("images", "file_name", "a\ud800.png"), "inside the folder of the images"),
     "empty name": (change("images", "file_name", ""), "expected a text"),
     "panoptic": (change("annotations", "segments_info", []), "is a panoptic file"),
 }
@@ -221,7 +220,7 @@ def test_a_missing_file(tmp_path):
         read_coco(tmp_path / "none.json", tmp_path)
 
 
-# Mistakes of single annotations: the picture, or the annotation alone, is left out
+# Mistakes of single annotations: the image, or the annotation alone, is left out
 
 NAN, INF = math.nan, math.inf
 FATAL = {
@@ -235,7 +234,7 @@ FATAL = {
     "text": ({"segmentation": [["1", "1", "5", "1", "5", "5"]]}, "bad-polygon", "expected numbers x y x y"),
     "booleans": ({"segmentation": [[True] * 6]}, "bad-polygon", "expected numbers x y x y"),
     "no polygon": ({"segmentation": "polygon"}, "bad-polygon", "neither polygons nor RLE"),
-    "far outside": ({"segmentation": [square(2, 2, 1e9)]}, "far-outside", "more than a whole picture outside"),
+    "far outside": ({"segmentation": [square(2, 2, 1e9)]}, "far-outside", "more than a whole image outside"),
     "RLE of another size": ({"segmentation": {"size": [30, 20], "counts": [600]}}, "bad-rle", "changed round"),
     "RLE too long": ({"segmentation": {"size": [20, 30], "counts": [0, 601]}}, "bad-rle", "do not add up"),
     "RLE too short": ({"segmentation": {"size": [20, 30], "counts": [300, 299]}}, "bad-rle", "do not add up"),
@@ -251,7 +250,7 @@ FATAL = {
 
 
 @pytest.mark.parametrize("case", FATAL)
-def test_a_mistake_of_one_annotation_makes_its_picture_unusable(make, case):
+def test_a_mistake_of_one_annotation_makes_its_image_unusable(make, case):
     fields, code, told = FATAL[case]
     image = make.image("a.png")
     make.object(image)
@@ -280,7 +279,7 @@ def test_an_object_without_a_pixel_is_left_out_alone(make, segmentation):
     assert "no-area" in mistakes(coco_set)
 
 
-def test_repeated_annotation_ids_and_annotations_of_no_picture(make):
+def test_repeated_annotation_ids_and_annotations_of_no_image(make):
     make.object(make.image("a.png"))
     make.object(1, id=1)
     make.object(5)
@@ -316,7 +315,7 @@ def test_panoptic_mistakes(tmp_path):
     [
         (lambda c: c["categories"][0].pop("isthing"), "'isthing' is None, expected 0 or 1"),
         (lambda c: c["annotations"][0].pop("segments_info"), "is it a file of instances"),
-        (lambda c: c["annotations"].clear(), "1 of 1 pictures have no annotation, the first a.png"),
+        (lambda c: c["annotations"].clear(), "1 of 1 images have no annotation, the first a.png"),
         (lambda c: c["annotations"].append(c["annotations"][0]), "have the same 'image_id'"),
         (lambda c: c["annotations"][0].update(file_name="../a.png"), "inside the folder"),
         (lambda c: c["annotations"][0]["segments_info"].append({"id": 5, "category_id": 1}), "same 'id' 5"),

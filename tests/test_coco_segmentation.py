@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from data.coco.segmentation import SegmentationError, checked_segmentation
+from data.sources.coco_masks import SegmentationError, checked_segmentation
 
 ROOT = Path(__file__).resolve().parents[1]
 sides = st.integers(1, 40)
@@ -92,7 +92,7 @@ def in_little_memory(segmentation, size_hw: tuple[int, int]) -> subprocess.Compl
     """What another process, of at most 1 GiB beyond its libraries, makes of it: pycocotools could end this one."""
     code = (
         "import json, resource, sys\n"
-        "from data.coco.segmentation import SegmentationError, checked_segmentation\n"
+        "from data.sources.coco_masks import SegmentationError, checked_segmentation\n"
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))\n"
         "segmentation, size_hw = json.load(sys.stdin)\n"

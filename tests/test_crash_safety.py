@@ -22,10 +22,11 @@ from training_helpers import (
     words,
 )
 
-from checkpoint import read_checkpoint
-from training import writing
-from training.files import RunFiles
-from training.writing import WriteFailed, append_line, locked, write_atomically
+import checkpoint as writing
+from checkpoint import WriteFailed, append_line, locked, read_checkpoint, write_atomically
+from training.checkpoints import RunFiles
+
+pytestmark = pytest.mark.slow
 
 KILLS = 22
 
@@ -48,7 +49,7 @@ def test_twenty_two_kills_change_nothing(tmp_path):
     lives = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert lives[-1] == {"exit_code": 0}, done.stderr
     assert sum(life.get("killed", False) for life in lives) >= 20
-    assert sum("steps done" in line for line in done.stdout.splitlines()) >= 5  # so often it went on from a checkpoint
+    assert sum("steps done" in line for line in done.stdout.splitlines()) >= 5  # so often it resumed a checkpoint
 
     last = "checkpoint_epoch_14.pth"
     assert_same_state(tmp_path / "killed" / last, tmp_path / "unbroken" / last)
@@ -82,7 +83,7 @@ def test_a_signal_during_validation_loses_nothing(tmp_path):
     run = tmp_path / "run"
     process = start_script("m2f", run, *data, "--epochs", "2", "--log-interval", "1")
     wait_for(lambda: (run / "metrics.jsonl").exists() and len(metrics(run)) >= 1, process)
-    time.sleep(1)  # one step an epoch: the validation of 150 pictures has begun
+    time.sleep(1)  # one step an epoch: the validation of 150 images has begun
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 143 and not metrics(run, "", "val"), err
@@ -197,7 +198,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path, capsys):
     data = drawn(tmp_path / "data")
     (tmp_path / "run").mkdir()
     holder = (
-        "import sys, time; from pathlib import Path; from training.writing import locked\n"
+        "import sys, time; from pathlib import Path; from checkpoint import locked\n"
         "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
     )
     lock = RunFiles.of(tmp_path / "run", "linear").lock

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from data.dataset import EpochBatches, EvalDataset, Sample, Skipped, TrainDataset, collate, semantic_target
 from data.labels import LabelRule
-from data.pairs import Pair, pair_files
-from data.read import PairReader
+from data.reading import PairReader
+from data.sources.pairs import Pair, pair_files
 from data.transforms import Augmentation, EvalTransform, TrainTransform
 from structures import Batch, Target
 
@@ -194,7 +194,7 @@ def sample(name: str, *size_hw: int) -> Sample:
     return Sample(torch.zeros(3, *size_hw), Target(semantic=torch.zeros(5, 5, dtype=torch.long)), name)
 
 
-def test_collate_stacks_pictures_and_lists_targets():
+def test_collate_stacks_images_and_lists_targets():
     batch = collate([sample("a", 32, 64), sample("b", 32, 64)])
     assert isinstance(batch, Batch) and batch.sample_ids == ["a", "b"] and len(batch.targets) == 2
     assert tuple(batch.images.shape) == (2, 3, 32, 64)

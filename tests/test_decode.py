@@ -1,4 +1,4 @@
-"""Decoding pictures and masks of many kinds; refusing what would lose ids."""
+"""Decoding images and masks of many kinds; refusing what would lose ids."""
 
 import struct
 import zlib
@@ -56,7 +56,7 @@ def with_orientation(orientation: int) -> Image.Exif:
     return exif
 
 
-# Pictures
+# Images
 
 
 def test_rgb_and_transparency_left_out(tmp_path):
@@ -91,7 +91,7 @@ def test_palette_and_cmyk(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_turns_pictures_and_masks(tmp_path, orientation):
+def test_exif_orientation_turns_images_and_masks(tmp_path, orientation):
     turned = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -121,7 +121,7 @@ def test_an_orientation_that_means_nothing_counts_as_none(tmp_path):
     assert (image.pixels == COLOURS.transpose(2, 0, 1)).all()
 
 
-def test_32_bit_pictures_are_refused(tmp_path):
+def test_32_bit_images_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"f\.tif holds float32 values.*--value-range"):
         decode_image(saved(IDS.astype(np.float32), tmp_path / "f.tif"))
 
@@ -226,11 +226,11 @@ def test_damaged_files_are_named(tmp_path, read):
         ("cut.png", whole[:-500]),
         ("header.png", whole[:20]),
         ("empty.png", b""),
-        ("text.png", b"not a picture"),
+        ("text.png", b"not an image"),
         ("altered.png", whole[:60] + bytes(40) + whole[100:]),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name} cannot be read as a picture"):
+        with pytest.raises(ValueError, match=rf"{name} cannot be read as an image"):
             read(tmp_path / name)
     with pytest.raises(DecodeError, match=r"none\.png does not exist") as refused:
         read(tmp_path / "none.png")
@@ -294,7 +294,7 @@ def test_formats_that_are_not_asked_for_are_not_even_opened(tmp_path, read, monk
     monkeypatch.setattr("PIL.IcoImagePlugin.IcoFile", lambda *args: started.append(args))
     monkeypatch.setattr("PIL.IcnsImagePlugin.IcnsFile", lambda *args: started.append(args))
     for name in ("x.png", "x.ico", "x.icns"):
-        with pytest.raises(DecodeError, match=r"cannot be read as a picture.*PNG"):
+        with pytest.raises(DecodeError, match=r"cannot be read as an image.*PNG"):
             read(tmp_path / name)
         assert pixels_by_header(tmp_path / name) == 0
     assert not started

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.demo_set import DEMO_CLASSES, make_demo_set
-from data.pairs import pair_files
+from data.demo.sets import DEMO_CLASSES, make_demo_set
+from data.sources.pairs import pair_files
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,7 +24,7 @@ def demo(tmp_path_factory) -> Path:
 
 
 def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """All pictures (N, S, S, 3) and masks (N, S, S) of a split."""
+    """All images (N, S, S, 3) and masks (N, S, S) of a split."""
     pairs = pair_files([f"{folder}/images/{split}/*.png"], [f"{folder}/masks/{split}/*.png"])
     images = [np.array(Image.open(pair.image)) for pair in pairs]
     return np.stack(images), np.stack([np.array(Image.open(pair.mask)) for pair in pairs])
@@ -41,7 +41,7 @@ def test_what_is_in_the_folder(demo):
 
 
 def test_no_colour_rule_solves_it(demo):
-    """The best table from colour to class, made on the training pictures, stays far below what a head reaches."""
+    """The best table from colour to class, made on the training images, stays far below what a head reaches."""
     (train, train_masks), (val, val_masks) = read_split(demo, "train"), read_split(demo, "val")
     for bits in (3, 4):
         table = np.zeros((8**bits, 5))
@@ -77,7 +77,7 @@ def test_same_seed_same_pixels(demo, tmp_path):
     assert (val != masks[:1]).any()
 
 
-def test_pictures_grow_with_the_size_asked_for(tmp_path):
+def test_images_grow_with_the_size_asked_for(tmp_path):
     make_demo_set(tmp_path / "small", train=1, val=0)
     make_demo_set(tmp_path / "large", train=1, val=0, size_px=256)
     small, large = (read_split(tmp_path / name, "train")[1][0] for name in ("small", "large"))
@@ -94,7 +94,7 @@ def test_a_whole_set_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-@pytest.mark.parametrize("spoil", ["other parameters", "a picture is missing", "something else", "a file"])
+@pytest.mark.parametrize("spoil", ["other parameters", "an image is missing", "something else", "a file"])
 def test_nothing_is_drawn_over(tmp_path, spoil):
     folder = tmp_path / "set"
     if spoil == "a file":
@@ -104,7 +104,7 @@ def test_nothing_is_drawn_over(tmp_path, spoil):
         (folder / "mine.txt").write_text("mine")
     else:
         make_demo_set(folder, train=2, val=2 if spoil == "other parameters" else 1)
-        if spoil == "a picture is missing":
+        if spoil == "an image is missing":
             (folder / "masks/train/0001.png").unlink()
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match="remove it, or name another folder"):
@@ -116,7 +116,7 @@ def test_an_interrupted_set_leaves_nothing_behind(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data.demo_set._put_in_place", interrupted)
+    monkeypatch.setattr("data.demo.sets._put_in_place", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make_demo_set(tmp_path / "set", train=1, val=0)
     assert list(tmp_path.iterdir()) == []
@@ -151,7 +151,7 @@ def test_the_script_works_from_any_folder(tmp_path):
 
     refused = script("--output", "mine", "--train", "0", cwd=tmp_path)
     assert refused.returncode == 2 and "Traceback" not in refused.stderr
-    assert "at least 1 training picture" in refused.stderr
+    assert "at least 1 training image" in refused.stderr
 
 
 def test_help_answers_at_once(tmp_path):

@@ -1,6 +1,7 @@
 """The README and the launchers name only what exists."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +9,16 @@ from pathlib import Path
 import pytest
 
 from backbones.names import BACKBONES
-from training.arguments import parse_training_arguments
-from training.head_arguments import HEADS
+from demo import check_dataset, predict
+from heads.options import HEADS
+from training.config import parse_training_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "checkpoints/README.md"]
+PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "checkpoints/README.md", *PAGES]
 LAUNCHERS = ["run_train_m2f_example.sh", "run_train_upernet_example.sh"]
 INSTANCE_LAUNCHER = "demo/run_train_instance_example.sh"
-FOREIGN_FLAGS = {"--nproc-per-node", "--logdir"}  # of torchrun and tensorboard
+FOREIGN_FLAGS = {"--fast", "--nproc-per-node", "--logdir"}  # of torchrun, tensorboard and run_tests.sh
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +68,37 @@ def test_links_and_paths_in_documents_exist(document):
         assert (ROOT / document).parent.joinpath(name).exists() or (ROOT / name).exists(), name
 
 
-def test_every_backbone_is_in_the_readme():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_every_backbone_is_listed():
+    text = (ROOT / "docs/backbones_and_weights.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in text for name in BACKBONES)
 
 
-def test_the_example_in_the_readme_parses():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"python demo/train_m2f_head\.py \\\n(.+?)```", text, flags=re.DOTALL)
-    words = [word.strip("'") for word in example.replace("\\\n", " ").split()]
-    assert parse_training_arguments("m2f", words).best_metric == "miou"
+def commands_in(document: str) -> list[list[str]]:
+    """The words of each `python demo/...` command in the page's shell blocks, without comments."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.+?)```", text, flags=re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("python demo/")]
+
+
+@pytest.mark.parametrize("document", ["README.md", *PAGES])
+def test_commands_in_documents_parse(document, monkeypatch):
+    monkeypatch.chdir(ROOT)  # where a reader stands who copies them
+    for _, script, *words in commands_in(document):
+        training = re.fullmatch(r"demo/train_(\w+)_head\.py", script)
+        if training:
+            assert parse_training_arguments(training[1], words)
+        else:
+            assert {"demo/check_dataset.py": check_dataset, "demo/predict.py": predict}[script].parse_arguments(words)
+
+
+def test_the_example_of_the_readme_decides_by_miou():
+    (example,) = (words[2:] for words in commands_in("README.md") if words[1] == "demo/train_m2f_head.py")
+    assert parse_training_arguments("m2f", example).best_metric == "miou"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

@@ -14,6 +14,8 @@ from training_helpers import drawn, run_script, train_here
 from data.dataset import first_readable
 from errors import UserError, one_line, printable, run_job
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -60,7 +62,7 @@ class TestUserError:
 
     @pytest.mark.parametrize("workers", ["0", "1"])
     def test_a_bug_in_reading_ends_the_run_with_its_traceback(self, tmp_path, monkeypatch, workers):
-        monkeypatch.setattr("data.read.PairReader.__call__", lambda *args: bare_max())
+        monkeypatch.setattr("data.reading.PairReader.__call__", lambda *args: bare_max())
         with pytest.raises(ValueError) as caught:
             train_here("linear", tmp_path / "run", *drawn(tmp_path / "data"), "--num-workers", workers)
         assert not isinstance(caught.value, UserError) and "max()" in str(caught.value)
@@ -69,7 +71,7 @@ class TestUserError:
         def unreadable(*args):
             raise UserError("a.png cannot be read\n  indented: as such")
 
-        monkeypatch.setattr("data.read.PairReader.__call__", unreadable)
+        monkeypatch.setattr("data.reading.PairReader.__call__", unreadable)
         assert train_here("linear", tmp_path / "run", *drawn(tmp_path / "data"), "--num-workers", "1") == 2
         message = capsys.readouterr().err.split("error: ")[1]
         assert message.startswith("none of the 4 training samples can be read") and "Traceback" not in message

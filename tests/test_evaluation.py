@@ -9,12 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evaluation.colors import IGNORED_COLOR, class_colors
-from evaluation.evaluate import evaluate
-from evaluation.inference import predict_in_windows, window_starts
-from evaluation.metrics import confusion_matrix, semantic_metrics
-from evaluation.pictures import color_map
-from evaluation.semantic import SemanticEvaluator
+from evaluation.drawing import IGNORED_COLOR, class_colors
+from evaluation.evaluate import evaluate, predict_in_windows, window_starts
+from evaluation.semantic import SemanticEvaluator, confusion_matrix, semantic_metrics
+from evaluation.visualize import color_map
 from structures import IGNORE_INDEX, Batch, Target
 
 
@@ -105,7 +103,7 @@ def test_evaluation_adds_up_and_leaves_the_random_state_alone(window_px):
     values = first.result([first.state()]).values
     assert values["pixel_accuracy"] == pytest.approx(1 - 8 * 64 / truth.numel())
     assert values == again.result([again.state()]).values and 1 < values["loss"] < 2
-    # Of two processes: each picture counts once, whoever saw it.
+    # Of two processes: each image counts once, whoever saw it.
     shares = [SemanticEvaluator(["blue", "red"], window_px) for _ in range(2)]
     for share, part in zip(shares, (batches[:1], batches[1:]), strict=True):
         evaluate(RedIsClassOne(), part, share, torch.device("cpu"), 7)
@@ -117,5 +115,5 @@ def test_evaluation_adds_up_and_leaves_the_random_state_alone(window_px):
 def test_colors_differ_and_ignored_pixels_are_white():
     colors = {tuple(c) for c in class_colors(60).tolist()}
     assert len(colors) == 60 and IGNORED_COLOR not in colors
-    picture = color_map(torch.tensor([[0, 1, IGNORE_INDEX]]), class_colors(2))
-    assert picture[0].tolist() == [*class_colors(2).tolist(), list(IGNORED_COLOR)]
+    image = color_map(torch.tensor([[0, 1, IGNORE_INDEX]]), class_colors(2))
+    assert image[0].tolist() == [*class_colors(2).tolist(), list(IGNORED_COLOR)]

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("resource")  # Windows has none
 
 ROOT = Path(__file__).resolve().parents[1]

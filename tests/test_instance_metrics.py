@@ -11,7 +11,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evaluation.instance_metrics import (
+from evaluation.instance import (
     InstanceMetrics,
     InstancePrediction,
     InstanceTruth,
@@ -37,7 +37,7 @@ def random_box(rng: np.random.Generator) -> torch.Tensor:
 
 
 def random_scene(seed: int, more_predictions: int = 0) -> Scene:
-    """Up to six pictures; crowds, scores that tie, pictures and classes without truth or without predictions."""
+    """Up to six images; crowds, scores that tie, images and classes without truth or without predictions."""
     rng = np.random.default_rng(seed)
     truth, predicted = [], []
     for _ in range(rng.integers(0, 7)):

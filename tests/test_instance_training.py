@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 from training_helpers import assert_same_state, log_without_speed, metrics, run_script, train_here
 
-from data.coco.demo_set import make_coco_demo_set
+from data.demo.sets import make_coco_demo_set
 from errors import UserError
-from training.arguments import parse_training_arguments
-from training.coco_sets import find_sets
+from training.config import parse_training_arguments
+from training.sets import find_sets
+
+pytestmark = pytest.mark.slow
 
 INSTANCE = ["--task", "instance", "--image-size", "64", "--no-random-scale"]
 
@@ -23,8 +25,8 @@ def coco(tmp_path) -> list[str]:
     return [*INSTANCE, "--coco-dir", str(tmp_path / "data")]
 
 
-def test_a_few_pictures_are_learned(tmp_path):
-    """Trained and validated on the same four pictures: the head finds their objects."""
+def test_a_few_images_are_learned(tmp_path):
+    """Trained and validated on the same four images: the head finds their objects."""
     make_coco_demo_set(tmp_path / "data", 4, 1, 64)
     folder = tmp_path / "data" / "train"
     files = ["--coco-json", str(folder / "_annotations.coco.json"), "--coco-images", str(folder)]
@@ -103,7 +105,7 @@ def test_a_test_split_without_annotations_is_left_out_and_its_warnings_are_told(
     data = tmp_path / "data"
     shutil.copytree(data / "valid", data / "test")
     assert train_here("m2f", tmp_path / "first", *coco, "--max-steps", "1") == 0
-    assert "as a validation picture" in capsys.readouterr().err
+    assert "as a validation image" in capsys.readouterr().err
     assert len(metrics(tmp_path / "first", "", "test")) == 1
     path = data / "test" / "_annotations.coco.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
@@ -118,7 +120,7 @@ def test_validation_is_on_the_file_that_is_named(tmp_path, coco):
     named = ["--val-coco-json", str(folder / "_annotations.coco.json"), "--val-coco-images", str(folder)]
     args = parse_training_arguments("m2f", [*coco, *named])
     sets, is_held_out = find_sets(args)
-    assert args.validate and not is_held_out
+    assert args.is_validated and not is_held_out
     assert [image.path.parent for image in sets["val"].images] == [folder] * 4
     assert len(sets["train"].images) == 5
 
@@ -149,7 +151,7 @@ def test_a_cvat_export_is_a_folder_of_coco(tmp_path, coco, inner):
         (["--task", "instance"], "needs either --coco-dir, or --coco-json with --coco-images"),
         (["--task", "instance", "--coco-json", "a.json"], "--coco-json and --coco-images go together"),
         (["--task", "panoptic", "--coco-dir", "d"], "needs --coco-json, --coco-images and --coco-segments"),
-        (["--task", "instance", "--coco-dir", "d", "--image-paths", "x"], "takes its pictures from COCO files"),
+        (["--task", "instance", "--coco-dir", "d", "--image-paths", "x"], "takes its images from COCO files"),
         (["--task", "instance", "--coco-dir", "d", "--eval-mode", "slide"], "--eval-mode slide does not apply"),
         (["--coco-dir", "d"], "--image-paths and --mask-paths are required"),
     ],
@@ -174,7 +176,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path, launcher):
     for a, b in zip(one, two, strict=True):
         for name in ("class", "mask", "dice", "loss"):
             assert b[name] == pytest.approx(a[name], rel=1e-4)
-    # Metrics over all pictures once, and files from one process alone.
+    # Metrics over all images once, and files from one process alone.
     for a, b in zip(*(metrics(tmp_path / name, "", "val") for name in ("one", "two")), strict=True):
         assert b["ar100"] == pytest.approx(a["ar100"], abs=1e-3) and b["map"] == pytest.approx(a["map"], abs=1e-3)
     assert {p.name for p in (tmp_path / "two").glob("*.pth")} == {"checkpoint_epoch_3.pth"}

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data.class_names import read_class_names
-from data.label_map import read_label_map
-from data.palette import read_palette
+from data.label_files import read_class_names, read_label_map, read_palette
 from errors import UserError
 
 

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from data.label_options import DEFAULT_NUM_CLASSES, label_options
-from data.labels import STRANGE, LabelRule
+from data.labels import DEFAULT_NUM_CLASSES, STRANGE, LabelRule, label_options
 from errors import UserError
-from training.arguments import parse_training_arguments
+from training.config import parse_training_arguments
 
 NOWHERE = Path("mask.png")
 CAMVID = ("64 128 64\tAnimal", "192 0 128\tArchway", "0 0 0\tVoid")
@@ -156,7 +155,7 @@ def test_descriptions():
 
 def test_labels_and_decoding_need_no_torch():
     """The dataset check uses them, and must not wait seconds for torch."""
-    probe = "import sys, data.label_options, data.decode; assert 'torch' not in sys.modules"
+    probe = "import sys, data.labels, data.decode; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", probe], cwd=Path(__file__).parents[1], check=True, timeout=60)
 
 

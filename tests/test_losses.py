@@ -10,12 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from heads.mask_decoder import MaskOutputs
-from heads.mask_loss import MaskLossSettings, mask_loss
-from heads.mask_targets import MaskTarget, to_mask_target
-from heads.matching import assign, match, matching_costs
+from heads.mask2former.loss import (
+    MaskLossSettings,
+    MaskTarget,
+    assign,
+    mask_loss,
+    match,
+    matching_costs,
+    sample_truth,
+    to_mask_target,
+)
+from heads.mask2former.mask_decoder import MaskOutputs
 from heads.pixel_loss import pixel_loss
-from heads.points import sample_truth
 from structures import IGNORE_INDEX, Target
 
 CPU = torch.device("cpu")
@@ -86,7 +92,7 @@ def test_truth_between_labelled_and_ignored_pixels_is_that_of_the_labelled_ones(
     assert weight[0, 0].tolist() == pytest.approx([1, 0.5, 0])
 
 
-def test_an_unlabelled_picture_neither_breaks_nor_skews_a_step():
+def test_an_unlabelled_image_neither_breaks_nor_skews_a_step():
     outputs = random_outputs(2)
     unlabelled = torch.full((64, 64), IGNORE_INDEX)
     both = loss_of(outputs, [blocks(), unlabelled])
@@ -108,7 +114,7 @@ def test_a_batch_without_labels_gives_zero():
     assert all(t.grad.abs().sum() == 0 for t in (*outputs.class_logits, *outputs.mask_logits))
 
 
-def test_a_picture_without_objects_teaches_no_object():
+def test_an_image_without_objects_teaches_no_object():
     outputs = random_outputs(1)
     empty = MaskTarget(torch.zeros(0, 64, 64, dtype=torch.bool), torch.zeros(0, dtype=torch.int64))
     losses = mask_loss(outputs, [empty], SETTINGS)
@@ -175,7 +181,7 @@ def test_costs_are_finite_whatever_the_predictions():
     assert (assign([bad]) >= 0).all()
 
 
-def test_one_copy_to_the_host_for_all_layers_and_pictures(monkeypatch):
+def test_one_copy_to_the_host_for_all_layers_and_images(monkeypatch):
     copies = []
     original = Tensor.cpu
     monkeypatch.setattr(Tensor, "cpu", lambda self: copies.append(self.shape) or original(self))

@@ -14,9 +14,9 @@ from transformers import Mask2FormerImageProcessor
 
 import rows
 from evaluation.instance import InstanceEvaluator
-from heads.mask2former import Mask2FormerHead, mask2former_size
-from heads.mask_decoder import MaskOutputs
-from heads.mask_results import instances, panoptic
+from heads.mask2former.head import Mask2FormerHead, mask2former_size
+from heads.mask2former.mask_decoder import MaskOutputs
+from heads.mask2former.results import instances, panoptic
 from structures import Batch, Target
 
 CLASSES, QUERIES = 5, 12
@@ -97,7 +97,7 @@ def test_what_is_left_out_of_the_instances():
 @pytest.mark.parametrize("seed", range(3))
 def test_panoptic_equals_transformers_where_both_do_the_same(seed, fuse):
     """transformers compares score x mask probability with 0.5, not the mask probability alone, and leaves pixels below
-    it in: the same with classes of probability 1 and a query that covers the picture. After a merged segment it gives
+    it in: the same with classes of probability 1 and a query that covers the image. After a merged segment it gives
     its number again to the next one: the same where all stuff comes last.
     """
     class_logits, mask_logits = blobs(seed)
@@ -169,7 +169,7 @@ def head() -> Mask2FormerHead:
     return Mask2FormerHead([8] * 4, CLASSES, 32, mask2former_size("paper", 32), QUERIES)
 
 
-def test_the_head_takes_the_last_prediction_of_the_picture_asked_for(head):
+def test_the_head_takes_the_last_prediction_of_the_image_asked_for(head):
     pictures = [blobs(0), blobs(1)]
     last = [torch.stack(part) for part in zip(*pictures, strict=True)]
     outputs = MaskOutputs([torch.zeros_like(last[0]), last[0]], [torch.zeros_like(last[1]), last[1]])
@@ -193,7 +193,7 @@ def test_semantic_maps_equal_transformers(head):
     assert (scores[0].argmax(0) == expected).double().mean() > 0.9999
 
 
-def test_a_large_picture_is_never_held_once_a_query():
+def test_a_large_image_is_never_held_once_a_query():
     """3000 x 4000 pixels, 100 queries: all masks at once would be 4.8 GB; one in float32 is 48 MB, in bool 12 MB."""
     size_hw = (3000, 4000)
     class_logits, mask_logits = blobs(0, num_queries=100, size_hw=(16, 20))

@@ -10,10 +10,13 @@ import pytest
 import torch
 from training_helpers import ROOT, drawn, train_here, words
 
+from memory import estimated_memory_bytes
 from segmenter import Segmenter
-from training.arguments import parse_training_arguments
-from training.memory import estimated_memory_bytes, out_of_memory_message, smaller_settings
-from training.model_setup import build_segmenter
+from training.config import parse_training_arguments
+from training.run import build_segmenter
+from training.summary import out_of_memory_message, smaller_settings
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])

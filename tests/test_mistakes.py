@@ -3,6 +3,8 @@
 import pytest
 from training_helpers import drawn, run_script, train_here
 
+pytestmark = pytest.mark.slow
+
 
 class TestMistakes:
     """One message that names the culprit, exit code 2, no traceback."""
@@ -12,7 +14,7 @@ class TestMistakes:
         assert train_here("upernet", tmp_path / "run", *options) == 2
         return capsys.readouterr().err
 
-    def test_no_pictures(self, tmp_path, capsys):
+    def test_no_images(self, tmp_path, capsys):
         err = self.fails(capsys, tmp_path, "--image-paths", "nowhere/*.png", "--mask-paths", "nowhere/*.png")
         assert err.startswith("error: --image-paths 'nowhere/*.png' matches no file")
 

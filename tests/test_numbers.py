@@ -10,6 +10,8 @@ from checkpoint import read_checkpoint
 from segmenter import Segmenter
 from structures import Target
 
+pytestmark = pytest.mark.slow
+
 STEPS = ["--max-steps", "6", "--log-interval", "1", "--epochs", "9"]
 
 
@@ -67,7 +69,7 @@ def test_ten_bad_steps_in_a_row_end_the_run_and_can_be_replayed(tmp_path, monkey
     spoil(monkeypatch, set(range(2, 100)), with_nan_loss)
     assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "20") == 2
     err = capsys.readouterr().err
-    assert "10 steps in a row up to step 12 were not finite" in err and "go on from the last good checkpoint" in err
+    assert "up to step 12" in err and "--lr" in err and "nonfinite_step_12.pth" in err
     monkeypatch.undo()
 
     (path,) = (tmp_path / "run").glob("upernet_nonfinite_step_12.pth")

@@ -1,4 +1,4 @@
-"""Objects drawn over pictures: colours, outlines, order, captions and sheets."""
+"""Objects drawn over images: colours, outlines, order, captions and sheets."""
 
 from itertools import pairwise
 
@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from evaluation.captions import Caption, meet, places, write_captions
-from evaluation.colors import object_colors
-from evaluation.object_pictures import (
+from evaluation.drawing import Caption, meet, object_colors, places, write_captions
+from evaluation.visualize import (
     Drawn,
     bounding_box,
     draw_objects,
@@ -67,7 +66,7 @@ def test_bounding_boxes():
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_captions_may_only_stand_inside_the_picture(data):
+def test_captions_may_only_stand_inside_the_image(data):
     width, height = (data.draw(st.integers(1, 80)) for _ in range(2))
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     rows = slice(top, data.draw(st.integers(top + 1, height)))
@@ -124,7 +123,7 @@ def test_objects_and_segments_are_named():
 
 @pytest.mark.parametrize("size_hw", [(300, 400), (400, 300), (1, 900), (20, 20)])
 def test_comparison_sheets(size_hw):
-    """Picture, truth and prediction of any size and aspect; an image of another size than the truth."""
+    """Image, ground truth and prediction of any size and aspect; an image of another size than the mask."""
     mask = torch.zeros(size_hw, dtype=torch.bool)
     mask[:, : size_hw[1] // 2] = True
     truth = [Drawn(1, mask.numpy(), "")]

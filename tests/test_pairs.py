@@ -1,4 +1,4 @@
-"""Pairing pictures with masks by name, and splitting pairs."""
+"""Pairing images with masks by name, and splitting pairs."""
 
 import os
 import random
@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.checks.check import check_pairs
-from data.find_files import find_files
+from data.check.check import check_pairs
 from data.labels import LabelRule
-from data.pairs import Pair, match_files, pair_files, split_pairs
+from data.sources.pairs import Pair, find_files, match_files, pair_files, split_pairs
 from errors import UserError
 
 
@@ -69,7 +68,7 @@ def test_shared_endings_are_left_out(folder, image_end, mask_end, stems):
     assert set(pairs) == {(f"i/{s}{image_end}.png", f"m/{s}{mask_end}.png") for s in stems}
 
 
-def test_pictures_and_masks_may_share_a_folder(folder):
+def test_images_and_masks_may_share_a_folder(folder):
     touch("all/a_sat.jpg", "all/a_mask.png", "all/b_sat.jpg", "all/b_mask.png")
     assert set(paired("all/*_sat.jpg", "all/*_mask.png")) == {"a", "b"}
 
@@ -130,7 +129,7 @@ def test_lists_home_and_overlapping_patterns(folder, monkeypatch):
     assert len(paired(["i/a.png", "i/*.png", "~/i"], ["m/a.png", "m/b.png"])) == 2
 
 
-def test_folders_give_their_pictures_only(folder):
+def test_folders_give_their_images_only(folder):
     touch("i/a.png", "i/notes.txt", "i/.hidden.png", "m/a.png", "m/Thumbs.db")
     assert set(paired("i", "m")) == {"a"}
 
@@ -148,12 +147,12 @@ def test_unpaired_files_are_counted_and_named(folder):
     with pytest.raises(ValueError) as error:
         paired("i/*.jpg", "m/*.png")
     for part in (
-        "gives 7 pictures",
+        "gives 7 images",
         "2 masks",
         "6 without a mask",
         "1.jpg",
         "and 2 more",
-        "1 without a picture",
+        "1 without an image",
         "other",
     ):
         assert part in str(error.value)

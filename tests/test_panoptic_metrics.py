@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evaluation.panoptic_metrics import PanopticMetrics, PanopticSums, TruthSegment
+from evaluation.panoptic import PanopticMetrics, PanopticSums, TruthSegment
 from structures import Segment
 
 CLASSES = 4

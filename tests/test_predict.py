@@ -17,19 +17,21 @@ from test_instance_training import panoptic_set
 from training_helpers import drawn, train_here
 
 from checkpoint import find_checkpoint, read_checkpoint, sealed
-from data.coco.demo_set import make_coco_demo_set
-from data.coco.panoptic import read_panoptic
-from data.coco.read import truth_segments
+from data.demo.sets import make_coco_demo_set
 from data.labels import LabelRule
+from data.reading import truth_segments
+from data.sources.panoptic import read_panoptic
 from data.transforms import EvalTransform
 from demo import check_dataset
 from demo import predict as script
 from errors import UserError
-from evaluation.colors import class_colors
+from evaluation.drawing import class_colors
 from prediction.files import Job, recorded_names, with_ids
 from prediction.predictor import Predictor
 from prediction.results import FoundObject, InstanceResult, SemanticResult
 from segmenter import Segmenter
+
+pytestmark = pytest.mark.slow
 
 CLASSES = {"classes": {"one": [4, 1], "two": 0, "three": [2, 3]}}
 
@@ -76,7 +78,7 @@ def segments(tmp_path_factory) -> Path:
 
 
 def picture_of(folder: Path, size_wh: tuple[int, int]) -> Path:
-    """A training picture at another size, which is not the one that the model sees."""
+    """A training image at another size, which is not the one that the model sees."""
     path = folder / f"picture_{size_wh[0]}.png"
     first = sorted((folder / "data").glob("**/train/*.png"))[0]
     Image.open(first).convert("RGB").resize(size_wh).save(path)
@@ -86,14 +88,14 @@ def picture_of(folder: Path, size_wh: tuple[int, int]) -> Path:
 def test_script_python_and_argmax_by_hand_agree(semantic, tmp_path):
     picture = picture_of(semantic, (150, 90))
     segmenter = Segmenter.load(semantic / "run")
-    result = segmenter.predict(str(picture))
+    result = Predictor(segmenter).predict(str(picture))
     assert result.class_names == ["one", "two", "three"] and result.classes.shape == (90, 150)
 
     pixels = torch.from_numpy(np.array(Image.open(picture))).permute(2, 0, 1)
     image = EvalTransform(64, segmenter.backbone.mean, segmenter.backbone.std)(pixels)
     by_hand = segmenter.scores(image[None], (90, 150)).argmax(1)[0].numpy()
     assert np.array_equal(result.classes, by_hand) and len(np.unique(by_hand)) > 1
-    assert np.array_equal(segmenter.predict(pixels.permute(1, 2, 0).numpy()).classes, by_hand)
+    assert np.array_equal(Predictor(segmenter).predict(pixels.permute(1, 2, 0).numpy()).classes, by_hand)
 
     assert run("-m", semantic / "run", "-i", picture, "-o", tmp_path / "out.png", "--save", "overlays,masks,json") == 0
     mask = np.array(Image.open(tmp_path / "out_mask.png"))
@@ -101,7 +103,7 @@ def test_script_python_and_argmax_by_hand_agree(semantic, tmp_path):
     overlay = np.array(Image.open(tmp_path / "out.png"))
     tinted = (np.array(Image.open(picture)).astype(float) + class_colors(3)[by_hand]) / 2
     is_tint = np.abs(overlay[:90, :150] - tinted).max(-1) <= 1
-    assert is_tint.mean() > 0.7 and len(overlay) > 90  # but for outlines; with the legend below
+    assert is_tint.mean() > 0.7 and len(overlay) > 90  # except for outlines; with the legend below
     written = json.loads((tmp_path / "out.json").read_text())
     assert {c["name"]: c["pixels"] for c in written["classes"]} == {
         name: int((by_hand == k).sum()) for k, name in enumerate(result.class_names) if (by_hand == k).any()
@@ -132,7 +134,7 @@ def test_masks_are_in_the_coding_of_the_training_masks(rule, dtype):
     assert np.array_equal(rule.apply(ids, Path("mask.png")), classes)
 
 
-def test_windows_whole_pictures_and_limits(semantic, tmp_path):
+def test_windows_whole_images_and_limits(semantic, tmp_path):
     segmenter = Segmenter.load(semantic / "run")
     wide = picture_of(semantic, (192, 64))
     shapes: list[tuple[int, ...]] = []
@@ -140,12 +142,12 @@ def test_windows_whole_pictures_and_limits(semantic, tmp_path):
     assert Predictor(segmenter, eval_mode="slide").predict(wide).classes.shape == (64, 192)
     assert set(shapes) == {(1, 3, 64, 64)} and len(shapes) > 2
     shapes.clear()
-    segmenter.predict(wide)
+    Predictor(segmenter).predict(wide)
     assert shapes == [(1, 3, 64, 192)]
     with pytest.raises(ValueError, match=r"picture_192\.png has 0\.012288 megapixels"):
         Predictor(segmenter, max_megapixels=0.01).predict(wide)
     with pytest.raises(ValueError, match=r"RGB pixels \(H, W, 3\) of uint8, not float64 \(4, 4, 3\)"):
-        segmenter.predict(np.zeros((4, 4, 3)))
+        Predictor(segmenter).predict(np.zeros((4, 4, 3)))
 
 
 def test_a_turned_photograph_is_predicted_upright(semantic, tmp_path):
@@ -154,8 +156,8 @@ def test_a_turned_photograph_is_predicted_upright(semantic, tmp_path):
     exif[0x0112] = 6  # to be seen upright, turn it clockwise
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     segmenter = Segmenter.load(semantic / "run")
-    expected = segmenter.predict(np.array(upright)).classes
-    assert np.array_equal(segmenter.predict(tmp_path / "turned.png").classes, expected)
+    expected = Predictor(segmenter).predict(np.array(upright)).classes
+    assert np.array_equal(Predictor(segmenter).predict(tmp_path / "turned.png").classes, expected)
 
 
 def test_a_folder_keeps_its_shape_and_a_broken_file_stops_nothing(semantic, tmp_path, capsys):
@@ -165,7 +167,7 @@ def test_a_folder_keeps_its_shape_and_a_broken_file_stops_nothing(semantic, tmp_
     first = sorted(pictures.glob("*.png"))[0]
     shutil.copy(first, pictures / "sub" / first.name)
     Image.open(first).convert("RGB").save(first.with_suffix(".jpg"))
-    (pictures / "broken.png").write_bytes(b"no picture")
+    (pictures / "broken.png").write_bytes(b"no image")
     words = ["-m", semantic / "run", "-d", pictures / "sub" / "..", "-od", out, "--save", "masks"]
     assert run(*words, "-r") == 1
     err = capsys.readouterr().err
@@ -202,7 +204,7 @@ def test_names_never_meet_and_stay_whatever_comes_later(tmp_path):
         recorded_names(record, ["a.jpg"])
 
 
-def test_a_picture_that_comes_later_changes_no_other_result(semantic, tmp_path):
+def test_an_image_that_comes_later_changes_no_other_result(semantic, tmp_path):
     pictures, out = tmp_path / "in", tmp_path / "out"
     pictures.mkdir()
     first, second = sorted((semantic / "data" / "images" / "val").glob("*.png"))[:2]
@@ -216,19 +218,19 @@ def test_a_picture_that_comes_later_changes_no_other_result(semantic, tmp_path):
     assert np.array_equal(np.array(Image.open(out / "masks" / "b.png")), before)
 
 
-def test_results_of_another_prediction_are_no_pictures(semantic, tmp_path, capsys):
+def test_results_of_another_prediction_are_no_images(semantic, tmp_path, capsys):
     pictures = tmp_path / "photos"
     shutil.copytree(semantic / "data" / "images" / "val", pictures)
     words = ["-m", semantic / "run", "-d", pictures, "-r"]
     for number in (1, 2):
         assert run(*words, "-od", pictures / f"out{number}") == 0
         captured = capsys.readouterr()
-        assert "3 of 3 pictures" in captured.out and ("skipped" in captured.err) == (number == 2)
+        assert "3 of 3 images" in captured.out and ("skipped" in captured.err) == (number == 2)
     (pictures / "out1" / "predictions.json").unlink()  # as older versions left it
     (pictures / "out2" / "own").mkdir()
     shutil.copy(next(pictures.glob("*.png")), pictures / "out2" / "own" / "x.png")
     assert run(*words, "-od", pictures / "out3") == 0
-    assert "4 of 4 pictures" in capsys.readouterr().out
+    assert "4 of 4 images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -330,7 +332,7 @@ def test_other_weights_of_the_backbone_are_refused(semantic, tmp_path, capsys):
 
 def test_objects_go_into_a_coco_file_with_the_ids_of_the_data(objects, tmp_path):
     out, pictures = tmp_path / "out", objects / "data" / "valid"
-    (objects / "data" / "valid" / "notes.txt").write_text("no picture")
+    (objects / "data" / "valid" / "notes.txt").write_text("no image")
     words = ["-m", objects / "run", "-d", pictures, "-od", out, "-t", "0.1"]
     assert run(*words, "--save", "coco,masks,overlays") == 0
     found = json.loads((out / "coco.json").read_text())
@@ -346,7 +348,7 @@ def test_objects_go_into_a_coco_file_with_the_ids_of_the_data(objects, tmp_path)
 
     segmenter = Segmenter.load(objects / "run")
     ids = segmenter.labels["category_ids"]
-    result = segmenter.predict(pictures / files[0], threshold=0.1)
+    result = Predictor(segmenter, 0.1).predict(pictures / files[0])
     of_first = [item for item in found if item["image_id"] == 1]
     assert [ids[o.label] for o in result.objects] == [item["category_id"] for item in of_first]
     listed = json.loads((out / "json" / "0000.json").read_text())["objects"]
@@ -360,7 +362,7 @@ def test_objects_go_into_a_coco_file_with_the_ids_of_the_data(objects, tmp_path)
         assert np.array_equal(mask == number, object_.mask & ~claimed)
         claimed |= object_.mask
         assert object_.score >= 0.1
-    assert not segmenter.predict(pictures / files[0], threshold=1.0).objects
+    assert not Predictor(segmenter, 1.0).predict(pictures / files[0]).objects
 
 
 def test_average_precision_by_size_is_that_of_the_masks(tmp_path):
@@ -443,7 +445,7 @@ def test_panoptic_files_can_be_read_as_training_data(segments, tmp_path):
     for image in data.images:
         assert not image.mistakes
         numbers, read = truth_segments(image)
-        result = segmenter.predict(image.path, threshold=0.3)
+        result = Predictor(segmenter, 0.3).predict(image.path)
         assert np.array_equal(numbers.numpy(), result.segment_map) and result.segments
         assert [label for _, label, _ in read] == [segment.label for segment in result.segments]
         assert [o.area for o in image.objects] == [(result.segment_map == s.number).sum() for s in result.segments]
@@ -479,9 +481,9 @@ def test_mistakes_are_one_line(semantic, objects, tmp_path, capsys):
             ["-i", picture, "-o", tmp_path / "out.tif"],
             "should end as what is saved there (overlays: .png or .jpg or .jpeg; masks: .png)",
         ),
-        (semantic, ["-i", picture, "-o", picture], "would be written over the picture"),
+        (semantic, ["-i", picture, "-o", picture], "would be written over the image"),
         (semantic, ["-i", tmp_path / "gone.png", "-o", tmp_path / "out.png"], "gone.png: there is no such file"),
-        (semantic, ["-d", tmp_path, "-od", tmp_path / "out"], "holds no picture; --recursive"),
+        (semantic, ["-d", tmp_path, "-od", tmp_path / "out"], "holds no image; --recursive"),
         (semantic, ["-d", tmp_path / "gone", "-od", tmp_path / "out"], "cannot be read (No such file"),
         (objects, [*one, "--eval-mode", "slide"], "this model finds objects (instance)"),
     ):
@@ -534,8 +536,8 @@ def test_visualizations_have_the_colours_of_the_palette(tmp_path, monkeypatch):
     assert ours <= shown(best)
 
 
-def test_prediction_reads_pictures_in_the_frame_of_the_annotations(objects, tmp_path, capsys):
-    """Trained on pictures with EXIF whose annotations fit them as stored. Older checkpoints read them upright."""
+def test_prediction_reads_images_in_the_frame_of_the_annotations(objects, tmp_path, capsys):
+    """Trained on images with EXIF whose annotations fit them as stored. Older checkpoints read them upright."""
     make_coco_demo_set(tmp_path / "data", 2, 1, 64)
     pictures = sorted((tmp_path / "data").glob("*/*.png"))
     for path in pictures:
@@ -552,10 +554,10 @@ def test_prediction_reads_pictures_in_the_frame_of_the_annotations(objects, tmp_
     predictor = Predictor(segmenter)
     assert np.array_equal(predictor.read(pictures[0]), stored)
     predictor.read(pictures[1])
-    assert capsys.readouterr().err.count("note: ") == 1  # once, not for every picture
+    assert capsys.readouterr().err.count("note: ") == 1  # once, not for every image
     words = ["-i", pictures[0], "-o", tmp_path / "out.png", "--save", "coco,overlays", "-t", "0"]
     assert run("-m", tmp_path / "run", *words) == 0
-    (result,) = (segmenter.predict(stored, threshold=0.0),)
+    (result,) = (Predictor(segmenter, 0.0).predict(stored),)
     found = json.loads((tmp_path / "out_coco.json").read_text())
     assert [item["segmentation"]["counts"].encode() for item in found] == [o.rle["counts"] for o in result.objects]
 

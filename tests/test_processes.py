@@ -10,6 +10,8 @@ import pytest
 import torch
 from training_helpers import ROOT, drawn, metrics, train_here, words
 
+pytestmark = pytest.mark.slow
+
 
 def run_two(code_of_rank: list[str], **options) -> list[subprocess.CompletedProcess]:
     """Runs a program in each of two processes of one group, as two machines would."""
@@ -33,10 +35,10 @@ def run_two(code_of_rank: list[str], **options) -> list[subprocess.CompletedProc
 def training(*flags: str) -> str:
     return f"""
         from errors import run_job
-        from training.arguments import parse_training_arguments
-        from training.run import run_training
+        from training.config import parse_training_arguments
+        from training.run import train
         args = parse_training_arguments("linear", {list(flags)!r})
-        sys.exit(run_job(lambda: run_training(args)))
+        sys.exit(run_job(lambda: train(args)))
     """
 
 
@@ -96,7 +98,7 @@ def test_the_first_process_decides_what_auto_resumes(tmp_path):
     for path in (*run.glob("*epoch*.pth"), *run.glob("*/*.pth"), *run.glob("*step_[3-9].pth")):
         path.unlink()
     spoilt = """
-        import training.resuming as resuming
+        import training.checkpoints as resuming
         resuming.newest_first = lambda files: 1 / 0
     """
     flags = words("linear", run, *data, "--batch-size", "1")

@@ -1,4 +1,4 @@
-"""A picture and its mask as a pair of tensors, the mask as class ids."""
+"""An image and its mask as a pair of tensors, the mask as class ids."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from data.labels import LabelRule
-from data.read import PairReader
+from data.reading import PairReader
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (5, 7, 3), np.uint8)
@@ -20,7 +20,7 @@ def saved(picture: np.ndarray, path: Path, **options) -> Path:
     return path
 
 
-def test_a_pair_is_a_picture_and_class_ids(tmp_path):
+def test_a_pair_is_an_image_and_class_ids(tmp_path):
     image, mask = saved(COLOURS, tmp_path / "i.png"), saved(IDS % 4, tmp_path / "m.png")
     picture, classes = PairReader(LabelRule(3, ignore_index=0, reduce_zero_label=True))(image, mask)
     assert picture.dtype == torch.uint8 and (picture.numpy() == COLOURS.transpose(2, 0, 1)).all()
@@ -51,7 +51,7 @@ def test_a_pair_must_have_one_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = saved(COLOURS, tmp_path / "turned.png", exif=exif)
-    with pytest.raises(ValueError, match=r"5 x 7 pixels .* 7 x 5: .* EXIF turns the picture \(orientation 6\)"):
+    with pytest.raises(ValueError, match=r"5 x 7 pixels .* 7 x 5: .* EXIF turns the image \(orientation 6\)"):
         read(turned, saved(IDS, tmp_path / "m.png"))
 
 

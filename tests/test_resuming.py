@@ -9,6 +9,9 @@ import torch
 from training_helpers import assert_same_state, drawn, log_without_speed, metrics, train_here
 
 from checkpoint import read_checkpoint, sealed
+from training.trainer import Trainer
+
+pytestmark = pytest.mark.slow
 
 EXACT = ["--warmup-epochs", "1.5", "--drop-path", "0.3"]
 
@@ -143,14 +146,12 @@ def test_a_run_that_ends_within_an_epoch_and_gets_more_steps_equals_an_unbroken_
 def test_a_signal_in_the_last_step_leaves_the_last_validation_to_the_resumed_run(tmp_path, monkeypatch):
     data = drawn(tmp_path / "data", train=5)
     options = [*data, "--max-steps", "4", "--log-interval", "1", "--resume-checkpoint", "auto"]
-    import training.loop
+    real = Trainer.update
 
-    real = training.loop.train_step
+    def stopped(self, micro_batches):
+        return replace(real(self, micro_batches), stop_signal=15 if self.progress.step == 3 else 0)
 
-    def stopped(run, micro_batches, step):
-        return replace(real(run, micro_batches, step), stop_signal=15 if step == 3 else 0)
-
-    monkeypatch.setattr(training.loop, "train_step", stopped)
+    monkeypatch.setattr(Trainer, "update", stopped)
     assert train_here("linear", tmp_path / "run", *options) == 143
     monkeypatch.undo()
     assert [line["step"] for line in metrics(tmp_path / "run", "linear_", "val")] == [3]
@@ -159,7 +160,7 @@ def test_a_signal_in_the_last_step_leaves_the_last_validation_to_the_resumed_run
 
 
 def test_auto_takes_the_newest_valid_checkpoint(tmp_path, capsys):
-    """By the steps done, whatever the files' dates say; what is truncated or altered is passed over, and said."""
+    """By the steps done, whatever the files' dates say; what is truncated or altered is skipped, and reported."""
     data = drawn(tmp_path / "data")
     run = tmp_path / "run"
     options = [*data, "--epochs", "3", "--save-interval", "1", "--checkpointing-steps", "1", "--keep-last", "0"]
@@ -228,8 +229,8 @@ def test_the_best_value_and_file_survive_resuming(tmp_path):
     assert read_checkpoint(run / "upernet_checkpoint_epoch_3.pth")["progress"]["best"] == before
 
 
-def test_held_out_pictures_may_not_change_on_resuming(tmp_path, capsys):
-    """With more pictures the held-out share is drawn anew: trained ones could get into validation."""
+def test_held_out_images_may_not_change_on_resuming(tmp_path, capsys):
+    """With more images the held-out share is drawn again: trained ones could get into validation."""
     drawn(tmp_path / "data", train=6)
     images, masks = (f"{tmp_path}/data/{kind}/train/" for kind in ("images", "masks"))
     options = ["--num-classes", "5", "--image-size", "64", "--resume-checkpoint", "auto", "--epochs", "2"]
@@ -238,7 +239,7 @@ def test_held_out_pictures_may_not_change_on_resuming(tmp_path, capsys):
     assert train_here("linear", tmp_path / "held_out", *few, "--validate", "--max-steps", "1") == 0
     assert train_here("linear", tmp_path / "held_out", *many, "--validate") == 2
     err = capsys.readouterr().err
-    assert "the pictures are others than then (train 3 -> 5" in err and "held out" in err
+    assert "the images are others than then (train 3 -> 5" in err and "held out" in err
     assert train_here("linear", tmp_path / "all", *few, "--max-steps", "1") == 0
     assert train_here("linear", tmp_path / "all", *many) == 0
-    assert "the pictures are others than in the run resumed: train 4 -> 6" in capsys.readouterr().err
+    assert "the images are others than in the run resumed: train 4 -> 6" in capsys.readouterr().err

@@ -9,8 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import rows
 from backbones.frozen import build_backbone
-from evaluation.evaluate import evaluate
-from evaluation.inference import truth_at
+from evaluation.evaluate import evaluate, truth_at
 from evaluation.semantic import SemanticEvaluator
 from heads.build import HeadSpec
 from rows import best_classes, resize_rows, strips
@@ -68,9 +67,10 @@ class LargestTensor(TorchDispatchMode):
 OPTIONS = {"m2f": {"m2f_size": "paper", "num_queries": 60, "num_points": 64}, "upernet": {}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", OPTIONS)
 @pytest.mark.parametrize("window_px", [None, 64])
-def test_validation_of_a_large_picture_holds_no_map_of_all_classes(head, window_px, monkeypatch):
+def test_validation_of_a_large_image_holds_no_map_of_all_classes(head, window_px, monkeypatch):
     """A mask of 1500 x 2000 pixels, 80 classes: scores of all classes at once would be 960 MB, with queries more."""
     monkeypatch.setattr(rows, "STRIP_ELEMENTS", 2**20)
     segmenter = Segmenter(

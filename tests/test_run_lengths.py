@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from evaluation.instance_metrics import rle_of
+from evaluation.instance import rle_of
 from run_lengths import mask_at, runs_of_code
 
 SHARES = (0.0, 0.03, 0.5, 0.97, 1.0)

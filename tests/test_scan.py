@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from data.checks import facts
-from data.checks import memory as scan_memory
-from data.checks.facts import VALUES_KEPT, count_values, image_facts, mask_facts
-from data.checks.memory import cache_folder
-from data.checks.scan import PixelBudget, scan
-from data.pairs import match_files
+from data.check import scan as facts
+from data.check import scan as scan_memory
+from data.check.scan import VALUES_KEPT, PixelBudget, cache_folder, count_values, image_facts, mask_facts, scan
+from data.sources.pairs import match_files
 
 ALL = ["images/train/a.png", "images/train/b.png", "masks/train/a.png", "masks/train/b.png"]
 
@@ -48,7 +46,7 @@ def test_values_are_counted_whatever_their_type_and_the_strip(values, dtype, str
     assert found == {value: int((values == value).sum()) for value in np.unique(values).tolist()}
 
 
-def test_a_digest_tells_pictures_apart_by_their_pixels_and_shape_alone(tmp_path):
+def test_a_digest_tells_images_apart_by_their_pixels_and_shape_alone(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
     changed = pixels.copy()
     changed[0, 0, 0] ^= 1
@@ -112,7 +110,7 @@ def test_a_replacement_of_the_same_size_and_time_is_read_again(make, monkeypatch
     assert spy.since() == ["masks/train/b.png"]
 
 
-def test_masks_as_colours_are_other_facts_and_pictures_the_same(make, monkeypatch):
+def test_masks_as_colours_are_other_facts_and_images_the_same(make, monkeypatch):
     ids = look(make)
     spy = Spy(monkeypatch)
     colors = look(make, as_colors=True)
@@ -197,13 +195,13 @@ def test_a_missing_file_is_a_failure_until_it_is_back(make):
 
 
 def test_what_was_read_until_an_interrupt_is_remembered(make, monkeypatch):
-    monkeypatch.setattr("data.checks.scan.FILES_AT_A_TIME", 1)
+    monkeypatch.setattr("data.check.scan.FILES_AT_A_TIME", 1)
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("data.checks.scan.mask_facts", interrupted)
+        patch.setattr("data.check.scan.mask_facts", interrupted)
         with pytest.raises(KeyboardInterrupt):
             look(make)
     spy = Spy(monkeypatch)
@@ -233,7 +231,7 @@ def test_the_memories_of_old_data_sets_are_removed(make, monkeypatch):
     assert len(left) == 2 and "scan_0.json" in left
 
 
-def test_large_pictures_wait_for_one_another():
+def test_large_images_wait_for_one_another():
     budget = PixelBudget(100)
     order: list[str] = []
     inside = threading.Event()

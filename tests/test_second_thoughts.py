@@ -1,4 +1,4 @@
-"""Going back and going on: older checkpoints resumed, evaluations cut off, workers lost; nothing new is lost by it."""
+"""Going back and resuming: older checkpoints resumed, evaluations cut off, workers lost; nothing new is lost by it."""
 
 import os
 import re
@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from training_helpers import ROOT, drawn, metrics, run_script, start_script, train_here
 
-from checkpoint import read_checkpoint
-from data.coco.demo_set import make_coco_demo_set
-from training.writing import WriteFailed
+from checkpoint import WriteFailed, read_checkpoint
+from data.demo.sets import make_coco_demo_set
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_a_new_line_of_training_is_kept_and_followed(tmp_path, six_epochs, capsy
 
 
 def test_the_best_model_of_a_line_that_was_left_is_kept_but_not_followed(tmp_path, six_epochs, capsys):
-    """It may be further than the new line is: going on from it would drop what was trained since."""
+    """It may be further than the new line is: resuming from it would drop what was trained since."""
     run = tmp_path / "run"
     (best,) = (run / "linear_best_model").iterdir()
     assert read_checkpoint(best)["progress"]["epoch"] > 3
@@ -69,7 +70,7 @@ def test_a_best_model_that_could_not_be_written_is_not_claimed(tmp_path, monkeyp
         raise WriteFailed("no room")
 
     data = drawn(tmp_path / "data")
-    monkeypatch.setattr("training.validation.save_best", fail)
+    monkeypatch.setattr("training.trainer.save_best", fail)
     assert train_here("linear", tmp_path / "run", *data, "--epochs", "1") == 2
     monkeypatch.undo()
     progress = read_checkpoint(tmp_path / "run" / "linear_checkpoint_epoch_1.pth")["progress"]
@@ -97,12 +98,12 @@ def test_the_test_split_is_checked_and_its_evaluation_made_up_for(tmp_path, caps
         (tmp_path / "data" / "test" / path.name).write_bytes(path.read_bytes())
     options = ["--task", "instance", "--image-size", "64", "--coco-dir", str(tmp_path / "data"), "--max-steps", "2"]
     options += ["--resume-checkpoint", "auto"]
-    picture = next((tmp_path / "data" / "test").glob("*.png"))
-    content = picture.read_bytes()
-    picture.unlink()
+    image = next((tmp_path / "data" / "test").glob("*.png"))
+    content = image.read_bytes()
+    image.unlink()
     assert train_here("m2f", tmp_path / "run", *options) == 2
-    assert f"{picture} does not exist" in capsys.readouterr().err
-    picture.write_bytes(content)
+    assert f"{image} does not exist" in capsys.readouterr().err
+    image.write_bytes(content)
     assert train_here("m2f", tmp_path / "run", *options) == 0
 
     log = tmp_path / "run" / "metrics.jsonl"
@@ -137,7 +138,7 @@ def test_a_lost_loader_worker_ends_the_run_with_a_message(tmp_path):
     os.kill(children_of(process.pid)[-1], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2 and "Traceback" not in err, err
-    assert "a process that reads pictures was ended from outside" in err and "--num-workers than 2" in err
+    assert "a process that reads images was ended from outside" in err and "--num-workers than 2" in err
     assert list(run.glob("linear_checkpoint_step_*.pth"))
 
 
@@ -151,7 +152,7 @@ def test_an_error_of_the_program_in_a_worker_keeps_its_traceback(tmp_path, monke
 
 
 def test_what_another_process_could_not_read_is_told_too(tmp_path):
-    """Of two processes the second one meets the broken picture."""
+    """Of two processes the second one meets the broken image."""
     data = drawn(tmp_path / "data", train=4, val=2)
     run = tmp_path / "run"
     assert train_here("linear", run, *data, "--epochs", "1") == 0
@@ -161,7 +162,7 @@ def test_what_another_process_could_not_read_is_told_too(tmp_path):
     done = run_script("linear", run, *data, *more, processes=2)
     assert done.returncode == 0, done.stderr
     (line,) = metrics(run, "linear_", "broken_sample")
-    assert "0001.png" in line["reason"] and done.stderr.count("sample passed over") == 1
+    assert "0001.png" in line["reason"] and done.stderr.count("sample skipped") == 1
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_a_shard_index_cannot_leave_its_folder(tmp_path, name):
         read_state(folder)
 
 
-def test_a_picture_above_the_limit_is_refused_unread_and_a_flag_raises_it(tmp_path, capsys):
+def test_an_image_above_the_limit_is_refused_unread_and_a_flag_raises_it(tmp_path, capsys):
     data = drawn(tmp_path / "data")
     for kind in ("images", "masks"):
         path = tmp_path / "data" / kind / "train" / "0001.png"

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 from backbones.frozen import FrozenBackbone, build_backbone
 from heads.build import HeadSpec
 from heads.norm import BatchNorm2d
+from memory import estimated_memory_bytes
 from segmenter import Segmenter
 from structures import IGNORE_INDEX, Target
-from training.loop import groups_of
-from training.memory import estimated_memory_bytes
 from training.schedule import build_optimizer
+from training.trainer import groups_of
 
 OPTIONS = {"m2f": {"m2f_size": "paper", "num_queries": 6, "num_points": 64}, "upernet": {}, "linear": {}}
 
@@ -58,7 +58,7 @@ def test_every_head_trains_on_every_kind_of_backbone(backbones, head, name, adap
 
 @pytest.mark.parametrize("head", OPTIONS)
 @pytest.mark.parametrize("size", [32, 64])
-def test_one_small_picture_is_a_batch(backbones, head, size):
+def test_one_small_image_is_a_batch(backbones, head, size):
     """Maps of a single value a channel have no variance for batch norm to take."""
     segmenter = build(backbones["vit_tiny_patch16_224"], head).train()
     truth = torch.ones(size, size, dtype=torch.int64)
@@ -94,7 +94,7 @@ def test_mask_scores_in_chunks_equal_the_whole(backbones, monkeypatch):
     probability = outputs.class_logits[-1].softmax(-1)[..., :-1]
     masks = F.interpolate(outputs.mask_logits[-1], size=(64, 64), mode="bilinear", align_corners=False).sigmoid()
     assert torch.allclose(whole, torch.einsum("bqk,bqhw->bkhw", probability, masks), atol=1e-6)
-    monkeypatch.setattr("heads.mask2former.CHUNK_ELEMENTS", 2 * 64 * 64 * 4)
+    monkeypatch.setattr("heads.mask2former.head.CHUNK_ELEMENTS", 2 * 64 * 64 * 4)
     assert torch.allclose(segmenter.head.semantic(outputs, (64, 64)), whole, atol=1e-6)
 
 

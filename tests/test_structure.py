@@ -9,19 +9,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ("backbones", "heads", "data", "evaluation", "training", "prediction")
+GROUND = {"structures", "rows", "run_lengths", "errors", "flags"}
 MAY_IMPORT = {
     "structures": set(),
     "rows": set(),
     "run_lengths": set(),
     "errors": set(),
+    "flags": {"errors"},
     "checkpoint": {"errors"},
-    "backbones": {"structures", "errors"},
-    "heads": {"structures", "rows", "errors"},
-    "data": {"structures", "errors", "run_lengths"},
-    "evaluation": {"structures", "rows", "run_lengths", "errors"},
-    "segmenter": {"structures", "errors", "backbones", "heads", "checkpoint", "prediction"},
-    "training": {"structures", "errors", "backbones", "heads", "data", "evaluation", "segmenter", "checkpoint"},
-    "prediction": {"structures", "errors", "rows", "data", "evaluation", "segmenter", "training"},
+    "backbones": GROUND,
+    "heads": GROUND,
+    "data": GROUND,
+    "evaluation": GROUND,
+    "segmenter": GROUND | {"backbones", "heads", "checkpoint"},
+    "memory": GROUND | {"backbones", "heads", "segmenter"},
+    "training": GROUND | {"backbones", "heads", "data", "evaluation", "segmenter", "checkpoint", "memory"},
+    "prediction": GROUND | {"data", "evaluation", "segmenter", "checkpoint", "memory"},
 }
 OWN = set(MAY_IMPORT) | {"demo", "benchmarks", "tests"}
 
@@ -48,18 +51,6 @@ def test_imports_point_one_way(part):
     for path in sources(part):
         others = imported(path) & OWN - {part}
         assert others <= MAY_IMPORT[part], f"{path.name} imports {others - MAY_IMPORT[part]}"
-
-
-def test_the_segmenter_imports_prediction_only_to_predict():
-    """Its one import of what is built on it, for Segmenter.load(...).predict(...); and one for types."""
-    tree = ast.parse((ROOT / "segmenter.py").read_text(encoding="utf-8"))
-
-    def names_it(node: ast.AST) -> bool:
-        return isinstance(node, ast.ImportFrom) and node.module.startswith("prediction")
-
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    assert [f.name for f in functions if any(map(names_it, ast.walk(f)))] == ["predict"]
-    assert not any(map(names_it, tree.body))
 
 
 @pytest.mark.parametrize(("library", "owner"), [("timm", "backbones"), ("accelerate", "training")])

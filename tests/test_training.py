@@ -11,19 +11,21 @@ from training_helpers import drawn, metrics, run_script, train_here, words
 
 from checkpoint import read_checkpoint, sealed
 from segmenter import Segmenter
-from training.arguments import parse_training_arguments
-from training.files import RunFiles
-from training.pairings import find_pairings
+from training.checkpoints import RunFiles
+from training.config import parse_training_arguments
 from training.schedule import lr_factor
+from training.sets import find_pairings
+
+pytestmark = pytest.mark.slow
 
 PLAIN = ["--no-augmentation", "--weight-decay", "0.05"]
 
 
 @pytest.mark.parametrize(("head", "steps", "lr"), [("m2f", 150, "1e-3"), ("upernet", 80, "2e-3")])
-def test_overfits_four_pictures(tmp_path, head, steps, lr):
+def test_overfits_four_images(tmp_path, head, steps, lr):
     data = drawn(tmp_path / "data")
     images = data[data.index("--image-paths") + 1]
-    same = ["--val-image-paths", images, "--val-mask-paths", images.replace("images", "masks")]
+    same = ["--val-image-paths", images, "--val-mask-paths", images.replace("/images/", "/masks/")]
     options = ["--batch-size", "4", "--max-steps", str(steps), "--val-interval", str(steps), "--lr", lr]
     assert train_here(head, tmp_path / "run", *data, *same, *PLAIN, *options, "--best-metric", "miou") == 0
     prefix = "" if head == "m2f" else f"{head}_"
@@ -79,7 +81,7 @@ def test_validation_that_fails_loses_no_step(tmp_path, monkeypatch):
         raise RuntimeError("out of luck")
 
     data = drawn(tmp_path / "data")
-    monkeypatch.setattr("training.validation.evaluate", fail)
+    monkeypatch.setattr("training.trainer.evaluate", fail)
     with pytest.raises(RuntimeError, match="out of luck"):
         train_here("upernet", tmp_path / "run", *data, "--epochs", "2", "--save-interval", "2")
     state = read_checkpoint(tmp_path / "run" / "upernet_checkpoint_step_2.pth")
@@ -89,7 +91,7 @@ def test_validation_that_fails_loses_no_step(tmp_path, monkeypatch):
 @pytest.mark.parametrize("head", ["m2f", "upernet"])
 def test_validation_in_windows(tmp_path, head, monkeypatch):
     data = drawn(tmp_path / "data")
-    for path in (tmp_path / "data").glob("*/val/*.png"):  # wide pictures, which one window of 64 px does not hold
+    for path in (tmp_path / "data").glob("*/val/*.png"):  # wide images, which one window of 64 px does not hold
         picture = np.array(Image.open(path))
         Image.fromarray(np.concatenate((picture, picture), axis=1)).save(path)
     shapes = []
@@ -101,7 +103,7 @@ def test_validation_in_windows(tmp_path, head, monkeypatch):
 
     monkeypatch.setattr(Segmenter, "forward", spy)
     assert train_here(head, tmp_path / "run", *data, "--eval-mode", "slide", "--max-steps", "1") == 0
-    # a training batch; then two pictures of 64 x 128 px, three overlapping windows each, for loss and scores at once
+    # a training batch; then two images of 64 x 128 px, three overlapping windows each, for loss and scores at once
     assert shapes == [(2, 64, 64)] + [(1, 64, 64)] * 6
     assert math.isfinite(metrics(tmp_path / "run", "" if head == "m2f" else "upernet_", "val")[-1]["miou"])
 
@@ -123,7 +125,7 @@ def test_bfloat16(tmp_path, head, monkeypatch, capsys):
 
 
 def test_two_processes_share_the_work(tmp_path):
-    """torchrun on two CPU processes: one log, one set of files, and metrics over all three validation pictures."""
+    """torchrun on two CPU processes: one log, one set of files, and metrics over all three validation images."""
     data = drawn(tmp_path / "data", train=5, val=3)
     done = run_script("m2f", tmp_path / "run", *data, "--epochs", "2", "--save-interval", "1", processes=2)
     assert done.returncode == 0, done.stderr
@@ -133,11 +135,11 @@ def test_two_processes_share_the_work(tmp_path):
     assert [line["step"] for line in metrics(run, "", "train")] == [4]
     assert {p.name for p in run.glob("*.pth")} == {"checkpoint_epoch_1.pth", "checkpoint_epoch_2.pth"}
 
-    # One process, given the same weights, finds the same metrics: every picture was counted once.
+    # One process, given the same weights, finds the same metrics: every image was counted once.
     from data.dataset import EvalDataset, collate
     from data.labels import LabelRule
-    from data.pairs import pair_files
-    from data.read import PairReader
+    from data.reading import PairReader
+    from data.sources.pairs import pair_files
     from data.transforms import EvalTransform
     from evaluation.evaluate import evaluate
     from evaluation.semantic import SemanticEvaluator
@@ -161,12 +163,12 @@ def test_workers_change_nothing(tmp_path):
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-def test_held_out_pictures_are_fixed_and_never_trained_on(tmp_path, capsys):
+def test_held_out_images_are_fixed_and_never_trained_on(tmp_path, capsys):
     data = drawn(tmp_path / "data", train=10)[:4]
     options = ["--num-classes", "5", "--image-size", "64", "--max-steps", "1", "--validate", "--val-fraction", "0.3"]
     assert train_here("linear", tmp_path / "run", *data, *options) == 0
     out = capsys.readouterr().out
-    assert "7 pictures to train on" in out and "3 pictures (held out of the training data" in out
+    assert "7 images to train on" in out and "3 images (held out of the training data" in out
     args = parse_training_arguments("linear", words("linear", tmp_path / "run", *data, *options))
     (train, val), again = find_pairings(args), find_pairings(args)
     assert again == (train, val) and len(val.pairs) == 3

@@ -25,8 +25,7 @@ from backbones.timm_models import create
 from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head
 from segmenter import Segmenter
 from training.transfer.fit import transfer
-from training.transfer.meta_release import from_meta
-from training.transfer.read import read_released
+from training.transfer.sources import from_meta, read_released
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES, DIM, QUERIES = 6, 64, 12
@@ -309,6 +308,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_pickles_are_refused_in_little_memory(tmp_path, case):
     """In another process, of at most 500 MB beyond its libraries: some ended the process, or took gigabytes."""

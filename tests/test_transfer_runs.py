@@ -13,9 +13,11 @@ from transformers_reference import whole_mask2former
 from backbones.frozen import build_backbone
 from checkpoint import read_checkpoint
 from segmenter import Segmenter
-from training.arguments import parse_training_arguments
+from training.config import parse_training_arguments
 from training.transfer.fit import matching
-from training.transfer.read import read_released
+from training.transfer.sources import read_released
+
+pytestmark = pytest.mark.slow
 
 SWIN = ["--backbone", "swin_tiny_patch4_window7_224", "--weights", "auto", "--num-queries", "12"]
 
@@ -35,7 +37,7 @@ def swin(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory, data) -> Path:
-    """A checkpoint of a run on the drawn pictures, whose classes have no names of their own."""
+    """A checkpoint of a run on the drawn images, whose classes have no names of their own."""
     folder = tmp_path_factory.mktemp("own")
     assert train_here("m2f", folder, *data, "--max-steps", "2") == 0
     return folder / "checkpoint_epoch_1.pth"
@@ -92,7 +94,7 @@ def test_our_own_checkpoint_is_taken_over_whole(tmp_path, data, own):
     weights = [name for name in before if "running" not in name and "num_batches" not in name]
     assert all(torch.equal(before[name], after[name]) for name in weights)
     progress = read_checkpoint(tmp_path / "checkpoint_step_1.pth")["progress"]
-    assert progress["step"] == 1  # it begins, and does not go on
+    assert progress["step"] == 1  # it starts, and does not resume
 
 
 def test_with_other_class_names_only_the_classifier_is_new(tmp_path, data, capsys):

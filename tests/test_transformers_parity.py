@@ -13,10 +13,8 @@ from transformers_reference import (
 )
 
 from heads.build import HeadSpec, build_head
-from heads.mask_decoder import MaskOutputs
-from heads.mask_loss import MaskLossSettings, mask_loss
-from heads.mask_targets import MaskTarget
-from heads.matching import match
+from heads.mask2former.loss import MaskLossSettings, MaskTarget, mask_loss, match
+from heads.mask2former.mask_decoder import MaskOutputs
 
 CLASSES, DIM, QUERIES = 6, 64, 12
 CHANNELS = [24, 32, 40, 48]

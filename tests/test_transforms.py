@@ -1,4 +1,4 @@
-"""Augmentation: deterministic, picture and mask move together, and labels are never invented."""
+"""Augmentation: deterministic, image and mask move together, and labels are never invented."""
 
 import math
 
@@ -22,12 +22,12 @@ AUGMENTATIONS = st.builds(
 
 
 def picture_of(mask: torch.Tensor) -> torch.Tensor:
-    """The picture whose grey value is the mask's id."""
+    """The image whose grey value is the mask's id."""
     return mask.to(torch.uint8).expand(3, -1, -1).contiguous()
 
 
 def ids_in(image: torch.Tensor) -> torch.Tensor:
-    """The grey values of a normalised picture."""
+    """The grey values of a normalised image."""
     return (image * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]) * 255
 
 
@@ -38,7 +38,7 @@ def coarse_mask(height: int, width: int) -> torch.Tensor:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), AUGMENTATIONS, st.integers(0, 2**63 - 1))
-def test_shapes_and_labels_for_any_picture(height, width, augmentation, seed):
+def test_shapes_and_labels_for_any_image(height, width, augmentation, seed):
     mask = torch.randint(0, 7, (height, width), generator=torch.Generator().manual_seed(seed))
     image, out = TrainTransform(64, augmentation, MEAN, STD)(picture_of(mask), mask, seed)
     assert image.shape == (3, 64, 64) and image.dtype == torch.float32 and type(image) is torch.Tensor
@@ -50,7 +50,7 @@ def test_shapes_and_labels_for_any_picture(height, width, augmentation, seed):
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(40, 120), st.integers(40, 120), st.integers(0, 10_000))
-def test_picture_and_mask_move_together(height, width, seed):
+def test_image_and_mask_move_together(height, width, seed):
     """Both ramps must agree to within the rounding of ids and the blur of bilinear resizing, flipped or not."""
     mask = coarse_mask(height, width)
     augmentation = Augmentation(color_jitter=False)
@@ -62,8 +62,8 @@ def test_picture_and_mask_move_together(height, width, seed):
 
 
 @pytest.mark.parametrize("size", [32, 64, 96, 224, 352])
-def test_resized_masks_are_not_shifted_against_the_picture(size):
-    """A ramp of 96 columns: the mean difference to the bilinear picture is the mask's shift, in source pixels."""
+def test_resized_masks_are_not_shifted_against_the_image(size):
+    """A ramp of 96 columns: the mean difference to the bilinear image is the mask's shift, in source pixels."""
     mask = torch.arange(96).expand(96, 96).contiguous()
     image, out = TrainTransform(size, OFF, MEAN, STD)(picture_of(mask), mask, seed=0)
     assert abs((ids_in(image)[0] - out).mean()) < 0.01
@@ -112,7 +112,7 @@ def test_crops_lie_at_every_place_up_to_both_borders(zoom, side):
     assert {(window.height, window.width) for window in windows} == {(side, side)}
 
 
-def test_a_window_beyond_the_picture_is_padded_in_proportion():
+def test_a_window_beyond_the_image_is_padded_in_proportion():
     mask = coarse_mask(40, 80)
     window = Window(top=-20, left=0, height=80, width=80)
     image, padding = window.resized(picture_of(mask), 160)
@@ -123,7 +123,7 @@ def test_a_window_beyond_the_picture_is_padded_in_proportion():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 90), st.integers(1, 90), AUGMENTATIONS, st.integers(0, 2**63 - 1))
-def test_one_view_treats_all_masks_of_a_picture_alike(height, width, augmentation, seed):
+def test_one_view_treats_all_masks_of_an_image_alike(height, width, augmentation, seed):
     """A map cut into one mask a value gives, mask by mask, what the whole map gives."""
     mask = torch.randint(0, 4, (height, width), generator=torch.Generator().manual_seed(seed))
     view = TrainTransform(64, augmentation, MEAN, STD).view(height, width, seed)

@@ -12,10 +12,12 @@ from backbones.frozen import build_backbone, build_kept_backbone
 from backbones.weight_files import read_state
 from checkpoint import read_checkpoint
 from heads.build import HeadSpec
+from memory import estimated_memory_bytes
 from segmenter import Segmenter
 from structures import Target
-from training.memory import estimated_memory_bytes
 from training.schedule import build_optimizer, lr_factor, set_lr
+
+pytestmark = pytest.mark.slow
 
 UNFROZEN = ["--unfreeze-backbone", "--epochs", "2", "--save-interval", "1", "--lr", "1e-3"]
 
@@ -220,7 +222,7 @@ def test_a_trained_swin_of_mask2former_is_computed_as_it_was(tmp_path):
 
 
 def test_a_head_on_a_trained_backbone_keeps_it_when_that_run_replaces_its_best_file(run, tmp_path):
-    """The new run's checkpoints hold the frozen backbone that they begin with: they load, resume and pass it on."""
+    """The new run's checkpoints hold the frozen backbone that they start with: they load, resume and pass it on."""
     folder, data = run
     best = tmp_path / "best" / "linear_checkpoint_epoch_1.pth"
     best.parent.mkdir()

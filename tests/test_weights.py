@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from training_helpers import drawn, train_here
 
 from backbones.frozen import build_backbone
-from backbones.hub import WeightsUnavailable
 from backbones.names import SATELLITE_MEAN, SATELLITE_STD
 from backbones.timm_models import create
+from backbones.weights import WeightsUnavailable
 from errors import UserError
 
 IMAGES = torch.from_numpy(standard_normal("image", (1, 3, 64, 96)))
@@ -291,7 +291,7 @@ def test_auto_gives_up_when_looking_up_the_name_hangs(offline_hub, monkeypatch):
         raise OSError
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    monkeypatch.setattr("backbones.hub.ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("backbones.weights.ANSWER_TIMEOUT_S", 0.2)
     with pytest.raises(WeightsUnavailable, match="no answer in"):
         build_backbone("dinov3_vits16", "auto")
     over.set()

@@ -1,4 +1,4 @@
-"""Small real trainings for tests: a few drawn pictures, a small frozen ViT with random weights, narrow heads."""
+"""Small real trainings for tests: a few drawn images, a small frozen ViT with random weights, narrow heads."""
 
 import json
 import os
@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from checkpoint import checksum, read_checkpoint
-from data.demo_set import DEMO_CLASSES, make_demo_set
+from data.demo.sets import DEMO_CLASSES, make_demo_set
 from errors import run_job
-from training.arguments import parse_training_arguments
-from training.run import run_training
+from training.config import parse_training_arguments
+from training.run import train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,7 +27,7 @@ SMALL = {
 
 
 def drawn(folder: Path, train: int = 4, val: int = 2, size_px: int = 64) -> list[str]:
-    """Draws pictures and returns the flags that name them."""
+    """Draws images and returns the flags that name them."""
     make_demo_set(folder, train, val, size_px)
     return [
         *("--image-paths", f"{folder}/images/train/*.png", "--mask-paths", f"{folder}/masks/train/*.png"),
@@ -47,7 +47,7 @@ def words(head: str, checkpoint_dir: Path, *more: str) -> list[str]:
 def train_here(head: str, checkpoint_dir: Path, *more: str) -> int:
     """In this process; returns the exit code."""
     args = parse_training_arguments(head, words(head, checkpoint_dir, *more))
-    return run_job(lambda: run_training(args))
+    return run_job(lambda: train(args))
 
 
 def run_script(head: str, checkpoint_dir: Path, *more: str, **options) -> subprocess.CompletedProcess:

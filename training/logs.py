@@ -13,11 +13,10 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from checkpoint import append_line, write_atomically
 from errors import one_line
 from evaluation.evaluate import Result
-from training.files import RunFiles
-from training.progress import Progress
-from training.writing import append_line, write_atomically
+from training.checkpoints import Progress, RunFiles
 
 NAMES_SHOWN = 8
 
@@ -25,18 +24,21 @@ NAMES_SHOWN = 8
 class RunLog:
     """Only the first process writes. A terminal gets a bar, a log file gets a line every `interval` steps."""
 
-    def __init__(self, files: RunFiles, total_steps: int, progress: Progress, interval: int, is_main: bool):
-        """progress: where the run goes on; what an earlier process logged after that is taken out."""
+    def __init__(self, files: RunFiles, interval: int, is_main: bool):
         self.files, self.interval, self.is_main = files, interval, is_main
-        self.total_steps, self.first_step = total_steps, progress.step
         self._sums: dict[str, float] = defaultdict(float)
         self._count = self._images = 0
+        self.bar: tqdm | None = None
+
+    def start(self, total_steps: int, progress: Progress) -> None:
+        """Opens the files. progress: where the run starts; what an earlier process logged after that is removed."""
+        self.total_steps, self.first_step = total_steps, progress.step
         self._window_start = self._start = time.perf_counter()
-        if not is_main:
+        if not self.is_main:
             return
-        files.folder.mkdir(parents=True, exist_ok=True)
-        drop_later_lines(files, progress)
-        self.tensorboard = SummaryWriter(files.tensorboard, purge_step=self.first_step + 1)
+        self.files.folder.mkdir(parents=True, exist_ok=True)
+        drop_later_lines(self.files, progress)
+        self.tensorboard = SummaryWriter(self.files.tensorboard, purge_step=self.first_step + 1)
         self.on_terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=total_steps, initial=self.first_step, unit="step", disable=not self.on_terminal, dynamic_ncols=True
@@ -85,18 +87,18 @@ class RunLog:
         if self.is_main:
             self.bar.update(1)
             shown = ", ".join(sample_ids[:NAMES_SHOWN]) + (" ..." if len(sample_ids) > NAMES_SHOWN else "")
-            self.say(f"epoch {epoch}  step {step} left out: {reason}; pictures: {shown}")
+            self.say(f"epoch {epoch}  step {step} left out: {reason}; images: {shown}")
             line = {"epoch": epoch, "step": step, "split": "bad_step", "reason": reason, "sample_ids": sample_ids}
             self._write(line)
 
     def broken_sample(self, epoch: int, step: int, text: str) -> None:
         """A file that could be read before and cannot now; in training another sample took its place."""
         if self.is_main:
-            self.say(f"epoch {epoch}  step {step}  sample passed over: {text}")
+            self.say(f"epoch {epoch}  step {step}  sample skipped: {text}")
             self._write({"epoch": epoch, "step": step, "split": "broken_sample", "reason": text})
 
     def evaluation(self, split: str, progress: Progress, result: Result, sheet: Image.Image | None) -> None:
-        """split: "val" or "test"; sheet: pictures of predictions beside the truth."""
+        """split: "val" or "test"; sheet: images of predictions beside the ground truth."""
         if not self.is_main:
             return
         line = {"epoch": progress.epoch, "step": progress.step, "split": split, **result.values, **result.by_class}
@@ -115,7 +117,7 @@ class RunLog:
             self.bar.write(one_line(text), file=sys.stderr)
 
     def close(self) -> None:
-        if self.is_main:
+        if self.bar is not None:
             self.bar.close()
             with suppress(OSError):
                 self.tensorboard.close()

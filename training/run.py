@@ -1,60 +1,63 @@
-"""From arguments to a finished run: builds the parts, says what will happen, trains, says what came out."""
+"""From a configuration to a finished run: builds the parts, trains, reports what came out."""
 
-import argparse
 import json
 import re
 import sys
 import traceback
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from accelerate import Accelerator
 
-from data.dataset import EpochBatches
+from checkpoint import locked, write_json
 from errors import UserError, printable, stopping_at_once, stopping_gently
+from memory import is_out_of_memory
 from segmenter import Segmenter
-from training.data_setup import end_workers, eval_loader, prepare_data, train_loader
-from training.files import RunFiles
-from training.logs import RunLog, is_tested
-from training.loop import train
-from training.memory import is_out_of_memory, out_of_memory_message
-from training.model_setup import build_segmenter, check_backbone
-from training.parts import Run
-from training.plan import is_finished, loop_settings
-from training.processes import check_shared, decided, make_accelerator
-from training.progress import Progress
-from training.resuming import (
+from training.checkpoints import (
     AUTO,
+    Progress,
     Resumed,
+    RunFiles,
     adopt_best,
     changes,
+    check_free,
     check_identity,
+    check_writable,
     find_resumed,
+    lineage_of,
     read_resumed,
-    restore,
 )
-from training.run_folder import check_free, check_writable, line_of_training
-from training.schedule import build_optimizer
-from training.summary import outcome, run_record, summary
-from training.task_data import TaskData
-from training.transfer.fit import transfer
-from training.transfer.start import head_to_begin_with
-from training.validation import test
-from training.writing import locked, write_json
+from training.config import TrainConfig
+from training.logs import is_tested
+from training.processes import check_shared, decided, make_accelerator
+from training.setup import (
+    build_segmenter,
+    check_backbone,
+    end_workers,
+    make_loaders,
+    settled_weights,
+    trainer_settings,
+)
+from training.summary import out_of_memory_message, outcome, run_record, summary
+from training.tasks import TaskData, prepare_data
+from training.trainer import Trainer
+from training.transfer.fit import head_to_begin_with, transfer
 
 LOST_WORKER = (
-    "a process that reads pictures was ended from outside ({reason}): most often memory or /dev/shm ran out; pass "
-    "fewer --num-workers than {num} (0 reads in the main process), and go on with --resume-checkpoint auto"
+    "a process that reads images was ended from outside ({reason}): most often memory or /dev/shm ran out; pass "
+    "fewer --num-workers than {num} (0 reads in the main process), and resume with --resume-checkpoint auto"
 )
 
 
-def run_training(args: argparse.Namespace) -> None:
-    """Raises UserError for everything that a person can put right, Interrupted on a signal."""
-    files = RunFiles.of(args.checkpoint_dir, args.head)
+def train(config: TrainConfig) -> None:
+    """Trains what `config` says: config_of("m2f")(image_paths=..., mask_paths=..., ...), see config.py.
+
+    Raises UserError for everything that a person can put right, Interrupted on a signal."""
+    files = RunFiles.of(config.checkpoint_dir, config.head)
     with ExitStack() as held:
         held.enter_context(stopping_at_once())
-        accelerator = make_accelerator(args.precision)
+        accelerator = make_accelerator(config.precision)
 
         resumed = None
 
@@ -63,36 +66,37 @@ def run_training(args: argparse.Namespace) -> None:
             nonlocal resumed
             check_writable(files)
             held.enter_context(locked(files.lock))
-            check_free(files, args)
+            check_free(files, config)
             files.remove_leftovers()
-            resumed = find_resumed(args.resume_checkpoint, files)
+            resumed = find_resumed(config.resume_checkpoint, files)
             return str(resumed.path) if resumed else ""
 
         path = decided(accelerator, f"preparing {files.folder}", prepare_folder)
         check_shared(accelerator, files.folder)
         if path and not accelerator.is_main_process:
             resumed = read_resumed(path)
-        data = prepare_data(args, accelerator, resumed)
+        data = prepare_data(config, accelerator, resumed)
         segmenter = None
         try:
-            released = head_to_begin_with(args, resumed)
-            segmenter = build_segmenter(args, len(data.class_names), accelerator, resumed)
-            check_backbone(segmenter.backbone, args.image_size, data)
+            released, config = head_to_begin_with(config, resumed)
+            config = replace(config, weights=settled_weights(config, resumed))
+            segmenter = build_segmenter(config, len(data.class_names), accelerator, resumed)
+            check_backbone(segmenter.backbone, config.image_size, data)
             init_head = resumed.state.get("init_head") if resumed else None
             if released:
-                report = transfer(released, segmenter, data.class_names, args.keep_matching_classes)
+                report = transfer(released, segmenter, data.class_names, config.keep_matching_classes)
                 accelerator.print(report.text())
                 init_head = report.record()
-            run_with(args, accelerator, files, segmenter, data, resumed, init_head)
+            run_with(config, accelerator, files, segmenter, data, resumed, init_head)
         except Exception as error:
             if is_out_of_memory(error):
-                raise UserError(out_of_memory_message(args, segmenter)) from error
+                raise UserError(out_of_memory_message(config, segmenter)) from error
             raise
         accelerator.end_training()
 
 
 def run_with(
-    args: argparse.Namespace,
+    config: TrainConfig,
     accelerator: Accelerator,
     files: RunFiles,
     segmenter: Segmenter,
@@ -101,74 +105,38 @@ def run_with(
     init_head: dict[str, Any] | None,
 ) -> None:
     """init_head: what run.json says of the head that the run began with."""
-    about = run_identity(args, segmenter, data, init_head)
-    backbone = segmenter.backbone
-    optimizer = build_optimizer(
-        [segmenter.adapter, segmenter.head],
-        args.lr,
-        args.weight_decay,
-        backbone if backbone.is_trained else None,
-        args.backbone_lr_multiplier,
-    )
-    model, optimizer = accelerator.prepare(segmenter, optimizer)
-    progress = Progress(args.best_metric)
+    about = run_identity(config, segmenter, data, init_head)
+    loaders = make_loaders(config, segmenter.backbone, data, accelerator)
+    trainer = Trainer(segmenter, data, loaders, trainer_settings(config), files, accelerator, about)
     if resumed:
         check_identity(resumed, about)
-        progress = restore(resumed, segmenter, optimizer, args.best_metric)
-        adopt_best(files, progress, about)
-    order = EpochBatches(
-        data.sizes["train"], args.batch_size, args.seed, accelerator.process_index, accelerator.num_processes
-    )
-    settings = loop_settings(args, order, accelerator.num_processes, progress)
-    is_test_due = bool(data.sizes.get("test")) and not is_tested(files, progress)
-    if is_finished(settings, order, progress) and not is_test_due:
-        finished_already(args, resumed, files, progress)
+        trainer.load_state_dict(resumed.state)
+        adopt_best(files, trainer.progress, about, data.metrics)
+    is_test_due = loaders.test is not None and not is_tested(files, trainer.progress)
+    if trainer.is_finished and not is_test_due:
+        finished_already(config, resumed, trainer.progress)
         return
     if accelerator.is_main_process:
         changed = changes(resumed, about["arguments"]) if resumed else []
-        text = summary(args, settings, segmenter, data, accelerator, progress, resumed, changed)
-        print(printable(text), flush=True)
-        about["line"] = line_of_training(args, files, resumed)
+        print(printable(summary(config, trainer, resumed, changed)), flush=True)
+        about["line"] = lineage_of(config, files, resumed)
         write_json(files.run_json, run_record(about, data))
-    log = RunLog(files, settings.total_steps, progress, args.log_interval, accelerator.is_main_process)
-    if resumed:
-        log.restore(resumed.state["log"])
     with stopping_gently() as stop:
-        loaders = {
-            "train": train_loader(args, backbone, order, data, accelerator),
-            **{split: eval_loader(args, backbone, split, data, accelerator) for split in ("val", "test")},
-        }
-        run = Run(
-            accelerator,
-            segmenter,
-            model,
-            optimizer,
-            data,
-            order,
-            loaders["train"],
-            loaders["val"],
-            files,
-            log,
-            settings,
-            about,
-            stop,
-            saved_step=progress.step,
-        )
         try:
-            train(run, progress)
-            if loaders["test"] is not None:
-                test(run, progress, loaders["test"])
+            trainer.fit(stop)
+            if loaders.test is not None:
+                trainer.test()
         except (RuntimeError, OSError, EOFError) as error:
             reason = lost_worker(error)
             if reason:
-                raise UserError(LOST_WORKER.format(reason=reason, num=args.num_workers)) from error
+                raise UserError(LOST_WORKER.format(reason=reason, num=config.num_workers)) from error
             raise
         finally:
-            log.close()
-            for loader in loaders.values():
+            trainer.log.close()
+            for loader in (loaders.train, loaders.val, loaders.test):
                 end_workers(loader)
     if accelerator.is_main_process:
-        print(outcome(files, progress, segmenter.backbone.weights), flush=True)
+        print(outcome(files, trainer.progress, segmenter.backbone.weights), flush=True)
 
 
 def lost_worker(error: Exception) -> str:
@@ -185,19 +153,20 @@ def lost_worker(error: Exception) -> str:
 
 
 def run_identity(
-    args: argparse.Namespace, segmenter: Segmenter, data: TaskData, init_head: dict[str, Any] | None
+    config: TrainConfig, segmenter: Segmenter, data: TaskData, init_head: dict[str, Any] | None
 ) -> dict[str, Any]:
     """What run.json and all checkpoints of the run say alike; plain values and lists only."""
     backbone = segmenter.backbone
+    weights = "random" if backbone.weights == "random" else config.weights
     about = {
         "spec": asdict(segmenter.spec),
         "class_names": data.class_names,
         "task": data.task,
         "labels": data.meaning,
-        "seed": args.seed,
+        "seed": config.seed,
         "backbone": {
             "name": backbone.name,
-            "weights": args.weights,
+            "weights": weights,
             "fingerprint": backbone.fingerprint,
             "is_trained": backbone.is_trained,
             "mean": backbone.mean,
@@ -205,14 +174,14 @@ def run_identity(
         },
         "init_head": init_head,
         "data": data.record,
-        "arguments": vars(args),
+        "arguments": {**config.arguments(), "weights": weights},
     }
     return json.loads(json.dumps(about))
 
 
-def finished_already(args: argparse.Namespace, resumed: Resumed, files: RunFiles, progress: Progress) -> None:
+def finished_already(config: TrainConfig, resumed: Resumed, progress: Progress) -> None:
     """Raises UserError where a file was named; with "auto" it is well: a launcher may be started until all is done."""
     done = f"{resumed.path} has done {progress.epoch} epochs, {progress.step} steps: nothing is left to do"
-    if args.resume_checkpoint != AUTO:
-        raise UserError(f"--resume-checkpoint {done}; raise --epochs or --max-steps to go on")
+    if config.resume_checkpoint != AUTO:
+        raise UserError(f"--resume-checkpoint {done}; raise --epochs or --max-steps to continue")
     print(done, file=sys.stderr)

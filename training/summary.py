@@ -1,8 +1,8 @@
-"""What a run says of itself: before its first step, in run.json, and at its end."""
+"""What a run says of itself: before its first step, in run.json, at its end, and where memory did not suffice."""
 
-import argparse
 import platform
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,63 +10,60 @@ import accelerate
 import timm
 import torch
 import torchvision
-from accelerate import Accelerator
 
+from heads.build import HeadSpec
+from memory import count_parameters, estimated_memory_bytes
 from segmenter import Segmenter
-from training.files import RunFiles
-from training.memory import count_parameters, estimated_memory_bytes
-from training.parts import LoopSettings
-from training.progress import Progress
-from training.resuming import Resumed
-from training.task_data import TaskData
+from training.checkpoints import (
+    Progress,
+    Resumed,
+    RunFiles,
+)
+from training.config import TrainConfig
+from training.tasks import TaskData
+from training.trainer import Trainer
+
+REMEDIES_SHOWN = 3
 
 
-def summary(
-    args: argparse.Namespace,
-    settings: LoopSettings,
-    segmenter: Segmenter,
-    data: TaskData,
-    accelerator: Accelerator,
-    progress: Progress,
-    resumed: Resumed | None,
-    changed: list[str],
-) -> str:
+def summary(config: TrainConfig, trainer: Trainer, resumed: Resumed | None, changed: list[str]) -> str:
     """changed: flags that are others than in the run resumed."""
-    backbone = segmenter.backbone
+    segmenter, data, accelerator, plan = trainer.segmenter, trainer.data, trainer.accelerator, trainer.plan
+    backbone, progress = segmenter.backbone, trainer.progress
     bf16 = accelerator.mixed_precision == "bf16"
-    memory = estimated_memory_bytes(backbone, segmenter.spec, args.image_size, args.batch_size)
+    memory = estimated_memory_bytes(backbone, segmenter.spec, config.image_size, config.batch_size)
     learning = "trainable" if backbone.is_trained else "frozen"
     num_classes, num_val = len(data.class_names), data.sizes["val"]
-    effective = args.batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-    held_out = f" (held out of the training data, seed {args.seed})" if data.record["is_held_out"] else ""
+    effective = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+    held_out = f" (held out of the training data, seed {config.seed})" if data.record["is_held_out"] else ""
     rows = [
-        ("data", f"{data.sizes['train']} pictures to train on, {num_classes} classes, {args.image_size} px"),
+        ("data", f"{data.sizes['train']} images to train on, {num_classes} classes, {config.image_size} px"),
         *[("labels", line) for line in data.description()],
-        ("validation", f"{num_val} pictures{held_out}" if num_val else "none (--validate turns it on)"),
+        ("validation", f"{num_val} images{held_out}" if num_val else "none (--validate turns it on)"),
         ("backbone", f"{backbone.name}, weights {backbone.weights}, {millions(count_parameters(backbone))} {learning}"),
         ("adapter", f"{segmenter.spec.adapter}, {millions(count_parameters(segmenter.adapter))} trainable"),
-        ("head", f"{args.head}, width {args.hidden_dim}, {millions(count_parameters(segmenter.head))} trainable"),
+        ("head", f"{config.head}, width {config.hidden_dim}, {millions(count_parameters(segmenter.head))} trainable"),
         (
             "batch",
-            f"{effective} = {args.batch_size} x {args.gradient_accumulation_steps} accumulated x "
+            f"{effective} = {config.batch_size} x {config.gradient_accumulation_steps} accumulated x "
             f"{accelerator.num_processes} processes",
         ),
-        ("steps", f"{settings.total_steps} in {settings.epochs} epochs, {settings.warmup_steps} of them warm-up"),
-        ("learning rate", f"{args.lr:g}, {args.lr_schedule}; weight decay {args.weight_decay:g}"),
+        ("steps", f"{plan.total_steps} in {plan.epochs} epochs, {plan.warmup_steps} of them warm-up"),
+        ("learning rate", f"{config.lr:g}, {config.lr_schedule}; weight decay {config.weight_decay:g}"),
         ("precision", f"{'bf16' if bf16 else 'fp32'} on {accelerator.device}"),
         (
             "memory",
             f"about {memory / 2**30:.1f} GiB a process{' in fp32, bf16 needs less' if bf16 else ''}",
         ),
-        ("output", f"{Path(args.checkpoint_dir)}"),
+        ("output", f"{Path(config.checkpoint_dir)}"),
     ]
     if resumed:
         rows.append(("resumed", f"{resumed.path}: {progress.epoch} epochs, {progress.step} steps done"))
         rows += [("changed", change) for change in changed]
-    if settings.warmup_steps == settings.total_steps:
+    if plan.warmup_steps == plan.total_steps:
         rows.append(("note", "--warmup-epochs covers the whole run: the learning rate only rises"))
-    if args.best_metric != "loss" and not num_val:
-        rows.append(("note", f"--best-metric {args.best_metric} needs --validate: no best checkpoint will be kept"))
+    if config.best_metric != "loss" and not num_val:
+        rows.append(("note", f"--best-metric {config.best_metric} needs --validate: no best checkpoint will be kept"))
     return table(rows)
 
 
@@ -102,7 +99,7 @@ def outcome(files: RunFiles, progress: Progress, weights: str) -> str:
         rows.append(("last checkpoint", str(last)))
     pictures = [path for path in (files.pictures / "best.png", files.pictures / "latest.png") if path.exists()]
     if pictures:
-        rows.append(("pictures", f"{pictures[0]} (predictions beside the truth)"))
+        rows.append(("visualizations", f"{pictures[0]} (predictions beside the ground truth)"))
     rows.append(("curves", f"tensorboard --logdir {shlex.quote(str(files.folder))}"))
     return table(rows)
 
@@ -115,3 +112,41 @@ def table(rows: list[tuple[str, str]]) -> str:
 
 def millions(count: int) -> str:
     return f"{count / 1e6:.1f} M" if count < 1e9 else f"{count / 1e9:.2f} G"
+
+
+def out_of_memory_message(config: TrainConfig, segmenter: Segmenter | None) -> str:
+    """The settings that count, and the flags that help most, the best first. segmenter: None while it is built."""
+    settings = f"--image-size {config.image_size} --batch-size {config.batch_size} --hidden-dim {config.hidden_dim}"
+    if segmenter is None:
+        return f"out of memory with {settings} while the model was built: take a smaller --backbone or --hidden-dim"
+    backbone, spec = segmenter.backbone, segmenter.spec
+    now = estimated_memory_bytes(backbone, spec, config.image_size, config.batch_size)
+    needs = {
+        flags: estimated_memory_bytes(backbone, other, image_size, batch_size)
+        for flags, other, image_size, batch_size in smaller_settings(spec, config)
+    }
+    best = sorted(needs, key=needs.get)[:REMEDIES_SHOWN]
+    remedies = "".join(f"\n  {flags}: about {needs[flags] / 2**30:.1f} GiB" for flags in best)
+    return (
+        f"out of memory with {settings} and the adapter {spec.adapter}, about {now / 2**30:.1f} GiB in float32 and "
+        f"more with the loss. What helps most:{remedies or ' a smaller --backbone'}"
+    )
+
+
+def smaller_settings(spec: HeadSpec, config: TrainConfig) -> list[tuple[str, HeadSpec, int, int]]:
+    """(flags, spec, image size, batch size) of runs that need less; the first one trains the same."""
+    smaller = []
+    if config.batch_size > 1:
+        half = config.batch_size // 2
+        steps = config.gradient_accumulation_steps * 2
+        smaller.append((f"--batch-size {half} --gradient-accumulation-steps {steps}", spec, config.image_size, half))
+    if config.image_size >= 64:
+        size = config.image_size * 3 // 4 // 32 * 32
+        smaller.append((f"--image-size {size}", spec, size, config.batch_size))
+    if config.hidden_dim >= 64:
+        narrow = replace(spec, hidden_dim=config.hidden_dim // 2)
+        smaller.append((f"--hidden-dim {narrow.hidden_dim}", narrow, config.image_size, config.batch_size))
+    if spec.adapter == "dinov3":
+        light = replace(spec, adapter="pyramid")
+        smaller.append(("--adapter pyramid", light, config.image_size, config.batch_size))
+    return smaller

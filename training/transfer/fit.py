@@ -1,18 +1,56 @@
-"""Puts a trained head into a model, and says what became of each tensor."""
+"""What --init-head means for the rest of the command line, and how a trained head gets into a model."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from data.class_names import is_made_up
+from data.label_files import is_made_up
 from errors import UserError
+from heads.options import HEADS
 from segmenter import Segmenter
-from training.transfer.released import ReleasedHead
+from training.checkpoints import Resumed
+from training.config import TrainConfig
+from training.transfer.sources import ReleasedHead, read_released
 
-CLASSIFIERS = {"m2f": "head.predictor.class_embed", "upernet": "head.classifier", "linear": "head.classifier"}
-"""The layer with a row for each class; Mask2Former's has one more, the last: "no object"."""
+LEFT_OPEN = "auto"
+
+
+def head_to_begin_with(config: TrainConfig, resumed: Resumed | None) -> tuple[ReleasedHead | None, TrainConfig]:
+    """Reads --init-head; returns it, and the configuration with what --adapter and --weights left open ("auto").
+
+    A run that is resumed has read it before: what was settled then stays, and nothing is read again. Raises UserError
+    where the head belongs to another script or to another --backbone.
+    """
+    is_open = {name for name in ("adapter", "weights") if getattr(config, name) == LEFT_OPEN}
+    if resumed and resumed.state.get("init_head"):  # older checkpoints have no such entry
+        return None, replace(config, **{name: resumed.state["arguments"][name] for name in is_open})
+    if resumed or not config.init_head:
+        return None, config
+    released = read_released(config.init_head)
+    if released.head != config.head:
+        raise UserError(
+            f"--init-head {released.path}: is a head of the kind {released.head}, this script trains {config.head}; "
+            f"use demo/train_{released.head}_head.py"
+        )
+    settled = {}
+    if "adapter" in is_open and released.adapter:
+        settled["adapter"] = released.adapter
+    if "weights" in is_open and released.brings_backbone:
+        check_backbone(released, config.backbone)
+        settled["weights"] = released.path
+    return released, replace(config, **settled)
+
+
+def check_backbone(released: ReleasedHead, name: str) -> None:
+    """timm's names are compared without the tag of their weights."""
+    if released.backbone is not None and released.backbone.partition(".")[0] != name.partition(".")[0]:
+        raise UserError(
+            f"--init-head {released.path}: was trained on the backbone {released.backbone}, and brings its weights "
+            f"along: pass --backbone {released.backbone}, or name other weights for --backbone {name} with --weights"
+        )
+
 
 TENSOR_LISTS = ("loaded", "reset", "missing", "unused")
 NAMES_SHOWN = 3
@@ -54,18 +92,18 @@ def transfer(
     classes are the same. Raises UserError where the sizes differ, or nothing fits."""
     own = {name: t for name, t in segmenter.state_dict().items() if not name.startswith("backbone.")}
     report = TransferReport(released.path, released.kind, notes=backbone_notes(released, segmenter))
-    rows = [f"{CLASSIFIERS[released.head]}.{kind}" for kind in ("weight", "bias")]
+    facts = HEADS[released.head]
+    rows = [f"{facts.classifier}.{kind}" for kind in ("weight", "bias")]
     check_sizes(released, own, except_rows_of=rows)
     new = {name: t for name, t in released.state.items() if name in own}
     if rows[0] in new:
-        has_no_object = released.head == "m2f"
         theirs = released.class_names
-        num_theirs = len(new[rows[0]]) - int(has_no_object)
+        num_theirs = len(new[rows[0]]) - int(facts.has_no_object)
         pairs = matching(released, class_names) if keep_matching else []
         if not (theirs == class_names if theirs else num_theirs == len(class_names)):
             report.notes.append(class_note(released, class_names, num_theirs, pairs, keep_matching))
             report.reset = rows
-            if pairs and has_no_object:
+            if pairs and facts.has_no_object:
                 pairs.append((len(class_names), num_theirs))
             new |= {name: with_rows(own[name], new[name], pairs) for name in rows}
         elif not theirs:
@@ -131,13 +169,13 @@ def class_note(
 
 
 def backbone_notes(released: ReleasedHead, segmenter: Segmenter) -> list[str]:
-    """Raises UserError where the backbone that comes along wants pictures normalised in another way."""
+    """Raises UserError where the backbone that comes along wants images normalised in another way."""
     backbone = segmenter.backbone
     if backbone.weights == released.path and released.normalisation:
         mean, std = (tuple(values) for values in released.normalisation)
         if (mean, std) != (backbone.mean, backbone.std):
             raise UserError(
-                f"--init-head {released.path}: its backbone takes pictures normalised with mean {mean} and std {std}; "
+                f"--init-head {released.path}: its backbone takes images normalised with mean {mean} and std {std}; "
                 "put a preprocessor_config.json with image_mean and image_std beside it"
             )
     if released.fingerprint and released.fingerprint != backbone.fingerprint:

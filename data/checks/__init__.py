@@ -1,1 +1,0 @@
-"""The dataset check: every file decoded once, and everything that is wrong told before the first step."""

@@ -1,0 +1,1 @@
+"""Where samples come from: mask pairs, COCO instances, COCO panoptic segments."""

@@ -1,0 +1,1 @@
+"""The Mask2Former head (Cheng et al. 2022)."""

@@ -1,0 +1,52 @@
+"""How much memory a training step will take, before it takes it, and whether it was too much."""
+
+import torch
+from torch import nn
+
+from backbones.frozen import FrozenBackbone
+from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head
+from structures import Features
+
+BYTES_PER_TRAINED = 16
+"""float32: weight, gradient and AdamW's two moments."""
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def estimated_memory_bytes(backbone: FrozenBackbone, spec: HeadSpec, image_size: int, batch_size: int) -> int:
+    """What a training step in float32 needs: weights, optimizer, and what adapter and head keep for the backward pass.
+
+    Counted by running adapter and head on the meta device, which computes nothing. Left out: the loss's samples and the
+    backbone's activations. A frozen one frees them layer by layer, so that the true peak is somewhat above; one that is
+    trained keeps them, so that it is far above.
+    """
+    with torch.device("meta"):
+        adapter = build_adapter(spec, BackboneFacts(backbone.channels, backbone.strides)).train()
+        head = build_head(spec, adapter.out_channels).train()
+        images = torch.empty(batch_size, 3, image_size, image_size)
+        maps = [
+            torch.empty(batch_size, channels, image_size // stride, image_size // stride)
+            for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+        ]
+    kept: dict[int, torch.UntypedStorage] = {}  # by identity: what two layers keep is kept once
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        head(adapter(images, Features(maps)))
+    activations = sum(storage.nbytes() for storage in kept.values())
+    trained = count_parameters(adapter) + count_parameters(head)
+    learning = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
+    frozen = sum(p.numel() * p.element_size() for p in backbone.parameters() if not p.requires_grad)
+    return (trained + learning) * BYTES_PER_TRAINED + frozen + activations
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of the GPU or of the machine; on the CPU torch has no kind of its own for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

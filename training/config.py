@@ -1,0 +1,325 @@
+"""What a run is configured with: each flag once, as a field with its default, range and help. Imports no torch.
+
+`config_of(head)` is the configuration of a head's training: its fields are those of TrainConfig and the head's own
+options. The command line (`parse_training_arguments`), recipes (--config), run.json and Python are made from it, and
+nothing changes it once it is made: what was found out, such as where weights lay, is a value of its own.
+"""
+
+import argparse
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, make_dataclass
+from typing import Any, ClassVar
+
+from backbones.names import ATTENTION_BACKENDS, BACKBONES
+from errors import UserError
+from flags import add_flags, check_ranges, flag, parse
+from heads.options import HEADS
+
+TASK_NAMES = ("semantic", "instance", "panoptic")
+Words = tuple[str, ...] | None
+
+
+def band_numbers(word: str) -> list[int]:
+    parts = str(word).split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) >= 1 for part in parts):
+        raise argparse.ArgumentTypeError(f"expected three bands counted from 1, such as 1,2,3, not {word!r}")
+    return [int(part) for part in parts]
+
+
+def epoch_or_steps(word: str) -> str | int:
+    if word == "epoch":
+        return word
+    if not str(word).isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"expected epoch or a number of steps, not {word!r}")
+    return int(word)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairFlags:
+    """Images and masks."""
+
+    image_paths: Words = flag(None, "images: quoted globs or files", count="+", metavar="GLOB")
+    mask_paths: Words = flag(None, "masks of class ids with the images' names", count="+", metavar="GLOB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoFlags:
+    """COCO files, for heads that find objects."""
+
+    task: str = flag("semantic", "instance and panoptic take COCO data", choices=TASK_NAMES)
+    coco_dir: str | None = flag(
+        None,
+        "with train/, valid/, test/: _annotations.coco.json and images; or annotations/ and images/ of CVAT",
+        metavar="DIR",
+    )
+    coco_json: str | None = flag(None, "COCO annotations to train on", metavar="FILE")
+    coco_images: str | None = flag(None, "their images", metavar="DIR")
+    coco_segments: str | None = flag(None, "PNGs of --task panoptic", metavar="DIR")
+    val_coco_json: str | None = flag(None, "COCO annotations to validate on", metavar="FILE")
+    val_coco_images: str | None = flag(None, "their images", metavar="DIR")
+    val_coco_segments: str | None = flag(None, "PNGs of --task panoptic", metavar="DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFlags:
+    """What the values of masks and images mean."""
+
+    num_classes: int = flag(150, "classes, the background among them", low=1, high=255)  # 255 marks unlabelled pixels
+    class_names: Words = flag(None, "names, or one text file of them", count="+", metavar="NAME")
+    reduce_zero_label: bool = flag(False, "0 means unlabelled, classes count from 1")
+    ignore_index: int = flag(255, "mask value of unlabelled pixels", low=0, high=65535)
+    label_map: str | None = flag(None, "merges, drops and names mask values", metavar="FILE.json", is_file=True)
+    palette: str | None = flag(None, "colours of classes, for masks that hold colours", metavar="FILE", is_file=True)
+    max_megapixels: float = flag(180.0, "larger images are refused unread", kind=float)
+    bands: tuple[int, ...] | None = flag(
+        None, "bands to use, counted from 1 (None = RGB)", kind=band_numbers, metavar="R,G,B"
+    )
+    value_range: Words = flag(
+        None,
+        "LOW HIGH, the values that become 0 and 255, or percentile: the 2nd and the 98th of each image "
+        "(None = all of 8 or 16 bits)",
+        count="+",
+        metavar="VALUE",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutFlags:
+    """What to validate on."""
+
+    validate: bool = flag(False, "after epochs; on --val-… or on --val-fraction")
+    val_image_paths: Words = flag(None, "images to validate on (implies --validate)", count="+", metavar="GLOB")
+    val_mask_paths: Words = flag(None, "their masks", count="+", metavar="GLOB")
+    val_fraction: float = flag(0.1, "held out of the training data without --val-…")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedFlags:
+    seed: int = flag(0, "of initialization, order, augmentation, and what is held out", low=0, high=2**63 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(PairFlags, LabelFlags, HeldOutFlags, SeedFlags):
+    """Of a training and of the dataset check. The fields of CocoFlags are None where a head takes none."""
+
+    task: ClassVar[str] = "semantic"
+    coco_dir: ClassVar[str | None] = None
+    coco_json: ClassVar[str | None] = None
+    val_coco_json: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError for everything that can be told without looking at files."""
+        check_ranges(self)
+        if not 0 < self.max_megapixels < math.inf:
+            raise UserError(f"--max-megapixels {self.max_megapixels:g}: must be more than 0, and finite")
+        if self.value_range is not None and self.range_of_values is None:
+            words = " ".join(map(str, self.value_range))
+            raise UserError(f"--value-range {words}: expected two numbers LOW < HIGH, or percentile")
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"--val-fraction {self.val_fraction}: must be between 0 and 1")
+        if bool(self.val_image_paths) != bool(self.val_mask_paths):
+            raise UserError("--val-image-paths and --val-mask-paths go together")
+        (self._check_masks if self.task == "semantic" else self._check_coco)()
+
+    @property
+    def is_validated(self) -> bool:
+        """Files to validate on turn validation on."""
+        return self.validate or bool(self.val_image_paths) or bool(self.val_coco_json)
+
+    @property
+    def range_of_values(self) -> list[float] | str | None:
+        """value_range as [LOW, HIGH] or "percentile"; None where it is not given, or is neither."""
+        if self.value_range is None or [str(word) for word in self.value_range] == ["percentile"]:
+            return None if self.value_range is None else "percentile"
+        try:
+            low, high = map(float, self.value_range)
+        except ValueError:
+            return None
+        return [low, high] if low < high and math.isfinite(low) and math.isfinite(high) else None
+
+    def arguments(self) -> dict[str, Any]:
+        """Plain values for run.json and checkpoints."""
+        found = {"task": self.task, "validate": self.is_validated, "value_range": self.range_of_values}
+        return {**asdict(self), **found}
+
+    def _check_masks(self) -> None:
+        if not (self.image_paths and self.mask_paths):
+            raise UserError("--image-paths and --mask-paths are required (COCO data: --task instance or panoptic)")
+        if self.coco_dir or self.coco_json or self.val_coco_json:
+            raise UserError("--coco-dir, --coco-json and --val-coco-json go with --task instance or panoptic")
+
+    def _check_coco(self) -> None:
+        """Which files a task needs, and no others."""
+        if self.image_paths or self.mask_paths or self.val_image_paths:
+            raise UserError(f"--task {self.task} takes its images from COCO files, not from --image-paths")
+        if self.class_names or self.label_map or self.palette or self.reduce_zero_label:
+            raise UserError(f"--task {self.task}: the COCO file names the classes; flags of mask files do not apply")
+        if self.task == "panoptic" and self.coco_dir:
+            raise UserError("--task panoptic needs --coco-json, --coco-images and --coco-segments")
+        if bool(self.coco_dir) == bool(self.coco_json):
+            raise UserError(f"--task {self.task} needs either --coco-dir, or --coco-json with --coco-images")
+        for split in ("", "val_"):
+            json_file, images, segments = (getattr(self, f"{split}coco_{k}") for k in ("json", "images", "segments"))
+            name = "--" + split.replace("_", "-") + "coco-"
+            if bool(json_file) != bool(images):
+                raise UserError(f"{name}json and {name}images go together")
+            if bool(segments) != bool(json_file and self.task == "panoptic"):
+                raise UserError(f"{name}segments goes with {name}json and --task panoptic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFlags:
+    """What training makes of the images."""
+
+    image_size: int = flag(512, "side in pixels for training, a multiple of 32")
+    scale_range: tuple[float, float] = flag((0.5, 2.0), "random", kind=float, count=2, metavar=("LOW", "HIGH"))
+    no_random_scale: bool = flag(False, "no random scale")
+    no_random_crop: bool = flag(False, "resize the whole image instead of cropping")
+    no_flip: bool = flag(False, "no horizontal flips")
+    no_color_jitter: bool = flag(False, "no changes of brightness, contrast, colour")
+    no_augmentation: bool = flag(False, "all four off: a plain resize")
+    num_workers: int = flag(4, "processes that read images", low=0)
+    on_bad_sample: str = flag("stop", "what the check before the first step may do", choices=("stop", "skip"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """Backbone and adapter."""
+
+    backbone: str = flag("dinov3_vit7b16", f"{', '.join(BACKBONES)}, or any timm model", metavar="NAME")
+    weights: str = flag("auto", "of the backbone", metavar="auto|PATH|URL|HUB-NAME|random")
+    allow_random_weights: bool = flag(False, "use random weights where none can be had")
+    unfreeze_backbone: bool = flag(False, "train the backbone too; needs far more memory")
+    backbone_lr_multiplier: float = flag(0.1, "its share of --lr when unfrozen", low=0, metavar="FACTOR")
+    init_head: str = flag(
+        "",
+        "initialize from the weights of this head: our own checkpoint, or a released Mask2Former of Meta's DINOv3, "
+        "transformers (folder, .safetensors) or detectron2 (.pkl, .pth); those two bring their backbone along, unless "
+        "--weights says otherwise",
+        metavar="PATH",
+    )
+    keep_matching_classes: bool = flag(
+        False, "with --init-head: keep what it knows of classes of the same name, where not all are the same"
+    )
+    attention: str = flag("torch", "of the backbone, on CUDA", choices=ATTENTION_BACKENDS)
+    drop_path: float = flag(0.3, "stochastic depth of the dinov3 adapter", low=0, high=0.99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleFlags:
+    """Length, batch, rate and seed."""
+
+    epochs: int = flag(100, "passes over the data", low=1)
+    max_steps: int = flag(-1, "optimizer steps in all, instead of --epochs (-1 = off)")
+    batch_size: int = flag(8, "images at a time on each device", low=1)
+    gradient_accumulation_steps: int = flag(1, "batches per step", low=1)
+    lr: float = flag(1e-4, "highest learning rate", low=0)
+    weight_decay: float = flag(1e-4, "of AdamW", low=0)
+    warmup_epochs: float = flag(10.0, "linear rise of the rate, before it falls", kind=float, low=0)
+    lr_schedule: str = flag(
+        "cosine",
+        "how it falls; poly: power 0.9; step: x0.1 at each of --lr-milestones",
+        choices=("cosine", "poly", "step"),
+    )
+    lr_milestones: tuple[float, ...] = flag((0.6, 0.9), "of the run, for step", kind=float, count="+", metavar="SHARE")
+    max_grad_norm: float = flag(1.0, "gradients are clipped to this (0 = off)", low=0)
+    precision: str = flag("auto", "auto: bf16 on CUDA", choices=("auto", "fp32", "bf16"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationFlags:
+    val_interval: int = flag(1, "epochs between validations", low=1)
+    eval_mode: str = flag("whole", "slide: overlapping windows", choices=("whole", "slide"))
+    best_metric: str = flag("loss", "decides about the best model: loss, miou, map, pq, ...", metavar="NAME")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFlags:
+    """Files, resuming and recipes."""
+
+    checkpoint_dir: str = flag("./checkpoints", "where everything goes")
+    resume_checkpoint: str = flag(
+        "", "resume it, or the newest valid one of a folder; auto: of --checkpoint-dir", metavar="FILE|FOLDER|auto"
+    )
+    overwrite: bool = flag(False, "start over in a folder that holds a run of this head")
+    save_interval: int = flag(10, "epochs between checkpoints", low=1)
+    checkpointing_steps: str | int | None = flag(
+        None,
+        "a checkpoint after every epoch, or every N steps beside those of epochs",
+        kind=epoch_or_steps,
+        metavar="epoch|N",
+    )
+    keep_last: int = flag(0, "of epochs, and of steps (0 = all)", low=0, metavar="N")
+    log_interval: int = flag(10, "steps between lines of metrics.jsonl", low=1)
+    config: str | None = flag(None, "values for flags; the command line wins", metavar="FILE.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(OutputFlags, ValidationFlags, ScheduleFlags, ModelFlags, ImageFlags, DataConfig):
+    """A training, except for the head's own options, which `config_of` adds. head: "m2f", ..."""
+
+    head: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise UserError(f"--max-steps {self.max_steps}: must be at least 1, or -1 for --epochs")
+        if self.image_size < 32 or self.image_size % 32:
+            nearest = max(32, round(self.image_size / 32) * 32)
+            raise UserError(f"--image-size {self.image_size}: must be a multiple of 32, {nearest} for example")
+        low, high = self.scale_range
+        if not 0 < low <= high < math.inf:
+            raise UserError(f"--scale-range {low} {high}: expected 0 < LOW <= HIGH")
+        shares = list(self.lr_milestones)
+        if sorted(set(shares)) != shares or not all(0 < share < 1 for share in shares):
+            words = " ".join(map(str, shares))
+            raise UserError(
+                f"--lr-milestones {words}: expected rising shares of the run between 0 and 1, 0.6 0.9 for example"
+            )
+        if self.init_head and self.resume_checkpoint not in ("", "auto"):  # with auto, a run may start or resume
+            raise UserError(
+                "--init-head and --resume-checkpoint FILE exclude each other: a run is initialized from the one, or "
+                "resumes the other, which knows what the head was initialized from"
+            )
+        if self.keep_matching_classes and not self.init_head:
+            raise UserError("--keep-matching-classes goes with --init-head")
+        if self.task != "semantic" and self.eval_mode == "slide":
+            raise UserError(f"--task {self.task}: objects are found in whole images, --eval-mode slide does not apply")
+
+    def arguments(self) -> dict[str, Any]:
+        return {**super().arguments(), "head": self.head}
+
+
+@functools.cache
+def config_of(head: str) -> type[TrainConfig]:
+    """The configuration of a head's training: config_of("m2f")(image_paths=(...,), mask_paths=(...,), epochs=50)."""
+    facts = HEADS[head]
+    bases = (facts.options, *((CocoFlags,) if facts.finds_objects else ()), TrainConfig)
+    made = make_dataclass(f"{facts.options.__name__}Config", [], bases=bases, frozen=True, kw_only=True)
+    made.head = head
+    return made
+
+
+def parse_training_arguments(head: str, argv: Sequence[str]) -> TrainConfig:
+    """The checked configuration that a command line makes. Exits with code 2 on a mistake, as argparse does."""
+    facts = HEADS[head]
+    parser = argparse.ArgumentParser(
+        description=f"Train a {facts.title} head on a frozen DINOv3 backbone.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    data = (PairFlags, *((CocoFlags,) if facts.finds_objects else ()), LabelFlags, ImageFlags)
+    for title, parts in (
+        ("data", data),
+        ("backbone and adapter", (ModelFlags,)),
+        ("head and loss", (facts.options,)),
+        ("training", (ScheduleFlags, SeedFlags)),
+        ("validation", (HeldOutFlags, ValidationFlags)),
+        ("output and resuming", (OutputFlags,)),
+    ):
+        group = parser.add_argument_group(title)
+        for part in parts:
+            add_flags(group, part)
+    return parse(config_of(head), parser, argv, head)

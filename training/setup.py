@@ -1,0 +1,192 @@
+"""The parts of a run from its arguments: data and loaders, backbone and model, and the trainer's settings."""
+
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from backbones.frozen import FrozenBackbone, build_backbone, build_kept_backbone, check_attention_backend
+from backbones.names import BACKBONES
+from backbones.weights import WeightsUnavailable, download, is_url
+from data.dataset import EpochBatches, collate
+from data.transforms import STEP_PX, Augmentation, EvalTransform, TrainTransform, eval_size_hw
+from errors import UserError, ignore_signals
+from heads.build import HeadSpec
+from heads.options import head_options
+from segmenter import Segmenter, backbone_tensors
+from training.checkpoints import Resumed
+from training.config import TrainConfig
+from training.tasks import TaskData
+from training.trainer import Loaders, TrainerSettings
+
+
+def augmentation(config: TrainConfig) -> Augmentation:
+    off = config.no_augmentation
+    crop = not (off or config.no_random_crop)
+    scale = None if off or config.no_random_scale or not crop else tuple(config.scale_range)
+    return Augmentation(scale, crop, not (off or config.no_flip), not (off or config.no_color_jitter))
+
+
+def make_loaders(config: TrainConfig, backbone: FrozenBackbone, data: TaskData, accelerator: Accelerator) -> Loaders:
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    order = EpochBatches(data.sizes["train"], config.batch_size, config.seed, rank, world_size)
+    options = {
+        "num_workers": config.num_workers,
+        "collate_fn": collate,
+        "pin_memory": accelerator.device.type == "cuda",
+        "persistent_workers": config.num_workers > 0,
+        "worker_init_fn": ignore_signals,
+    }
+    view = TrainTransform(config.image_size, augmentation(config), backbone.mean, backbone.std)
+    whole = EvalTransform(config.image_size, backbone.mean, backbone.std)
+    # In evaluation one image at a time: they differ in size, and big ones fill the memory.
+    return Loaders(
+        order,
+        DataLoader(data.train_set(view, config.seed), batch_sampler=order, **options),
+        *(
+            DataLoader(data.eval_set(split, whole, rank, world_size), batch_size=1, **options)
+            if data.sizes.get(split)
+            else None
+            for split in ("val", "test")
+        ),
+    )
+
+
+def end_workers(loader: DataLoader | None) -> None:
+    """They ignore SIGTERM, with which Python ends what is left of them at its own end, and would be waited for."""
+    iterator = getattr(loader, "_iterator", None)
+    if hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
+
+
+RANDOM_WEIGHTS_BANNER = """
+{line}
+!!  RANDOM BACKBONE WEIGHTS: {reason}
+!!  The backbone knows nothing of images now. Good for trying things out, not for results.
+{line}
+"""
+
+
+def build_segmenter(
+    config: TrainConfig, num_classes: int, accelerator: Accelerator, resumed: Resumed | None
+) -> Segmenter:
+    backbone = find_backbone(config, accelerator, resumed)
+    torch.manual_seed(config.seed)
+    segmenter = Segmenter(backbone, head_spec(config, num_classes))
+    if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
+        # Batch norm over the images of all GPUs: with a large backbone each one has only a few.
+        segmenter.adapter = nn.SyncBatchNorm.convert_sync_batchnorm(segmenter.adapter)
+        segmenter.head = nn.SyncBatchNorm.convert_sync_batchnorm(segmenter.head)
+    return segmenter
+
+
+def settled_weights(config: TrainConfig, resumed: Resumed | None) -> str:
+    """A value of --weights that finds the same weights again, from other folders too. Downloads those of a URL."""
+    if is_url(config.weights):
+        return str(download(config.weights))
+    if keeps_backbone(config, resumed):
+        return resumed.state["backbone"]["weights"]
+    path = Path(config.weights).expanduser()
+    return str(path.resolve()) if path.exists() else config.weights
+
+
+def find_backbone(config: TrainConfig, accelerator: Accelerator, resumed: Resumed | None) -> FrozenBackbone:
+    """With random weights, loudly, where there are no others and --allow-random-weights is given."""
+    check_attention_backend(config.attention, accelerator.device)
+    try:
+        backbone = kept_backbone(config, resumed) or build_backbone(config.backbone, config.weights)
+    except WeightsUnavailable as error:
+        if not config.allow_random_weights:
+            raise
+        accelerator.print(RANDOM_WEIGHTS_BANNER.format(line="!" * 100, reason=error))
+        backbone = build_backbone(config.backbone, "random")
+    backbone.attention = config.attention
+    if config.unfreeze_backbone:
+        backbone.unfreeze()
+    elif accelerator.mixed_precision == "bf16" and not backbone.is_kept:  # checkpoints keep it in float32
+        backbone.cast_weights(torch.bfloat16)
+    return backbone
+
+
+def check_backbone(backbone: FrozenBackbone, image_size: int, data: TaskData) -> None:
+    """Tries the backbone at the sizes of training and validation, before the first step.
+
+    Raises UserError, naming what works, where it cannot take them.
+    """
+    square = (image_size, image_size)
+    try:
+        backbone.try_out(square)
+    except UserError as error:
+        raise UserError(f"{error}. {ways_out(backbone)}") from error
+    if not data.sizes["val"]:
+        return
+    try:
+        backbone.try_out((image_size, image_size + STEP_PX))
+    except UserError:
+        for size_hw in sorted({tuple(eval_size_hw(*size, image_size)) for size in data.image_sizes("val")}):
+            try:
+                backbone.try_out(size_hw)
+            except UserError as error:
+                raise UserError(
+                    f"{error}, and validation keeps the aspect of each image. Validate on square images, or choose "
+                    f"another --backbone, {next(iter(BACKBONES))} for example"
+                ) from error
+
+
+def ways_out(backbone: FrozenBackbone) -> str:
+    """What to do about a --backbone that cannot take images of the training size."""
+    another = f"hoose another --backbone, {next(iter(BACKBONES))} for example"
+    side = backbone.model.pretrained_cfg["input_size"][-1]
+    if side % STEP_PX == 0:
+        with suppress(UserError):
+            backbone.try_out((side, side))
+            return f"It takes {side} x {side}: pass --image-size {side}, or c{another}"
+    return f"C{another}"
+
+
+def keeps_backbone(config: TrainConfig, resumed: Resumed | None) -> bool:
+    """Whether the backbone is the frozen one that the resumed checkpoint holds, whose file may be gone by now.
+
+    Not where the run names other weights, which are then compared with those of before.
+    """
+    if resumed is None or config.unfreeze_backbone or config.backbone != resumed.state["backbone"]["name"]:
+        return False
+    before = resumed.state["backbone"]["weights"]
+    is_same = config.weights in ("auto", before) or Path(config.weights).expanduser().resolve() == Path(before)
+    return is_same and bool(backbone_tensors(resumed.state["model"]))
+
+
+def kept_backbone(config: TrainConfig, resumed: Resumed | None) -> FrozenBackbone | None:
+    if not keeps_backbone(config, resumed):
+        return None
+    whole = backbone_tensors(resumed.state["model"])
+    return build_kept_backbone(whole, resumed.state["backbone"], str(resumed.path))
+
+
+def head_spec(config: TrainConfig, num_classes: int) -> HeadSpec:
+    return HeadSpec(
+        head=config.head,
+        adapter=config.adapter,
+        num_classes=num_classes,
+        hidden_dim=config.hidden_dim,
+        drop_path=config.drop_path,
+        options=head_options(config.head, config),
+    )
+
+
+def trainer_settings(config: TrainConfig) -> TrainerSettings:
+    values = {
+        field.name: getattr(config, field.name) for field in fields(TrainerSettings) if hasattr(config, field.name)
+    }
+    every = config.checkpointing_steps
+    values |= {
+        "lr_milestones": tuple(config.lr_milestones),
+        "save_interval": 1 if every == "epoch" else config.save_interval,
+        "checkpointing_steps": 0 if every in (None, "epoch") else every,
+        "window_px": config.image_size if config.eval_mode == "slide" else None,
+    }
+    return TrainerSettings(**values)

@@ -1,0 +1,502 @@
+"""The trainer: the loop, a step, a validation, and the state of a run, which a checkpoint holds whole.
+
+`fit` is the loop. What belongs to the state of a run is in `state_dict`, and nowhere else.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from checkpoint import link_atomically, read_checkpoint, sealed, write_atomically
+from data.dataset import EpochBatches
+from errors import Interrupted, StopRequest, UserError, warn
+from evaluation.evaluate import Result, evaluate
+from segmenter import Segmenter
+from structures import Batch, LossScope, Target
+from training.checkpoints import Progress, RunFiles, keep_newest, save_best, save_checkpoint
+from training.logs import RunLog
+from training.processes import largest_anywhere, mean_anywhere
+from training.schedule import build_optimizer, lr_factor, set_lr
+from training.tasks import TaskData
+
+MAX_BAD_STEPS = 10
+"""So many steps in a row whose numbers are not finite end the run."""
+
+MAX_BROKEN_SAMPLES = 20
+"""So many files may break during the run."""
+
+NUM_IMAGES_SHOWN = 4
+"""In the visualizations of a validation."""
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """max_steps: instead of epochs, -1 = off. lr_milestones: shares of the run. save_interval, val_interval: in epochs.
+
+    checkpointing_steps: 0 = none. keep_last: 0 = all. window_px: side of validation's sliding windows, None = whole.
+    """
+
+    epochs: int
+    max_steps: int
+    batch_size: int
+    gradient_accumulation_steps: int
+    lr: float
+    warmup_epochs: float
+    lr_schedule: str
+    lr_milestones: tuple[float, ...]
+    weight_decay: float
+    backbone_lr_multiplier: float
+    max_grad_norm: float
+    seed: int
+    best_metric: str
+    save_interval: int
+    checkpointing_steps: int
+    keep_last: int
+    val_interval: int
+    log_interval: int
+    window_px: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, in all: epochs begun, optimizer steps, and how many of them are warm-up."""
+
+    epochs: int
+    total_steps: int
+    warmup_steps: int
+
+
+@dataclass
+class Loaders:
+    """order: what decides which samples each batch of `train` has. val, test: None where there is no such split."""
+
+    order: EpochBatches
+    train: DataLoader
+    val: DataLoader | None
+    test: DataLoader | None
+
+
+@dataclass
+class StepResult:
+    """losses: means over the images of all processes, "loss" their sum. stop_signal: of any process, 0 = none.
+
+    bad: what was not finite, "" when the step was taken; sample_ids, and skipped, what could not be read, are of all
+    processes.
+    """
+
+    losses: dict[str, float]
+    stop_signal: int
+    bad: str
+    sample_ids: list[str]
+    skipped: list[str]
+
+
+class Trainer:
+    """Trains adapter and head (and an unfrozen backbone) of a segmenter.
+
+    about: what all checkpoints of the run say alike. stop: whether somebody asked this process to end.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        data: TaskData,
+        loaders: Loaders,
+        settings: TrainerSettings,
+        files: RunFiles,
+        accelerator: Accelerator,
+        about: dict[str, Any],
+    ) -> None:
+        self.segmenter, self.data, self.loaders, self.settings = segmenter, data, loaders, settings
+        self.files, self.accelerator, self.about = files, accelerator, about
+        backbone = segmenter.backbone if segmenter.backbone.is_trained else None
+        parts = [segmenter.adapter, segmenter.head]
+        rates = (settings.lr, settings.weight_decay)
+        optimizer = build_optimizer(parts, *rates, backbone, settings.backbone_lr_multiplier)
+        self.model, self.optimizer = accelerator.prepare(segmenter, optimizer)
+        self.progress = Progress(settings.best_metric)
+        self.plan = self._plan()
+        self.log = RunLog(files, settings.log_interval, accelerator.is_main_process)
+        self.stop = StopRequest()
+        self.broken: set[str] = set()  # samples whose files broke on the way
+        self._saved_step = 0  # what was trained up to this step is in a checkpoint
+        self._is_updating = False  # the optimizer is at work: weights and step number do not belong together
+
+    # The state of the run
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values: with `about`, all that a resumed run needs to be resumed bit for bit."""
+        return {
+            "model": self.segmenter.trainable_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+            "log": self.log.pending(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts weights, optimizer and progress in place. Learning rate, weight decay and best metric may be others."""
+        self.segmenter.load_trainable_state(state["model"])
+        kept = ("weight_decay", "lr_multiplier")
+        chosen = [{key: group[key] for key in kept} for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, values in zip(self.optimizer.param_groups, chosen, strict=True):
+            group.update(values)
+        progress = Progress(**state["progress"])
+        best_metric = self.settings.best_metric
+        if progress.best_metric != best_metric:
+            best = progress.best if best_metric in progress.best else {}
+            progress = replace(progress, best_metric=best_metric, best=best)
+        self.progress = progress
+        self.plan = self._plan()
+        self.log.restore(state["log"])
+        self._saved_step = progress.step
+
+    # The loop
+
+    def fit(self, stop: StopRequest) -> None:
+        """Trains until all steps are done. However it ends, what was trained is saved.
+
+        Raises Interrupted on a signal, UserError for what a person can put right.
+        """
+        self.stop = stop
+        self.log.start(self.plan.total_steps, self.progress)
+        try:
+            self.model.train()
+            if self.progress.validation_due:
+                self.validate()
+            while self.is_step_left:
+                for micro_batches in self._batches_left():
+                    self.step(micro_batches)
+                    if self._is_step_due and self.is_step_left and not self._is_epoch_over:
+                        self.save_and_validate()
+                self._finish_epoch()
+        except BaseException as reason:
+            self._save_before_the_end(reason)
+            raise
+
+    def _batches_left(self) -> Iterator[list[Batch]]:
+        """The micro-batches of each step that is left in the running epoch."""
+        self.loaders.order.set_epoch(self.progress.epoch, self.progress.samples)
+        steps = groups_of(self.loaders.train, self.settings.gradient_accumulation_steps)
+        return islice(steps, self.plan.total_steps - self.progress.step)
+
+    def _finish_epoch(self) -> None:
+        """At the end of an epoch, or where --max-steps ends within one, which then stays begun."""
+        progress = self.progress
+        if self._is_epoch_over:
+            progress.epoch, progress.samples = progress.epoch + 1, 0
+        is_validated = self._is_end or progress.epoch % self.settings.val_interval == 0 or self._is_step_due
+        self.save_and_validate(is_validated)
+
+    @property
+    def is_step_left(self) -> bool:
+        """Whether a step, or the end of an epoch whose steps are all done, is still to come."""
+        return not self._is_end or self._is_epoch_over
+
+    @property
+    def is_finished(self) -> bool:
+        return not self.is_step_left and not self.progress.validation_due
+
+    @property
+    def _is_end(self) -> bool:
+        return self.progress.step >= self.plan.total_steps
+
+    @property
+    def _is_epoch_over(self) -> bool:
+        return self.progress.samples >= self.loaders.order.num_samples
+
+    @property
+    def _is_step_due(self) -> bool:
+        every = self.settings.checkpointing_steps
+        return every > 0 and self.progress.step % every == 0
+
+    def _plan(self) -> Plan:
+        """Of what a resumed run lacks, in epochs or steps, also where an epoch has another number of steps now."""
+        s, progress, order = self.settings, self.progress, self.loaders.order
+        steps_per_epoch = math.ceil(len(order) / s.gradient_accumulation_steps)
+        epochs_begun = progress.epoch + int(progress.samples > 0)
+        batches_left = math.ceil((order.num_samples - progress.samples) / (s.batch_size * order.world_size))
+        steps_begun = math.ceil(max(0, batches_left) / s.gradient_accumulation_steps) if progress.samples else 0
+        if s.max_steps > 0:
+            steps_left = max(0, s.max_steps - progress.step)
+            epochs = epochs_begun + math.ceil(max(0, steps_left - steps_begun) / steps_per_epoch)
+        else:
+            epochs = s.epochs
+            steps_left = max(0, steps_begun + (epochs - epochs_begun) * steps_per_epoch)
+        total_steps = progress.step + steps_left
+        return Plan(epochs, total_steps, min(round(s.warmup_epochs * steps_per_epoch), total_steps))
+
+    # One step
+
+    def step(self, micro_batches: list[Batch]) -> None:
+        """One optimizer step on all images of the micro-batches, logged and counted.
+
+        Raises Interrupted where a signal came meanwhile, UserError where too many steps or samples are bad.
+        """
+        s, plan, progress = self.settings, self.plan, self.progress
+        shape = (s.lr_schedule, s.lr_milestones)
+        lr = s.lr * lr_factor(progress.step, plan.total_steps, plan.warmup_steps, *shape)
+        set_lr(self.optimizer, lr)
+        result = self.update(micro_batches)
+        num_images = sum(len(b.images) for b in micro_batches) * self.accelerator.num_processes
+        progress.step += 1
+        progress.samples += num_images
+        self._report(result, micro_batches, lr, num_images)
+        if result.stop_signal:
+            # Where --max-steps ends within an epoch no step is left that would bring the last validation.
+            progress.validation_due = not self.is_step_left and self.loaders.val is not None
+            raise Interrupted(result.stop_signal)
+
+    def update(self, micro_batches: list[Batch]) -> StepResult:
+        """Backward through all micro-batches, then the optimizer, unless a loss or gradient is not finite anywhere.
+
+        What is random depends on seed, step and position alone, so that a resumed run draws the same.
+        """
+        accelerator, seed, step = self.accelerator, self.settings.seed, self.progress.step
+        processes, rank = accelerator.num_processes, accelerator.process_index
+        torch.manual_seed(((seed * 1_000_003 + step) * processes + rank) % 2**63)
+        statistics = [(b, b.clone()) for part in (self.segmenter.adapter, self.segmenter.head) for b in part.buffers()]
+        losses = self._backward(micro_batches)
+        # Without a limit the norm is needed all the same: it is one number that is finite when all gradients are.
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm or math.inf)
+        numbers = {name: value.item() for name, value in losses.items()}
+        numbers["loss"] = sum(numbers.values())
+        bad = not_finite(numbers, float(norm))
+        numbers = mean_anywhere(accelerator, numbers)
+
+        skipped = [text for batch in micro_batches for text in batch.skipped]
+        numbers_here = [self.stop.signum, int(bool(bad)), len(skipped)]
+        stop_signal, is_bad_anywhere, any_skipped = largest_anywhere(accelerator, numbers_here)
+        if any_skipped:
+            skipped = gather_object(skipped)
+        sample_ids = [sample_id for batch in micro_batches for sample_id in batch.sample_ids]
+        if is_bad_anywhere:
+            for buffer, before in statistics:  # running means of batch norms would stay spoilt for ever
+                buffer.copy_(before)
+            sample_ids = gather_object(sample_ids)
+            bad = bad or "not finite in another process"
+        else:
+            self._is_updating = True
+            self.optimizer.step()
+            self._is_updating = False
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(numbers, stop_signal, bad, sample_ids, skipped)
+
+    def _backward(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
+        """Adds up gradients, and returns the losses without them."""
+        share = 1 / len(micro_batches)
+        sums: dict[str, Tensor] = {}
+        for i, (batch, scope) in enumerate(zip(micro_batches, self._loss_scopes(micro_batches), strict=True)):
+            batch = batch.to(self.accelerator.device, non_blocking=True)
+            is_last = i == len(micro_batches) - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                outputs = self.model(batch.images, batch.features)
+                losses = self.segmenter.loss(outputs, batch.targets, scope)
+                self.accelerator.backward(sum(losses.values()) * share)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.detach() * share
+        return sums
+
+    def _loss_scopes(self, micro_batches: list[Batch]) -> list[LossScope]:
+        """One per micro-batch: the normalizers of the whole step, in all processes, and a seed per image.
+
+        Seeds go by the position in the step. EpochBatches deals images out in turn, so that image j of process r is
+        number j * processes + r.
+        """
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        each = [self.segmenter.head.normalizers(batch.targets) for batch in micro_batches]
+        means = {name: sum(normalizers[name] for normalizers in each).item() / len(each) for name in each[0]}
+        normalizers = {k: torch.tensor(v) for k, v in mean_anywhere(self.accelerator, means).items()}
+
+        generator = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + self.progress.step) % 2**63)
+        first = int(torch.randint(2**48, (), generator=generator))
+        scopes, position = [], 0
+        for batch in micro_batches:
+            places = range(position, position + len(batch.targets))
+            scopes.append(LossScope(normalizers, [first + place * processes + rank for place in places]))
+            position += len(batch.targets)
+        return scopes
+
+    def _report(self, result: StepResult, micro_batches: list[Batch], lr: float, num_images: int) -> None:
+        progress = self.progress
+        epoch = progress.epoch + 1
+        if result.bad:
+            progress.bad_steps += 1
+            self.log.bad_step(epoch, progress.step, result.bad, result.sample_ids)
+        else:
+            progress.bad_steps = 0
+            self.log.step(epoch, progress.step, result.losses, lr, num_images)
+        self._note_broken(epoch, result.skipped)
+        if progress.bad_steps >= MAX_BAD_STEPS:
+            path = self.files.replay(progress.step)
+            if self.accelerator.is_main_process:
+                state = {**self.about, "model": self.segmenter.trainable_state(), "progress": asdict(progress)}
+                save_checkpoint(path, sealed({**state, "batch": replay_content(micro_batches)}))
+            raise UserError(
+                f"{MAX_BAD_STEPS} steps in a row up to step {progress.step} were not finite and were skipped (the "
+                f"last: {result.bad}): try a lower --lr, a longer --warmup-epochs, a smaller --max-grad-norm or "
+                f"--precision fp32, and resume the last good checkpoint. {path} holds the weights and the last batch"
+            )
+
+    def _note_broken(self, epoch: int, skipped: list[str]) -> None:
+        """Samples of all processes that could not be read this time; each is reported once.
+
+        Raises UserError where they are too many.
+        """
+        for text in skipped:
+            sample_id = text.partition(": ")[0]
+            if sample_id not in self.broken:
+                self.broken.add(sample_id)
+                self.log.broken_sample(epoch, self.progress.step, text)
+        if len(self.broken) > MAX_BROKEN_SAMPLES:
+            raise UserError(
+                f"{len(self.broken)} samples became unreadable while training (the last: {skipped[-1]}): is the "
+                "disk or the network share still there? Then resume with --resume-checkpoint auto"
+            )
+
+    # Validation and checkpoints
+
+    def save_and_validate(self, is_validated: bool = True) -> None:
+        """Saves first what is due, for validation may fail."""
+        self.progress.validation_due = is_validated and self.loaders.val is not None
+        path = self._kept_path()
+        if path:
+            self.save(path)
+        if self.progress.validation_due:
+            self.validate()
+        self.accelerator.wait_for_everyone()
+
+    def save(self, path: Path, progress: Progress | None = None) -> None:
+        """Writes a checkpoint, in the first process. progress: to be saved in the place of the trainer's own."""
+        if self.accelerator.is_main_process:
+            save_checkpoint(path, self._checkpoint(progress))
+            keep_newest(self.files, self.settings.keep_last)
+        self._saved_step = self.progress.step
+
+    def validate(self) -> None:
+        """Measures the model as it is, and keeps it where it is the best so far."""
+        result, sheet = self._measured("val", self.loaders.val)
+        progress = self.progress
+        is_best = progress.improves(result.values, self.data.metrics)
+        if self.accelerator.is_main_process and sheet:
+            for name in ("latest.png", "best.png") if is_best else ("latest.png",):
+                write_atomically(self.files.pictures / name, lambda file: sheet.save(file, format="PNG"))
+        self.log.evaluation("val", progress, result, sheet)
+        if not math.isfinite(result.values["loss"]):
+            self.log.say("the loss or a score is not finite: this model is not kept as the best")
+
+        name, path = self.files.name(progress), self._kept_path()
+        done = replace(progress, validation_due=False)
+        if is_best:
+            done = replace(done, best=result.values, best_checkpoint=name)
+        if is_best and self.accelerator.is_main_process:
+            best_path = save_best(self.files, self._checkpoint(done), name)
+            if path:
+                link_atomically(best_path, path)
+        elif path:
+            self.save(path, done)  # as before the validation, but now it knows of it
+        self.progress = done  # only now: had the write failed, there would be no such best model
+
+    def test(self) -> None:
+        """Measures the best model, or the last where nothing was validated, on images that decided nothing."""
+        name = self.progress.best_checkpoint
+        best = self.files.best_folder / name if name else None
+        if best and best.exists():
+            self.segmenter.load_trainable_state(read_checkpoint(best)["model"])
+            self.log.say(f"testing {best}")
+        else:
+            self.log.say("testing the last model: this folder has no best one")
+        result, sheet = self._measured("test", self.loaders.test)
+        if self.accelerator.is_main_process and sheet:
+            write_atomically(self.files.pictures / "test.png", lambda file: sheet.save(file, format="PNG"))
+        self.log.evaluation("test", self.progress, result, sheet)
+
+    def _measured(self, split: str, batches: DataLoader) -> tuple[Result, Image.Image | None]:
+        """Over all processes. Raises Interrupted on a signal."""
+        for buffer in [*self.segmenter.adapter.buffers(), *self.segmenter.head.buffers()]:
+            broadcast(buffer)  # batch norms saw different images in each process; the first one's are kept
+        evaluator = self.data.evaluator(split, self.settings.window_px, NUM_IMAGES_SHOWN)
+        skipped: list[str] = []
+        self.model.eval()
+        device = self.accelerator.device
+        evaluate(self.segmenter, self._readable(batches, skipped), evaluator, device, self.settings.seed)
+        self.model.train()
+        (stop_signal,) = largest_anywhere(self.accelerator, [self.stop.signum])
+        if stop_signal:
+            raise Interrupted(stop_signal)
+        self._note_broken(self.progress.epoch, gather_object(skipped))
+        result = evaluator.result(gather_object([evaluator.state()]))
+        backbone = self.segmenter.backbone
+        sheet = evaluator.sheet(backbone.mean, backbone.std) if self.accelerator.is_main_process else None
+        return result, sheet
+
+    def _readable(self, batches: DataLoader, skipped: list[str]) -> Iterator[Batch]:
+        """Until a signal; all processes meet afterwards, so that none waits for one that has stopped.
+
+        What cannot be read is added to `skipped`.
+        """
+        for batch in batches:
+            if self.stop:
+                return
+            skipped += batch.skipped
+            if batch.targets:
+                yield batch
+
+    def _checkpoint(self, progress: Progress | None = None) -> dict[str, Any]:
+        state = self.state_dict() | ({"progress": asdict(progress)} if progress else {})
+        return sealed({**self.about, **state})
+
+    def _kept_path(self) -> Path | None:
+        """Where the checkpoint of this moment, the end of an epoch or of a step, stays; None = nowhere."""
+        is_kept = self._is_step_due or self._is_end
+        if not self.progress.samples:
+            is_kept = is_kept or self.progress.epoch % self.settings.save_interval == 0
+        return self.files.folder / self.files.name(self.progress) if is_kept else None
+
+    def _save_before_the_end(self, reason: BaseException) -> None:
+        """What was trained since the last checkpoint, when a signal or an error ends the run."""
+        if not self._is_updating and not self.stop.at_once and self.progress.step != self._saved_step:
+            path = self.files.folder / self.files.step_name(self.progress.step)
+            try:
+                self.save(path)
+                self.log.say(f"saved {path}")
+            except Exception as error:  # the reason of the end must be reported, not this one
+                warn(f"what was trained since the last checkpoint is lost: {error}")
+        if isinstance(reason, Interrupted):
+            self.accelerator.wait_for_everyone()  # torchrun ends all processes as soon as one has ended
+
+
+def groups_of(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Lists of `size` batches; the last one may be shorter."""
+    iterator = iter(batches)
+    while group := list(islice(iterator, size)):
+        yield group
+
+
+def not_finite(losses: dict[str, float], grad_norm: float) -> str:
+    """Names what is not finite, or ""."""
+    numbers = {**losses, "gradient norm": grad_norm}
+    return ", ".join(f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value))
+
+
+def replay_content(micro_batches: list[Batch]) -> list[dict[str, Any]]:
+    """The images and targets of a step as tensors and plain values, for a file."""
+
+    def plain(target: Target) -> dict[str, Tensor]:
+        return {name: value for name, value in vars(target).items() if value is not None}
+
+    return [
+        {"images": b.images, "targets": [plain(t) for t in b.targets], "sample_ids": b.sample_ids}
+        for b in micro_batches
+    ]
