@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def draw(args: argparse.Namespace) -> None:
-    from data.demo.sets import (  # only now: --help must not wait for numpy
+    from data.drawn.sets import (  # only now: --help must not wait for numpy
         COCO_DEMO_CLASSES,
         DEMO_CLASSES,
         make_coco_demo_set,

@@ -11,8 +11,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from data.check.check import check_coco
-from data.demo.drawing import draw_image, draw_things, outline_polygon
-from data.demo.sets import COCO_DEMO_CLASSES, make_coco_demo_set, make_demo_set
+from data.drawn.drawing import draw_image, draw_things, outline_polygon
+from data.drawn.sets import COCO_DEMO_CLASSES, make_coco_demo_set, make_demo_set
 from data.sources.coco import find_splits, read_coco
 from data.sources.coco_tables import common_classes
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.demo.sets import DEMO_CLASSES, make_demo_set
+from data.drawn.sets import DEMO_CLASSES, make_demo_set
 from data.sources.pairs import pair_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,7 +116,7 @@ def test_an_interrupted_set_leaves_nothing_behind(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("data.demo.sets._put_in_place", interrupted)
+    monkeypatch.setattr("data.drawn.sets._put_in_place", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make_demo_set(tmp_path / "set", train=1, val=0)
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from training_helpers import assert_same_state, log_without_speed, metrics, run_script, train_here
 
-from data.demo.sets import make_coco_demo_set
+from data.drawn.sets import make_coco_demo_set
 from errors import UserError
 from training.config import parse_training_arguments
 from training.sets import find_sets

@@ -17,7 +17,7 @@ from test_instance_training import panoptic_set
 from training_helpers import drawn, train_here
 
 from checkpoint import find_checkpoint, read_checkpoint, sealed
-from data.demo.sets import make_coco_demo_set
+from data.drawn.sets import make_coco_demo_set
 from data.labels import LabelRule
 from data.reading import truth_segments
 from data.sources.panoptic import read_panoptic

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from training_helpers import ROOT
 
-from data.demo.sets import make_coco_demo_set
+from data.drawn.sets import make_coco_demo_set
 from data.labels import label_options
 from errors import run_job
 from training.config import parse_training_arguments

@@ -12,7 +12,7 @@ import pytest
 from training_helpers import ROOT, drawn, metrics, run_script, start_script, train_here
 
 from checkpoint import WriteFailed, read_checkpoint
-from data.demo.sets import make_coco_demo_set
+from data.drawn.sets import make_coco_demo_set
 
 pytestmark = pytest.mark.slow
 

@@ -137,3 +137,9 @@ def test_help_answers_without_torch(script, tmp_path):
     done = subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--" in done.stdout
+
+
+def test_no_code_lies_where_the_launchers_put_data():
+    ignored = [line.rstrip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()]
+    folders = [ROOT / line for line in ignored if line.startswith("data/")]
+    assert len(folders) == 2 and not any(list(folder.glob("*.py")) for folder in folders)

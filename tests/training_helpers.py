@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from checkpoint import checksum, read_checkpoint
-from data.demo.sets import DEMO_CLASSES, make_demo_set
+from data.drawn.sets import DEMO_CLASSES, make_demo_set
 from errors import run_job
 from training.config import parse_training_arguments
 from training.run import train

@@ -8,19 +8,15 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-import numpy as np
-from PIL import Image
-from data.demo.drawing import KINDS, draw_image
-from errors import UserError
-import json
-from pathlib import Path
 from typing import Any
+
 import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
-from data.sources.coco import ANNOTATIONS
-from data.demo.drawing import KINDS, Covered, Thing, draw_things, outline_polygon
 
+from data.drawn.drawing import KINDS, Covered, Thing, draw_image, draw_things, outline_polygon
+from data.sources.coco import ANNOTATIONS
+from errors import UserError
 
 DEMO_CLASSES: tuple[str, ...] = ("background", *(kind.name for kind in KINDS))
 

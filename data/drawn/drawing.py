@@ -12,10 +12,11 @@ import colorsys
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
-from structures import IGNORE_INDEX
 
+from structures import IGNORE_INDEX
 
 Grid = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
