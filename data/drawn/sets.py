@@ -1,8 +1,8 @@
 """A drawn data set to try everything on, as masks or in COCO's format.
 
 Masks: the folder holds images/{train,val}/NNNN.png, masks/{train,val}/NNNN.png (class ids), classes.txt (a name a line)
-and demo_set.json (what it was drawn with). COCO: {train,valid}/_annotations.coco.json with the same images beside it; an
-object that lies free is a polygon, one that is partly hidden or cut is a run-length code of what is seen of it."""
+and demo_set.json (what it was drawn with). COCO: {train,valid}/_annotations.coco.json with the same images beside it;
+an object that lies free is a polygon, one that is partly hidden or cut is a run-length code of what is seen of it."""
 
 import json
 import tempfile
