@@ -100,7 +100,7 @@ def validation_run(args: argparse.Namespace, coco_set):
     from evaluation.evaluate import evaluate
     from evaluation.instance import InstanceEvaluator, InstanceTruth
     from heads.mask2former.head import Mask2FormerHead, mask2former_size
-    from heads.mask2former.loss import MaskLossSettings
+    from heads.masks.loss import MaskLossSettings
 
     (image,) = coco_set.images
     dataset = CocoEvalDataset([image], EvalTransform(IMAGE_PX, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
@@ -133,7 +133,7 @@ def made_outputs(args: argparse.Namespace, target):
     import torch
     from torch.nn import functional as F
 
-    from heads.mask2former.mask_decoder import MaskOutputs
+    from heads.masks.loss import MaskOutputs
 
     generator = torch.Generator().manual_seed(0)
     chosen = torch.arange(args.queries) % len(target.labels)
