@@ -11,7 +11,7 @@ from heads.norm import BatchNorm2d
 from memory import estimated_memory_bytes
 from segmenter import Segmenter
 from structures import IGNORE_INDEX, Target
-from training.schedule import build_optimizer
+from training.optimizer import build_optimizer
 from training.trainer import groups_of
 
 OPTIONS = {"m2f": {"m2f_size": "paper", "num_queries": 6, "num_points": 64}, "upernet": {}, "linear": {}}

@@ -16,6 +16,7 @@ from backbones.names import ATTENTION_BACKENDS, BACKBONES
 from errors import UserError
 from flags import add_flags, check_ranges, flag, parse
 from heads.options import HEADS
+from training.schedule import SCHEDULES
 
 TASK_NAMES = ("semantic", "instance", "panoptic")
 Words = tuple[str, ...] | None
@@ -221,7 +222,7 @@ class ScheduleFlags:
     lr_schedule: str = flag(
         "cosine",
         "how it falls; poly: power 0.9; step: x0.1 at each of --lr-milestones",
-        choices=("cosine", "poly", "step"),
+        choices=tuple(SCHEDULES),
     )
     lr_milestones: tuple[float, ...] = flag((0.6, 0.9), "of the run, for step", kind=float, count="+", metavar="SHARE")
     max_grad_norm: float = flag(1.0, "gradients are clipped to this (0 = off)", low=0)

@@ -26,8 +26,9 @@ from segmenter import Segmenter
 from structures import Batch, LossScope, Target
 from training.checkpoints import Progress, RunFiles, keep_newest, save_best, save_checkpoint
 from training.logs import RunLog
+from training.optimizer import build_optimizer, set_lr
 from training.processes import largest_anywhere, mean_anywhere
-from training.schedule import build_optimizer, lr_factor, set_lr
+from training.schedule import lr_factor
 from training.tasks import TaskData
 
 MAX_BAD_STEPS = 10
