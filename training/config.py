@@ -226,6 +226,9 @@ class ScheduleFlags:
     )
     lr_milestones: tuple[float, ...] = flag((0.6, 0.9), "of the run, for step", kind=float, count="+", metavar="SHARE")
     max_grad_norm: float = flag(1.0, "gradients are clipped to this (0 = off)", low=0)
+    ema_decay: float = flag(
+        0.0, "validate and keep a moving average of the weights, 0.999 for example (0 = off)", low=0, high=0.99999
+    )
     precision: str = flag("auto", "auto: bf16 on CUDA", choices=("auto", "fp32", "bf16"))
 
 
