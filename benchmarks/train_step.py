@@ -116,7 +116,7 @@ def reference_step(args: argparse.Namespace, device):
     import torch
     from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
-    from tests.transformers_reference import ReferenceMask2Former, mask2former_config
+    from tests.helpers.transformers_reference import ReferenceMask2Former, mask2former_config
 
     torch.manual_seed(0)
     backbone, adapter, images, semantic = parts(args, device)

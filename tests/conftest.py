@@ -1,15 +1,12 @@
 """One thread a process: tests run side by side, and threads that wait for one another cost more than they give."""
 
 import signal
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).parent))
 torch.set_num_threads(1)
 settings.register_profile("repeatable", derandomize=True)  # the same examples in every run
 settings.load_profile("repeatable")

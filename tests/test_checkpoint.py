@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from training_helpers import drawn, train_here
+from training_helpers import (
+    drawn,
+    train_here,
+)
 
 from checkpoint import open_checkpoint, read_checkpoint, sealed
 from errors import UserError
@@ -126,3 +129,23 @@ def test_older_checkpoints_of_the_format_are_read(run, tmp_path):
     del state["backbone"]["is_trained"]
     torch.save(sealed(state), tmp_path / "old.pth")
     assert read_checkpoint(tmp_path / "old.pth")["progress"]["step"] == 1
+
+
+@pytest.mark.slow
+def test_whatever_is_altered_or_cut_is_noticed(tmp_path):
+    """Any byte of the tensors, and any length."""
+    assert train_here("linear", tmp_path / "run", *drawn(tmp_path / "data"), "--max-steps", "1") == 0
+    path: Path = tmp_path / "run" / "linear_checkpoint_step_1.pth"
+    content = path.read_bytes()
+    weights = read_checkpoint(path)["model"]["head.classifier.weight"].numpy().tobytes()
+    at = content.index(weights)
+    draw = random.Random(0)
+    for _ in range(10):
+        altered = bytearray(content)
+        altered[at + draw.randrange(len(weights))] ^= 1 << draw.randrange(8)
+        path.write_bytes(altered)
+        with pytest.raises(ValueError, match="not what was written"):
+            read_checkpoint(path)
+        path.write_bytes(content[: draw.randrange(len(content))])
+        with pytest.raises(ValueError, match=r"cannot be read|holds more than tensors"):
+            read_checkpoint(path)

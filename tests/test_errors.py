@@ -6,17 +6,15 @@ import subprocess
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 from training_helpers import drawn, run_script, train_here
 
 from data.dataset import first_readable
 from errors import UserError, one_line, printable, run_job
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_python(code: str, **options) -> subprocess.CompletedProcess:

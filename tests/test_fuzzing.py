@@ -14,12 +14,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import HELPERS, ROOT
 
 pytestmark = pytest.mark.slow
 
 pytest.importorskip("resource")  # Windows has none
 
-ROOT = Path(__file__).resolve().parents[1]
 FACTOR = float(os.environ.get("FUZZ_FACTOR", "1"))
 CASES = {"coco": 1500, "images": 1500, "checkpoints": 800, "weights": 1000, "labels": 800, "cache": 600, "recipes": 400}
 """How many files of each kind are read; each by all readers of its kind in fuzz_child.py."""
@@ -31,7 +31,7 @@ def read_cases(kind: str, first: int, end: int, folder: Path) -> dict[str, int]:
     Fails with the case at which the process ended, its file, what it wrote last, and the command that replays it.
     """
     folder.mkdir(exist_ok=True)
-    child = [sys.executable, str(Path(__file__).with_name("fuzz_child.py")), kind]
+    child = [sys.executable, str(HELPERS / "fuzz_child.py"), kind]
     paths = {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")}
     with open(folder / "out", "w+b") as out, open(folder / "err", "w+b") as err:
         words = [*child, str(first), str(end), str(folder)]

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 import torch
-from training_helpers import ROOT, drawn, train_here, words
+from paths import ROOT
+from training_helpers import drawn, train_here, words
 
 from memory import estimated_memory_bytes
 from segmenter import Segmenter

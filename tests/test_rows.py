@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from largest_tensor import LargestTensor
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import rows
 from backbones.frozen import build_backbone
@@ -47,21 +47,6 @@ def test_truth_at_another_size_takes_the_class_at_the_centre():
     assert torch.equal(truth_at(truth, (8, 12)), truth.repeat_interleave(2, 0).repeat_interleave(2, 1))
     nearest = F.interpolate(truth[None, None].float(), size=(3, 2), mode="nearest-exact")[0, 0].long()
     assert torch.equal(truth_at(truth, (3, 2)), nearest)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the size in bytes of the largest tensor that any operation makes."""
-
-    def __init__(self):
-        super().__init__()
-        self.num_bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self.num_bytes = max(self.num_bytes, tensor.numel() * tensor.element_size())
-        return result
 
 
 OPTIONS = {"m2f": {"m2f_size": "paper", "num_queries": 60, "num_points": 64}, "upernet": {}}

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ("backbones", "heads", "data", "evaluation", "training", "prediction")
 GROUND = {"structures", "rows", "run_lengths", "errors", "flags"}
 MAY_IMPORT = {

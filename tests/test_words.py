@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 INSTEAD_OF = {
     "image, or visualization": r"\b(an?|the|each|every|no|of|all|these|its|same|one) pictures?\b(?! [:=])",
     "resume, continue": r"\b(go|goes|going|went) on\b",

@@ -1,0 +1,212 @@
+"""Nothing that was trained is lost: real kills, real signals, full disks, two runs in one folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from paths import HELPERS, ROOT
+from training_helpers import (
+    assert_same_state,
+    drawn,
+    log_without_speed,
+    metrics,
+    run_script,
+    start_script,
+    train_here,
+    words,
+)
+
+import checkpoint as writing
+from checkpoint import WriteFailed, append_line, locked, read_checkpoint, write_atomically
+from training.checkpoints import RunFiles
+
+pytestmark = pytest.mark.slow
+
+KILLS = 22
+
+
+def test_twenty_two_kills_change_nothing(tmp_path):
+    """kill -9 at random moments, in start, step, write and validation: the end is that of an unbroken run."""
+    data = drawn(tmp_path / "data", train=6)
+    options = [*data, "--epochs", "14", "--save-interval", "2", "--checkpointing-steps", "1", "--keep-last", "2"]
+    options += ["--log-interval", "3", "--resume-checkpoint", "auto", "--best-metric", "miou", "--drop-path", "0.3"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    started = time.monotonic()
+    assert train_here("m2f", tmp_path / "unbroken", *options) == 0
+    whole_s = time.monotonic() - started
+    # So long that a life gets through the start and some steps, and that the run is not done before the last kill.
+    command = [sys.executable, str(HELPERS / "killed_runs.py"), str(KILLS), str(whole_s / 8)]
+    done = subprocess.run(
+        [*command, *words("m2f", tmp_path / "killed", *options)],
+        env=environment, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    lives = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert lives[-1] == {"exit_code": 0}, done.stderr
+    assert sum(life.get("killed", False) for life in lives) >= 20
+    assert sum("steps done" in line for line in done.stdout.splitlines()) >= 5  # so often it resumed a checkpoint
+
+    last = "checkpoint_epoch_14.pth"
+    assert_same_state(tmp_path / "killed" / last, tmp_path / "unbroken" / last)
+    assert log_without_speed(tmp_path / "killed") == log_without_speed(tmp_path / "unbroken")
+    best = [list((tmp_path / run / "best_model").iterdir()) for run in ("killed", "unbroken")]
+    assert [p.name for p in best[0]] == [p.name for p in best[1]] and len(best[0]) == 1
+    assert_same_state(best[0][0], best[1][0])
+    assert not list((tmp_path / "killed").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_within_seconds(tmp_path, signum, code):
+    """With two loader workers, to which Ctrl-C goes too: the signal is sent to the whole process group."""
+    data = drawn(tmp_path / "data", train=6)
+    run = tmp_path / "run"
+    options = [*data, "--epochs", "500", "--log-interval", "1", "--num-workers", "2"]
+    process = start_script("m2f", run, *options)
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(metrics(run)) >= 4, process)
+    sent = time.monotonic()
+    os.killpg(process.pid, signum)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert time.monotonic() - sent < 15 and "Traceback" not in err
+    (saved,) = run.glob("checkpoint_step_*.pth")
+    step = read_checkpoint(saved)["progress"]["step"]
+    assert saved.name == f"checkpoint_step_{step}.pth" and step == metrics(run, "", "train")[-1]["step"]
+
+
+def test_a_signal_during_validation_loses_nothing(tmp_path):
+    data = drawn(tmp_path / "data", train=2, val=150)
+    run = tmp_path / "run"
+    process = start_script("m2f", run, *data, "--epochs", "2", "--log-interval", "1")
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(metrics(run)) >= 1, process)
+    time.sleep(1)  # one step an epoch: the validation of 150 images has begun
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and not metrics(run, "", "val"), err
+    state = read_checkpoint(run / "checkpoint_step_1.pth")
+    assert state["progress"]["epoch"] == 1 and state["progress"]["validation_due"]
+
+
+def test_a_signal_to_two_processes_saves_once(tmp_path):
+    data = drawn(tmp_path / "data", train=6)
+    run = tmp_path / "run"
+    process = start_script("m2f", run, *data, "--epochs", "500", "--log-interval", "1", processes=2)
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(metrics(run)) >= 3, process)
+    process.send_signal(signal.SIGTERM)  # torchrun hands it on
+    _, err = process.communicate(timeout=90)
+    assert process.returncode != 0
+    (saved,) = run.glob("checkpoint_step_*.pth")
+    assert read_checkpoint(saved)["progress"]["step"] == metrics(run, "", "train")[-1]["step"], err
+
+
+def test_a_signal_before_the_first_step_ends_at_once(tmp_path):
+    process = start_script("m2f", tmp_path / "run", *drawn(tmp_path / "data"), "--epochs", "500")
+    time.sleep(1.5)  # while it imports
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode in (130, -signal.SIGINT) and not list(tmp_path.rglob("*.pth")), err
+
+
+def wait_for(condition, process: subprocess.Popen, limit_s: float = 120) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_full_disk_ends_clearly_and_keeps_what_was_there(tmp_path):
+    """The kernel refuses files above 2 MB, as a full disk does: the checkpoint of the second epoch does not fit."""
+    data = drawn(tmp_path / "data")
+    run = tmp_path / "run"
+    options = [*data, "--save-interval", "1", "--resume-checkpoint", "auto"]
+    assert train_here("m2f", run, *options, "--epochs", "1") == 0
+    before = (run / "checkpoint_epoch_1.pth").read_bytes()
+    done = run_script("m2f", run, *options, "--epochs", "2", largest_file_bytes=2 * 2**20)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("error:") and "checkpoint_epoch_2.pth could not be written" in message
+    assert "--resume-checkpoint auto" in message and done.stderr.count("next try in") >= 2
+    assert (run / "checkpoint_epoch_1.pth").read_bytes() == before
+    assert not list(run.rglob("*.tmp")) and not (run / "checkpoint_epoch_2.pth").exists()
+    assert train_here("m2f", run, *options, "--epochs", "2") == 0
+
+
+@pytest.fixture
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(writing, "RETRY_PAUSES_S", (0, 0))
+
+
+def test_a_failed_write_leaves_the_old_file_and_is_tried_again(tmp_path, no_pauses):
+    path = tmp_path / "file"
+    write_atomically(path, lambda file: file.write(b"old"))
+    failures = [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+
+    def fail_twice(file):
+        file.write(b"half")
+        if failures:
+            raise failures.pop()
+        file.write(b" and half")
+
+    def fail(file):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(WriteFailed, match=r"file could not be written \(No space left on device\)"):
+        write_atomically(path, fail)
+    assert path.read_bytes() == b"old"
+    write_atomically(path, fail_twice)
+    assert path.read_bytes() == b"half and half" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_half_a_line_is_taken_back(tmp_path, no_pauses, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    append_line(path, "first")
+    real_open = open
+
+    def open_then_fail(*args):
+        with real_open(*args) as file:
+            file.write(b"hal")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("builtins.open", open_then_fail)
+    with pytest.raises(WriteFailed):
+        append_line(path, "second")
+    monkeypatch.undo()
+    assert path.read_bytes() == b"first\n"
+
+
+def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    files = RunFiles.of(tmp_path, "upernet")
+    for folder in (files.folder, files.best_folder, files.pictures):
+        folder.mkdir(exist_ok=True)
+        for process in (dead.pid, os.getpid()):
+            (folder / f"upernet_x.pth.{process}.tmp").write_bytes(b"half")
+    (tmp_path / "upernet_notes.tmp").write_bytes(b"a person's")
+    files.remove_leftovers()
+    left = {p.name for p in tmp_path.rglob("*.tmp")}
+    assert left == {f"upernet_x.pth.{os.getpid()}.tmp", "upernet_notes.tmp"}
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path, capsys):
+    """Also before either of them has saved anything; another head may join."""
+    data = drawn(tmp_path / "data")
+    (tmp_path / "run").mkdir()
+    holder = (
+        "import sys, time; from pathlib import Path; from checkpoint import locked\n"
+        "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    lock = RunFiles.of(tmp_path / "run", "linear").lock
+    command = [sys.executable, "-c", holder, str(lock)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        assert train_here("linear", tmp_path / "run", *data, "--max-steps", "1") == 2
+        assert "another process is training there" in capsys.readouterr().err
+        assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "1") == 0
+        process.kill()
+        process.wait()
+    with locked(lock):  # the system let go
+        pass

@@ -1,0 +1,110 @@
+"""Small real trainings for tests: a few drawn images, a small frozen ViT with random weights, narrow heads."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from paths import ROOT
+
+from checkpoint import checksum, read_checkpoint
+from data.drawn.sets import DEMO_CLASSES, make_demo_set
+from errors import run_job
+from training.config import parse_training_arguments
+from training.run import train
+
+ACCELERATE = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+"""What `accelerate config` would have written for two GPUs; with ACCELERATE_USE_CPU the processes do without."""
+
+SMALL = {
+    "m2f": ["--hidden-dim", "32", "--m2f-size", "paper", "--num-queries", "8", "--num-points", "256"],
+    "upernet": ["--hidden-dim", "32"],
+    "linear": [],
+}
+
+
+def drawn(folder: Path, train: int = 4, val: int = 2, size_px: int = 64) -> list[str]:
+    """Draws images and returns the flags that name them."""
+    make_demo_set(folder, train, val, size_px)
+    return [
+        *("--image-paths", f"{folder}/images/train/*.png", "--mask-paths", f"{folder}/masks/train/*.png"),
+        *("--val-image-paths", f"{folder}/images/val/*.png", "--val-mask-paths", f"{folder}/masks/val/*.png"),
+        *("--num-classes", str(len(DEMO_CLASSES)), "--image-size", str(size_px)),
+    ]
+
+
+def words(head: str, checkpoint_dir: Path, *more: str) -> list[str]:
+    return [
+        *SMALL[head],
+        *("--backbone", "vit_tiny_patch16_224", "--weights", "random", "--batch-size", "2", "--num-workers", "0"),
+        *("--warmup-epochs", "0", "--drop-path", "0", "--checkpoint-dir", str(checkpoint_dir), *more),
+    ]
+
+
+def train_here(head: str, checkpoint_dir: Path, *more: str) -> int:
+    """In this process; returns the exit code."""
+    args = parse_training_arguments(head, words(head, checkpoint_dir, *more))
+    return run_job(lambda: train(args))
+
+
+def run_script(head: str, checkpoint_dir: Path, *more: str, **options) -> subprocess.CompletedProcess:
+    """As a person does, from another folder; options of start_script."""
+    process = start_script(head, checkpoint_dir, *more, **options)
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start_script(
+    head: str,
+    checkpoint_dir: Path,
+    *more: str,
+    processes: int = 1,
+    launcher: str = "torchrun",
+    largest_file_bytes: int | None = None,
+) -> subprocess.Popen:
+    """In a process group of its own; several CPU processes through torchrun or accelerate launch."""
+    script = ROOT / "demo" / f"train_{head}_head.py"
+    start = [sys.executable]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if processes > 1:
+        launchers = {
+            "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)],
+            "accelerate": ["accelerate.commands.launch", *ACCELERATE, "--num_processes", str(processes)],
+        }
+        start += ["-m", *launchers[launcher]]
+        environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+
+    def prepare() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+        if largest_file_bytes:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, resource.RLIM_INFINITY))
+
+    return subprocess.Popen(
+        [*start, str(script), *words(head, checkpoint_dir, *more)],
+        cwd=checkpoint_dir.parent,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=prepare,
+    )
+
+
+def metrics(folder: Path, prefix: str = "", split: str | None = None) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / f"{prefix}metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if split in (None, line["split"])]
+
+
+def assert_same_state(first: Path, second: Path) -> None:
+    """Two checkpoints say the same of weights, optimizer, progress and pending log, bit for bit."""
+    a, b = read_checkpoint(first), read_checkpoint(second)
+    for key in ("model", "raw", "optimizer", "progress", "log", "class_names", "labels", "backbone"):
+        assert checksum(a.get(key)) == checksum(b.get(key)), key
+
+
+def log_without_speed(folder: Path, prefix: str = "") -> list[dict]:
+    return [{k: v for k, v in line.items() if k != "images_per_s"} for line in metrics(folder, prefix)]

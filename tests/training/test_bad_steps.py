@@ -1,0 +1,119 @@
+"""Numbers that are not finite: the step is left out and told, ten in a row end the run with all that a replay needs."""
+
+import math
+
+import pytest
+import torch
+from training_helpers import drawn, metrics, train_here
+
+from checkpoint import read_checkpoint
+from segmenter import Segmenter
+from structures import Target
+
+pytestmark = pytest.mark.slow
+
+STEPS = ["--max-steps", "6", "--log-interval", "1", "--epochs", "9"]
+
+
+def spoil(monkeypatch, bad_calls, how):
+    """The loss of training calls number `bad_calls` (from 0) goes through `how`."""
+    calls = iter(range(1000))
+    loss = Segmenter.loss
+
+    def spoilt(self, outputs, targets, scope=None):
+        losses = loss(self, outputs, targets, scope)
+        if torch.is_grad_enabled() and next(calls) in bad_calls:
+            losses = how(losses)
+        return losses
+
+    monkeypatch.setattr(Segmenter, "loss", spoilt)
+
+
+def with_nan_loss(losses):
+    return {name: value * math.nan for name, value in losses.items()}
+
+
+def with_infinite_gradient_alone(losses):
+    """A finite loss; the square root of something at zero has no finite derivative."""
+    return {name: value + torch.sqrt(value - value) for name, value in losses.items()}
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"), [(with_nan_loss, "loss nan"), (with_infinite_gradient_alone, "gradient norm nan")]
+)
+@pytest.mark.parametrize("head", ["upernet", "linear"])  # with batch norms, whose means must be spared too
+def test_a_bad_step_touches_nothing_and_is_logged(tmp_path, monkeypatch, head, how, reason):
+    """Neither weights, nor running means, nor the optimizer, which after a bad first step still has no state."""
+    data = drawn(tmp_path / "data")
+    prefix = f"{head}_"
+    options = [*data, *STEPS, "--checkpointing-steps", "1"]
+    spoil(monkeypatch, {0, 3}, how)
+    assert train_here(head, tmp_path / "run", *options) == 0
+    names = ("step_1", "epoch_1", "step_3", "epoch_2")  # after each of the first four steps
+    first, second, third, fourth = (
+        read_checkpoint(tmp_path / "run" / f"{prefix}checkpoint_{name}.pth") for name in names
+    )
+    assert not first["optimizer"]["state"] and second["optimizer"]["state"]
+    for name, tensor in third["model"].items():
+        assert torch.equal(tensor, fourth["model"][name]) and tensor.isfinite().all(), name
+    assert fourth["progress"]["bad_steps"] == 1
+    bad = metrics(tmp_path / "run", prefix, "bad_step")
+    assert [line["step"] for line in bad] == [1, 4] and all(reason in line["reason"] for line in bad)
+    assert all(len(line["sample_ids"]) == 2 for line in bad)
+    assert [line["step"] for line in metrics(tmp_path / "run", prefix, "train")] == [2, 3, 5, 6]
+    assert metrics(tmp_path / "run", prefix, "val")
+
+
+def test_ten_bad_steps_in_a_row_end_the_run_and_can_be_replayed(tmp_path, monkeypatch, capsys):
+    data = drawn(tmp_path / "data")
+    spoil(monkeypatch, set(range(2, 100)), with_nan_loss)
+    assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "20") == 2
+    err = capsys.readouterr().err
+    assert "up to step 12" in err and "--lr" in err and "nonfinite_step_12.pth" in err
+    monkeypatch.undo()
+
+    (path,) = (tmp_path / "run").glob("upernet_nonfinite_step_12.pth")
+    (batch,) = read_checkpoint(path)["batch"]
+    segmenter = Segmenter.load(path).train()
+    targets = [Target(**fields) for fields in batch["targets"]]
+    losses = segmenter.loss(segmenter(batch["images"]), targets)
+    assert all(value.isfinite() for value in losses.values())  # it was the test that spoilt them
+    assert batch["images"].shape == (2, 3, 64, 64) and len(batch["sample_ids"]) == 2
+    # What was trained before is saved, too.
+    state = read_checkpoint(tmp_path / "run" / "upernet_checkpoint_step_12.pth")
+    assert all(t.isfinite().all() for t in state["model"].values())
+
+
+def test_nine_bad_steps_in_a_row_do_not(tmp_path, monkeypatch):
+    spoil(monkeypatch, set(range(9)) | set(range(10, 19)), with_nan_loss)
+    assert train_here("linear", tmp_path / "run", *drawn(tmp_path / "data"), "--max-steps", "20") == 0
+    assert len(metrics(tmp_path / "run", "linear_", "bad_step")) == 18
+
+
+@pytest.mark.parametrize("spoilt", ["loss", "scores"])
+def test_a_validation_with_nan_replaces_no_best_model(tmp_path, monkeypatch, spoilt, capsys):
+    """The class of the highest score of scores that are nan is class 0, which can beat a true result."""
+    from heads.linear import LinearHead
+
+    data = drawn(tmp_path / "data")
+    options = [*data, "--epochs", "3", "--best-metric", "miou", "--save-interval", "1"]
+    name = {"loss": "loss", "scores": "semantic"}[spoilt]
+    real, calls = getattr(LinearHead, name), []
+
+    def from_the_third_on(self, *args):
+        result = real(self, *args)
+        if torch.is_grad_enabled():
+            return result
+        calls.append(1)
+        if len(calls) <= 2:  # two images: the first validation
+            return result
+        if spoilt == "loss":
+            return {k: v * torch.nan for k, v in result.items()}
+        return torch.full_like(result, torch.nan)
+
+    monkeypatch.setattr(LinearHead, name, from_the_third_on)
+    assert train_here("linear", tmp_path / "run", *options) == 0
+    best = [path.name for path in (tmp_path / "run" / "linear_best_model").iterdir()]
+    assert best == ["linear_checkpoint_epoch_1.pth"]
+    assert "not kept as the best" in capsys.readouterr().err
+    assert [line["loss"] is None for line in metrics(tmp_path / "run", "linear_", "val")] == [False, True, True]

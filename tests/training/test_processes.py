@@ -1,0 +1,109 @@
+"""Several processes: they join whatever the device, wait for the first one's decisions, and share one folder."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from paths import ROOT
+from training_helpers import drawn, metrics, train_here, words
+
+pytestmark = pytest.mark.slow
+
+
+def run_two(code_of_rank: list[str], **options) -> list[subprocess.CompletedProcess]:
+    """Runs a program in each of two processes of one group, as two machines would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    started = []
+    for rank, code in enumerate(code_of_rank):
+        group = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": port}
+        environment = {**os.environ, **group, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{textwrap.dedent(code)}"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, env=environment, **pipes, **options))
+    done = []
+    for process in started:
+        out, err = process.communicate(timeout=120)
+        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
+    return done
+
+
+def training(*flags: str) -> str:
+    return f"""
+        from errors import run_job
+        from training.config import parse_training_arguments
+        from training.run import train
+        args = parse_training_arguments("linear", {list(flags)!r})
+        sys.exit(run_job(lambda: train(args)))
+    """
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="a machine without a GPU is meant")
+def test_torchrun_makes_one_run_of_its_processes_without_a_gpu(tmp_path):
+    """And without a variable that says so: one run, whose losses are those of one process."""
+    data = [*drawn(tmp_path / "data", train=8), "--epochs", "2", "--log-interval", "1", "--dropout", "0"]
+    environment = {k: v for k, v in os.environ.items() if k != "ACCELERATE_USE_CPU"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, str(ROOT / "demo/train_linear_head.py"), *words("linear", tmp_path / "two", *data)]
+    done = subprocess.run(command, env={**environment, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1 accumulated x 2 processes" in done.stdout and done.stdout.count("best checkpoint") == 1
+    assert len(metrics(tmp_path / "two", "linear_", "train")) == 4  # 8 images, 2 x 2 at a time, 2 epochs
+
+
+def test_the_others_wait_longer_than_the_group_does():
+    """The check of a large data set takes longer than a group's time-out; here that is a second."""
+    code = """
+        import time
+        from datetime import timedelta
+        from accelerate import Accelerator, InitProcessGroupKwargs
+        from errors import UserError
+        from training.processes import decided
+        accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=1))])
+        def check():
+            time.sleep(3)
+            return {"val": ["a"]}
+        print(decided(accelerator, "checking", check))
+        def fail():
+            raise UserError("no such folder")
+        try:
+            decided(accelerator, "checking", fail)
+        except UserError as error:
+            print(error)
+    """
+    done = run_two([code, code])
+    assert [d.stdout for d in done] == ["{'val': ['a']}\nno such folder\n"] * 2, done[1].stderr
+    assert "checking in one process" in done[0].stderr and "checking" not in done[1].stderr
+
+
+def test_a_folder_that_is_not_shared_is_refused_in_all_processes(tmp_path):
+    data = drawn(tmp_path / "data")
+    flags = [words("linear", tmp_path / name, *data, "--max-steps", "1") for name in ("here", "there")]
+    done = run_two([training(*f) for f in flags])
+    assert [d.returncode for d in done] == [2, 2]
+    for one in done:
+        assert "--checkpoint-dir" in one.stderr and "process 1 on" in one.stderr and "Traceback" not in one.stderr
+    assert not list(tmp_path.rglob("*.pth")) and not list(tmp_path.rglob(".seen*"))
+
+
+def test_the_first_process_decides_what_auto_resumes(tmp_path):
+    """The second one reads the same file, also where it would have chosen another one."""
+    data = [*drawn(tmp_path / "data"), "--epochs", "3", "--checkpointing-steps", "1", "--resume-checkpoint", "auto"]
+    run = tmp_path / "run"
+    assert train_here("linear", run, *data) == 0
+    for path in (*run.glob("*epoch*.pth"), *run.glob("*/*.pth"), *run.glob("*step_[3-9].pth")):
+        path.unlink()
+    spoilt = """
+        import training.checkpoints as resuming
+        resuming.newest_first = lambda files: 1 / 0
+    """
+    flags = words("linear", run, *data, "--batch-size", "1")
+    done = run_two([training(*flags), textwrap.dedent(spoilt) + textwrap.dedent(training(*flags))])
+    assert [d.returncode for d in done] == [0, 0], done[1].stderr
+    assert "linear_checkpoint_step_1.pth" in done[0].stdout
+    assert (run / "linear_checkpoint_epoch_3.pth").exists()

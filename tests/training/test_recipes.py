@@ -1,0 +1,79 @@
+"""Every recipe in configs/ parses, says what it is, and trains: with its own settings but a small model."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from paths import ROOT
+from PIL import Image
+
+from data.drawn.sets import make_coco_demo_set
+from data.labels import label_options
+from errors import run_job
+from training.config import parse_training_arguments
+from training.run import train
+
+pytestmark = pytest.mark.slow
+
+RECIPES = sorted((ROOT / "configs").glob("*.json"))
+SMALL = ["--backbone", "vit_tiny_patch16_224", "--weights", "random", "--image-size", "64", "--num-workers", "0"]
+
+
+def parsed(recipe: Path, *words: str):
+    head = json.loads(recipe.read_text())["head"]
+    return parse_training_arguments(head, ["--config", str(recipe), *words])
+
+
+def pairs(folder: Path, args) -> list[str]:
+    """Three images with masks that hold every class as the recipe's own data do."""
+    rule, _ = label_options(
+        args.num_classes, args.class_names, args.ignore_index, args.reduce_zero_label, args.label_map, args.palette
+    )
+    values = np.array([rule.stored_value(k) for k in range(rule.num_classes)] + [rule.ignore_index])
+    draw = np.random.default_rng(0)
+    for i in range(3):
+        for kind, pixels in (
+            ("images", draw.integers(0, 256, (64, 80, 3), np.uint8)),
+            ("masks", np.resize(np.repeat(values, 4), (64, 80)).astype(np.uint8)),
+        ):
+            (folder / kind).mkdir(exist_ok=True, parents=True)
+            Image.fromarray(pixels).save(folder / kind / f"{i}.png")
+    return ["--image-paths", str(folder / "images"), "--mask-paths", str(folder / "masks")]
+
+
+def test_the_recipes_that_are_promised_are_there():
+    names = {path.stem for path in RECIPES}
+    promised = {f"{head}_{size}" for head in ("m2f", "upernet", "linear") for size in ("vits", "vitl", "vit7b")}
+    promised |= {"m2f_instance_vitsplus", "m2f_instance_vitl", "m2f_ade20k_vit7b_meta"}
+    assert promised <= names
+    assert all(any(name in stem for stem in names) for name in ("ade20k", "cityscapes", "voc", "camvid"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_what_it_costs_and_trains(tmp_path, recipe, capsys):
+    content = json.loads(recipe.read_text())
+    assert "Costs:" in content["about"] and content["head"] == recipe.stem.split("_")[0]
+    if content.get("task") == "instance":
+        make_coco_demo_set(tmp_path / "data", 2, 1, 64)
+        data = ["--coco-dir", str(tmp_path / "data")]
+    else:
+        data = pairs(tmp_path / "data", parsed(recipe, "--image-paths", "x", "--mask-paths", "y"))
+    small = [*SMALL, "--max-steps", "1", "--batch-size", "2", "--gradient-accumulation-steps", "1"]
+    if content["head"] != "linear":
+        small += ["--hidden-dim", "32"]
+    if content["head"] == "m2f":
+        small += ["--num-points", "128"]
+    args = parsed(recipe, *data, *small, "--checkpoint-dir", str(tmp_path / "run"))
+    for key, value in content.items():  # all of the recipe counts, except for what stands on the command line
+        if key not in ("about", "head", "label_map") and f"--{key.replace('_', '-')}" not in small:
+            assert json.loads(json.dumps(getattr(args, key))) == value, key
+    assert run_job(lambda: train(args)) == 0, capsys.readouterr().err
+    assert list((tmp_path / "run").glob("*checkpoint_*_1.pth"))
+
+
+def test_a_recipe_for_another_head_is_refused(capsys):
+    words = ["--config", str(ROOT / "configs/upernet_vits.json"), "--image-paths", "x", "--mask-paths", "y"]
+    with pytest.raises(SystemExit) as stop:
+        parse_training_arguments("m2f", words)
+    assert stop.value.code == 2 and "is a recipe for demo/train_upernet_head.py" in capsys.readouterr().err

@@ -1,0 +1,72 @@
+"""What is checked before the first step: a mistake gives one message that names the culprit, and exit code 2."""
+
+import pytest
+from training_helpers import drawn, train_here
+
+pytestmark = pytest.mark.slow
+
+
+class TestMistakes:
+    """One message that names the culprit, exit code 2, no traceback."""
+
+    def fails(self, capsys, tmp_path, *options: str) -> str:
+        capsys.readouterr()
+        assert train_here("upernet", tmp_path / "run", *options) == 2
+        return capsys.readouterr().err
+
+    def test_no_images(self, tmp_path, capsys):
+        err = self.fails(capsys, tmp_path, "--image-paths", "nowhere/*.png", "--mask-paths", "nowhere/*.png")
+        assert err.startswith("error: --image-paths 'nowhere/*.png' matches no file")
+
+    def test_folder_holds_a_run(self, tmp_path, capsys):
+        data = drawn(tmp_path / "data")
+        assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "1") == 0
+        assert "already holds a run" in self.fails(capsys, tmp_path, *data, "--max-steps", "1")
+        assert train_here("linear", tmp_path / "run", *data, "--max-steps", "1") == 0  # another head may join
+        elsewhere = tmp_path / "elsewhere"
+        assert train_here("upernet", elsewhere, *data, "--max-steps", "1") == 0
+        foreign = str(elsewhere / "upernet_checkpoint_step_1.pth")
+        more = ["--max-steps", "9", "--resume-checkpoint", foreign]
+        assert "already holds a run" in self.fails(capsys, tmp_path, *data, *more)
+        assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "4") == 2
+        old = tmp_path / "run" / "upernet_checkpoint_epoch_9.pth"
+        old.write_bytes(b"of the old run")
+        assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "1", "--overwrite") == 0
+        assert not old.exists() and (tmp_path / "run" / "linear_checkpoint_step_1.pth").exists()
+
+    def test_a_first_start_that_failed_does_not_block_the_second(self, tmp_path, capsys):
+        data = drawn(tmp_path / "data")
+        wrong = [word if word != "5" else "2" for word in data]
+        assert "neither a class nor unlabelled" in self.fails(capsys, tmp_path, *wrong, "--max-steps", "1")
+        assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "1") == 0
+
+    def test_folder_that_cannot_be_written_to(self, tmp_path, capsys):
+        data = drawn(tmp_path / "data")
+        (tmp_path / "run").write_text("a file")
+        assert "cannot be written to" in self.fails(capsys, tmp_path, *data)
+
+    @pytest.mark.parametrize("name", [".upernet_lock", "upernet_metrics.jsonl", "upernet_run.json"])
+    def test_a_folder_in_the_place_of_a_file(self, tmp_path, capsys, name):
+        (tmp_path / "run" / name).mkdir(parents=True)
+        assert name in self.fails(capsys, tmp_path, *drawn(tmp_path / "data"))
+
+    @pytest.mark.parametrize("name", ["upernet_tensorboard", "upernet_best_model", "upernet_pictures"])
+    def test_a_file_in_the_place_of_a_folder(self, tmp_path, capsys, name):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / name).write_text("a file")
+        assert name in self.fails(capsys, tmp_path, *drawn(tmp_path / "data"))
+
+    def test_broken_checkpoint(self, tmp_path, capsys):
+        data = drawn(tmp_path / "data")
+        broken = tmp_path / "broken.pth"
+        broken.write_bytes(b"PK\x03\x04 half a file")
+        assert "cannot be read" in self.fails(capsys, tmp_path, *data, "--resume-checkpoint", str(broken))
+        missing = str(tmp_path / "missing.pth")
+        assert "there is no such file" in self.fails(capsys, tmp_path, *data, "--resume-checkpoint", missing)
+
+    def test_adapter_that_does_not_fit(self, tmp_path, capsys):
+        data = drawn(tmp_path / "data")
+        assert "Use --adapter none" in self.fails(
+            capsys, tmp_path, *data, "--backbone", "resnet18", "--adapter", "dinov3"
+        )
+        assert "Use --adapter dinov3" in self.fails(capsys, tmp_path, *data, "--adapter", "none")
