@@ -83,19 +83,20 @@ def made_set(folder: Path, num_objects: int):
 
 
 def training_run(args: argparse.Namespace, coco_set):
-    from data.dataset import CocoTrainDataset
+    from data.dataset import TrainDataset
+    from data.sources.objects import CocoSource
     from data.transforms import Augmentation, TrainTransform
 
     transform = TrainTransform(IMAGE_PX, Augmentation(), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    dataset = CocoTrainDataset(coco_set.images, transform, seed=0)
+    dataset = TrainDataset(CocoSource(coco_set.images), transform, seed=0)
     return lambda epoch: dataset[epoch, 0]
 
 
 def validation_run(args: argparse.Namespace, coco_set):
     import torch
 
-    from data.dataset import CocoEvalDataset, collate
-    from data.reading import truth_objects
+    from data.dataset import EvalDataset, collate
+    from data.sources.objects import CocoSource, truth_objects
     from data.transforms import EvalTransform
     from evaluation.evaluate import evaluate
     from evaluation.instance import InstanceEvaluator, InstanceTruth
@@ -103,7 +104,7 @@ def validation_run(args: argparse.Namespace, coco_set):
     from heads.masks.loss import MaskLossSettings
 
     (image,) = coco_set.images
-    dataset = CocoEvalDataset([image], EvalTransform(IMAGE_PX, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    dataset = EvalDataset(CocoSource([image]), EvalTransform(IMAGE_PX, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     truth = [InstanceTruth(*item) for item in truth_objects(image)]
     head = Mask2FormerHead(
         [8] * 4, CLASSES, 32, mask2former_size("paper", 32), args.queries, MaskLossSettings(num_points=POINTS)

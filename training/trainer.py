@@ -157,7 +157,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts weights, optimizer and progress in place. Learning rate, weight decay and best metric may be others."""
         self.segmenter.load_trainable_state(state.get("raw", state["model"]))
-        if self.average:  # of a run that had none until now it begins with the weights
+        if self.average:  # the weights themselves, in a run that had no average until now
             self.average.load(state["model"])
         kept = ("weight_decay", "lr_multiplier")
         chosen = [{key: group[key] for key in kept} for group in self.optimizer.param_groups]
