@@ -94,11 +94,15 @@ class HeldOutFlags:
     val_image_paths: Words = flag(None, "images to validate on (implies --validate)", count="+", metavar="GLOB")
     val_mask_paths: Words = flag(None, "their masks", count="+", metavar="GLOB")
     val_fraction: float = flag(0.1, "held out of the training data without --val-…")
+    train_images: int = flag(0, "train on so many images, drawn at random (0 = all)", low=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedFlags:
     seed: int = flag(0, "of initialization, order, augmentation, and what is held out", low=0, high=2**63 - 1)
+    split_seed: int | None = flag(
+        None, "of what is held out, and of --train-images (None = --seed)", kind=int, low=0, high=2**63 - 1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

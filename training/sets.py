@@ -13,7 +13,7 @@ from data.image_rule import ImageRule
 from data.labels import DEFAULT_NUM_CLASSES, LabelRule, label_options
 from data.sources.coco import find_splits, read_coco
 from data.sources.coco_tables import CocoSet, common_classes
-from data.sources.pairs import Pairing, match_files, split_pairs
+from data.sources.pairs import Pairing, match_files, shuffled, split_pairs
 from data.sources.panoptic import read_panoptic
 from errors import UserError
 from training.config import DataConfig
@@ -74,8 +74,9 @@ class MaskSets:
             flags = ("--val-image-paths", "--val-mask-paths")
             splits["val"] = match_files(config.val_image_paths, config.val_mask_paths, *flags)
         elif config.is_validated:
-            pairs, held_out = split_pairs(train.pairs, config.val_fraction, config.seed)
+            pairs, held_out = split_pairs(train.pairs, config.val_fraction, split_seed(config))
             splits = {"train": replace(train, pairs=pairs), "val": Pairing(held_out, [], [], train.how)}
+        splits["train"] = replace(splits["train"], pairs=drawn(splits["train"].pairs, config))
         is_held_out = config.is_validated and config.val_image_paths is None
         return cls(splits, is_held_out, labels, class_names, max_pixels_of(config), image_rule_of(config))
 
@@ -110,8 +111,9 @@ class CocoSets:
         is_held_out = config.is_validated and "val" not in splits
         if is_held_out:
             whole = splits["train"]
-            train, val = split_pairs(whole.images, config.val_fraction, config.seed)
+            train, val = split_pairs(whole.images, config.val_fraction, split_seed(config))
             splits |= {"train": replace(whole, images=train), "val": replace(whole, images=val)}
+        splits["train"] = replace(splits["train"], images=drawn(splits["train"].images, config))
         return cls(splits, is_held_out, max_pixels_of(config), image_rule_of(config))
 
     @property
@@ -145,6 +147,19 @@ def max_pixels_of(config: DataConfig) -> int:
 
 def image_rule_of(config: DataConfig) -> ImageRule:
     return ImageRule.from_dict(config.arguments())
+
+
+def split_seed(config: DataConfig) -> int:
+    return config.seed if config.split_seed is None else config.split_seed
+
+
+def drawn(samples: list, config: DataConfig) -> list:
+    """--train-images of them, in their order; those of a smaller number are among those of a larger one."""
+    count = config.train_images
+    if count > len(samples):
+        raise UserError(f"--train-images {count}: there are only {len(samples)} to train on")
+    first = set(shuffled([sample.sample_id for sample in samples], split_seed(config))[:count])
+    return [sample for sample in samples if sample.sample_id in first] if count else samples
 
 
 def others(samples: list, skipped: SampleIds, split: str) -> list:

@@ -72,9 +72,14 @@ RANDOM_WEIGHTS_BANNER = """
 
 
 def build_segmenter(
-    config: TrainConfig, num_classes: int, accelerator: Accelerator, resumed: Resumed | None
+    config: TrainConfig,
+    num_classes: int,
+    accelerator: Accelerator,
+    resumed: Resumed | None,
+    backbone: FrozenBackbone | None = None,
 ) -> Segmenter:
-    backbone = find_backbone(config, accelerator, resumed)
+    """backbone: None where it is to be found and built."""
+    backbone = backbone or find_backbone(config, accelerator, resumed)
     torch.manual_seed(config.seed)
     segmenter = Segmenter(backbone, head_spec(config, num_classes))
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":

@@ -175,7 +175,7 @@ def checked(config: TrainConfig, sets: Sets) -> Report:
     if report.of("error") and not (config.on_bad_sample == "skip" and report.can_skip):
         raise UserError(error_message(report))
     if report.skipped:
-        warn(f"{report.skipped} cannot be used and are skipped")
+        warn(f"{report.skipped} cannot be used: skipped")
     if config.task != "semantic":
         warn_of_many_objects(config, report.train.most_objects)
     return report

@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -181,29 +181,39 @@ class Trainer:
 
         Raises Interrupted on a signal, UserError for what a person can put right.
         """
+        with self.running(stop):
+            while self.is_step_left:
+                for micro_batches in self.batches_left():
+                    self.step(micro_batches)
+                    self.save_if_due()
+                self.finish_epoch()
+
+    @contextmanager
+    def running(self, stop: StopRequest) -> Iterator[None]:
+        """For the steps in it: opens the log before them, and saves what was trained however they end."""
         self.stop = stop
         self.log.start(self.plan.total_steps, self.progress)
         try:
             self.model.train()
             if self.progress.validation_due:
                 self.validate()
-            while self.is_step_left:
-                for micro_batches in self._batches_left():
-                    self.step(micro_batches)
-                    if self._is_step_due and self.is_step_left and not self._is_epoch_over:
-                        self.save_and_validate()
-                self._finish_epoch()
+            yield
         except BaseException as reason:
             self._save_before_the_end(reason)
             raise
 
-    def _batches_left(self) -> Iterator[list[Batch]]:
+    def batches_left(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step that is left in the running epoch."""
         self.loaders.order.set_epoch(self.progress.epoch, self.progress.samples)
         steps = groups_of(self.loaders.train, self.settings.gradient_accumulation_steps)
         return islice(steps, self.plan.total_steps - self.progress.step)
 
-    def _finish_epoch(self) -> None:
+    def save_if_due(self) -> None:
+        """After a step within an epoch: what --checkpointing-steps asks for."""
+        if self._is_step_due and self.is_step_left and not self._is_epoch_over:
+            self.save_and_validate()
+
+    def finish_epoch(self) -> None:
         """At the end of an epoch, or where --max-steps ends within one, which then stays begun."""
         progress = self.progress
         if self._is_epoch_over:

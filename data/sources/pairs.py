@@ -217,12 +217,17 @@ def split_pairs(pairs: Sequence[Pair], val_fraction: float, seed: int) -> tuple[
     if len(pairs) < 2:
         raise UserError(f"--val-fraction {val_fraction} needs at least 2 images to split, there is {len(pairs)}")
     count = min(max(round(val_fraction * len(pairs)), 1), len(pairs) - 1)
-
-    def lot(pair: Pair) -> bytes:
-        return hashlib.sha256(f"{seed}/{pair.sample_id}".encode(errors="surrogateescape")).digest()
-
-    val_ids = {pair.sample_id for pair in sorted(pairs, key=lot)[:count]}
+    val_ids = set(shuffled([pair.sample_id for pair in pairs], seed)[:count])
     return [p for p in pairs if p.sample_id not in val_ids], [p for p in pairs if p.sample_id in val_ids]
+
+
+def shuffled(sample_ids: Sequence[str], seed: int) -> list[str]:
+    """In an order that looks random; taking one away leaves the order of the others."""
+
+    def lot(sample_id: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{sample_id}".encode(errors="surrogateescape")).digest()
+
+    return sorted(sample_ids, key=lot)
 
 
 def _has_repeats(files: list[Path]) -> bool:
