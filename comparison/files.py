@@ -27,7 +27,7 @@ def write_comparison(path: Path, comparison: Comparison, verdict: dict[str, Any]
     if verdict is not None:
         content["verdict"] = verdict
     # A file name that is no UTF-8 comes with half characters, which JSON can say as escapes.
-    text = _lines(_without_nan(content)) + "\n"
+    text = _lines(content) + "\n"
     write_atomically(Path(path), lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
@@ -77,21 +77,18 @@ def _result(content: dict[str, Any]) -> HeadResult:
     )
 
 
-def _without_nan(value: Any) -> Any:
-    """JSON knows no nan and no infinity: null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return [_without_nan(item) for item in value] if isinstance(value, list | tuple) else value
-
-
 def _lines(value: Any, indent: str = "") -> str:
-    """JSON with an indent, but lists of plain values in one line."""
+    """JSON with an indent, but lists of plain values in one line; nan and infinity, which JSON lacks, are null."""
     inner = indent + "  "
     if isinstance(value, dict) and value:
         items = [f"{inner}{json.dumps(key, ensure_ascii=False)}: {_lines(item, inner)}" for key, item in value.items()]
         return "{\n" + ",\n".join(items) + f"\n{indent}}}"
-    if isinstance(value, list) and any(isinstance(item, list | dict) for item in value):
-        return "[\n" + ",\n".join(inner + _lines(item, inner) for item in value) + f"\n{indent}]"
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | tuple):
+        if any(isinstance(item, list | tuple | dict) for item in value):
+            return "[\n" + ",\n".join(inner + _lines(item, inner) for item in value) + f"\n{indent}]"
+        return json.dumps([_finite(item) for item in value], ensure_ascii=False)
+    return json.dumps(_finite(value), ensure_ascii=False)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

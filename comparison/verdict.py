@@ -247,7 +247,7 @@ def _sentences(code: str, standings: list[Standing], metric: str, images: int) -
         f"The margin is {points(second.behind)} points, its 95 % interval {between}"
     )
     reasons = {
-        "better": "The interval excludes 0.",
+        "better": f"The interval excludes 0: on other images of this kind {best.name} would be ahead, too.",
         "no-difference": f"The interval holds 0 and stays within {points(UNDECIDED)} points: choose by cost.",
         "too-few-images": f"The interval holds 0 and reaches further than {points(UNDECIDED)} points, so that either "
         "head may be clearly better. Validate on more images.",

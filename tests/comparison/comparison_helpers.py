@@ -42,7 +42,7 @@ def made_result(
     steps = range(50, 501, 50)
     rise = [1 - 0.8 * 0.6 ** (step / 100) + 0.01 * np.sin(step + seed) for step in steps]
     return HeadResult(
-        name=name or NAMES[head],
+        name=name or NAMES.get(head, head),
         head=head,
         seed=seed,
         train_size=train_size,
