@@ -104,8 +104,9 @@ def draw_charts(comparison: Comparison, verdict: Verdict) -> dict[str, Chart]:
     charts = [_standings(verdict, looks, metric)]
     if len(runs) > 1:
         charts.append(_margins(verdict, looks, metric))
-    for by, unit in (("step", "training steps"), ("minutes", "minutes of training")):
-        charts.append(_curves(runs, looks, metric, by, unit))
+    if all(run.curve for mine in runs.values() for run in mine):
+        for by, unit in (("step", "training steps"), ("minutes", "minutes of training")):
+            charts.append(_curves(runs, looks, metric, by, unit))
     for by, name, unit in (
         ("training_seconds", "training", "training time in minutes"),
         ("image_seconds", "inference", "inference per image in milliseconds"),
@@ -169,9 +170,7 @@ def _standings(verdict: Verdict, looks: dict[str, Look], metric: str) -> Chart:
     def draw(axes: Axes) -> None:
         for row, head in enumerate(verdict.standings):
             _whisker(axes, row, head.value, head.interval.low, head.interval.high, looks[head.name])
-            axes.annotate(
-                f"{100 * head.value:.1f}", (100 * head.value, row), (0, 9), textcoords="offset points", ha="center"
-            )
+            axes.annotate(points(head.value), (100 * head.value, row), (0, 9), textcoords="offset points", ha="center")
         _rows(axes, [head.name for head in verdict.standings])
         axes.set_xlabel(f"{metric} in %")
 

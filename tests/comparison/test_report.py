@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from comparison_helpers import made_comparison
+from comparison_helpers import made_comparison, made_result
 from PIL import Image
 
 from comparison.charts import LOOKS, amount, class_order, draw_charts, looks_of, per_class_of, short
@@ -227,6 +227,7 @@ def test_more_heads_than_looks_are_drawn():
     assert len([name for name in charts if name.startswith("confusion")]) == 8
 
 
+@pytest.mark.slow
 def test_one_head_without_gallery_matrix_or_sizes(tmp_path):
     comparison = made_comparison({"m2f": 0.7}, images=25, classes=3)
     results = [replace(run, confusion=None, curve=run.curve[:1]) for run in comparison.results]
@@ -236,6 +237,7 @@ def test_one_head_without_gallery_matrix_or_sizes(tmp_path):
     assert "objects" in page.text and "AP" in page.text
 
 
+@pytest.mark.slow
 def test_absent_classes_and_unknown_values_are_dashes(tmp_path):
     comparison = made_comparison({"m2f": 0.7, "linear": 0.6}, images=25, classes=3, gallery=1)
     results = [
@@ -245,6 +247,13 @@ def test_absent_classes_and_unknown_values_are_dashes(tmp_path):
     gallery = [replace(image, values=dict.fromkeys(image.values)) for image in comparison.gallery]
     page = Page(write_report(replace(comparison, results=results, gallery=gallery), tmp_path).read_text())
     assert "nan" not in page.text and "None" not in page.text and "Mask2Former \N{EN DASH}" in page.text
+
+
+def test_no_labelled_pixel_and_no_curve_make_a_report_too(tmp_path):
+    comparison = made_comparison({"m2f": 0.7, "linear": 0.6}, images=25, classes=2)
+    results = [replace(made_result(run.head, np.zeros((25, 2, 3), np.int64)), curve=[]) for run in comparison.results]
+    page = Page(write_report(replace(comparison, results=results), tmp_path).read_text(encoding="utf-8"))
+    assert "Nothing is labelled" in page.text and "curves" not in {a.get("id") for _, a in page.tags}
 
 
 @pytest.mark.slow
