@@ -84,7 +84,7 @@ def instance_metrics(
         both = [*of_truth, *of_model]
         assert len({tuple(item.rle["size"]) for item in both}) <= 1  # COCO's code would take them for strangers
         assert all(0 <= item.label < num_classes for item in both)
-    known = _coco(truth, num_classes)
+    known = coco_of(truth, num_classes)
     found = [
         {"image_id": image, "category_id": item.label, "segmentation": item.rle, "score": item.score}
         for image, items in enumerate(predicted)
@@ -113,7 +113,7 @@ def _mean_of_known(values: np.ndarray) -> float:
     return float(known.mean()) if known.size else math.nan
 
 
-def _coco(truth: list[list[InstanceTruth]], num_classes: int) -> COCO:
+def coco_of(truth: list[list[InstanceTruth]], num_classes: int) -> COCO:
     """As if read from a file; images and classes are named by their positions."""
     annotations = [
         {
