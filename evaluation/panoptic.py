@@ -58,7 +58,7 @@ class PanopticSums:
         return cls(torch.zeros(num_classes, dtype=torch.float64), *counts)
 
     def __add__(self, other: "PanopticSums") -> "PanopticSums":
-        pairs = zip(self._tensors(), other._tensors(), strict=True)
+        pairs = zip(self.parts(), other.parts(), strict=True)
         return PanopticSums(*(ours + theirs for ours, theirs in pairs))
 
     def add(
@@ -110,7 +110,7 @@ class PanopticSums:
     def _per_class(self, labels: Tensor) -> Tensor:
         return labels.bincount(minlength=len(self.iou))
 
-    def _tensors(self) -> tuple[Tensor, ...]:
+    def parts(self) -> tuple[Tensor, ...]:
         return self.iou, self.matched, self.wrong, self.missed
 
 

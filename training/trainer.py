@@ -132,6 +132,7 @@ class Trainer:
         self.average = Average(segmenter, settings.ema_decay) if settings.ema_decay else None
         self.progress = Progress(settings.best_metric)
         self.plan = self._plan()
+        self.validation_batches: Iterable[Batch] | None = loaders.val
         self.log = RunLog(files, settings.log_interval, accelerator.is_main_process)
         self.stop = StopRequest()
         self.broken: set[str] = set()  # samples whose files broke on the way
@@ -411,7 +412,7 @@ class Trainer:
     def validate(self) -> None:
         """Measures the model as it is, and keeps it where it is the best so far."""
         with self.average.in_place() if self.average else nullcontext():
-            result, sheet = self._measured("val", self.loaders.val)
+            result, sheet = self._measured("val", self.validation_batches)
         progress = self.progress
         is_best = progress.improves(result.values, self.data.metrics)
         if self.accelerator.is_main_process and sheet:
@@ -448,7 +449,7 @@ class Trainer:
             write_atomically(self.files.pictures / "test.png", lambda file: sheet.save(file, format="PNG"))
         self.log.evaluation("test", self.progress, result, sheet)
 
-    def _measured(self, split: str, batches: DataLoader) -> tuple[Result, Image.Image | None]:
+    def _measured(self, split: str, batches: Iterable[Batch]) -> tuple[Result, Image.Image | None]:
         """Over all processes. Raises Interrupted on a signal."""
         for buffer in [*self.segmenter.adapter.buffers(), *self.segmenter.head.buffers()]:
             broadcast(buffer)  # batch norms saw different images in each process; the first one's are kept
@@ -467,7 +468,7 @@ class Trainer:
         sheet = evaluator.sheet(backbone.mean, backbone.std) if self.accelerator.is_main_process else None
         return result, sheet
 
-    def _readable(self, batches: DataLoader, skipped: list[str]) -> Iterator[Batch]:
+    def _readable(self, batches: Iterable[Batch], skipped: list[str]) -> Iterator[Batch]:
         """Until a signal; all processes meet afterwards, so that none waits for one that has stopped.
 
         What cannot be read is added to `skipped`.

@@ -1,0 +1,117 @@
+"""Trains several heads side by side: each batch passes the frozen backbone once, and every head learns from it.
+
+Each head keeps its own trainer, with its optimizer, schedule, loss, checkpoints and log, and ends with the weights
+that its own training script gives: what is random in a step depends on seed, step and position alone.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import torch
+from torch.utils.data import DataLoader
+
+from errors import StopRequest
+from structures import Batch
+from training.trainer import Trainer
+
+REMEMBERED_BYTES = 2**30
+"""Features of validation images, which are the same in each validation, are kept up to this size."""
+
+
+class Together:
+    """trainers: by the heads' names, all of the same data, seed, batch size, loaders and frozen backbone.
+
+    seconds: of each head, for each step: its own share and that of the backbone. peak_bytes: on CUDA, the greatest
+    memory during its steps, with what the other heads keep there meanwhile; 0 elsewhere.
+    """
+
+    def __init__(self, trainers: dict[str, Trainer]) -> None:
+        self.trainers = trainers
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.peak_bytes: dict[str, int] = dict.fromkeys(trainers, 0)
+        first = next(iter(trainers.values()))
+        self.accelerator, self.backbone = first.accelerator, first.segmenter.backbone
+        assert not self.backbone.is_trained
+        self.validation_batches = RememberedFeatures(first.loaders.val, self)
+        for name, trainer in trainers.items():
+            trainer.log.title, trainer.validation_batches = name, self.validation_batches
+
+    def fit(self, names: list[str], stop: StopRequest) -> None:
+        """Trains these until all are done. However it ends, what was trained of each is saved.
+
+        A run that was killed may have left one head behind the others: it catches up alone. Raises what Trainer.fit
+        raises.
+        """
+        trainers = {name: self.trainers[name] for name in names}
+        with ExitStack() as running:
+            for trainer in trainers.values():
+                running.enter_context(trainer.running(stop))
+            while left := {name: t for name, t in trainers.items() if t.is_step_left}:
+                first = min(map(place, left.values()))
+                self._train_epoch({name: t for name, t in left.items() if place(t) == first}, left)
+
+    def _train_epoch(self, group: dict[str, Trainer], left: dict[str, Trainer]) -> None:
+        """Trains those that are equally far, until the end of their epoch or until they meet another one."""
+        first, *_ = group.values()
+        ahead = {place(trainer) for name, trainer in left.items() if name not in group}
+        for micro_batches in first.batches_left():
+            begin = time.perf_counter()
+            micro_batches = [self.with_features(batch) for batch in micro_batches]
+            shared_s = time.perf_counter() - begin
+            for name, trainer in group.items():
+                self.seconds[name].append(shared_s + self._step(name, trainer, micro_batches))
+            if place(first) in ahead:
+                return
+        for trainer in group.values():
+            trainer.finish_epoch()
+
+    def _step(self, name: str, trainer: Trainer, micro_batches: list[Batch]) -> float:
+        """Seconds of a step without the validation that may follow it."""
+        device = self.accelerator.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        begin = time.perf_counter()
+        trainer.step(micro_batches)
+        seconds = time.perf_counter() - begin
+        if device.type == "cuda":
+            self.peak_bytes[name] = max(self.peak_bytes[name], torch.cuda.max_memory_allocated(device))
+        trainer.save_if_due()
+        return seconds
+
+    @torch.no_grad()
+    def with_features(self, batch: Batch) -> Batch:
+        """The batch on the device, with what the backbone says of its images."""
+        batch = batch.to(self.accelerator.device, non_blocking=True)
+        with self.accelerator.autocast():
+            batch.features = self.backbone(batch.images)
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self.accelerator.device)  # its time is not that of the first head
+        return batch
+
+
+def place(trainer: Trainer) -> tuple[int, int]:
+    """Where it is: (finished epochs, samples of the running one)."""
+    return trainer.progress.epoch, trainer.progress.samples
+
+
+class RememberedFeatures:
+    """The batches of a loader that gives the same ones each time, with features that are computed once."""
+
+    def __init__(self, loader: DataLoader, together: Together) -> None:
+        self.loader, self.together = loader, together
+        self.kept = {}
+        self.kept_bytes = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, batch in enumerate(self.loader):
+            if batch.targets and number in self.kept:
+                batch.features = self.kept[number]
+            elif batch.targets:
+                batch = self.together.with_features(batch)
+                size = sum(m.numel() * m.element_size() for m in batch.features.maps)
+                if self.kept_bytes + size <= REMEMBERED_BYTES:
+                    self.kept[number] = batch.features.to("cpu")
+                    self.kept_bytes += size
+            yield batch
