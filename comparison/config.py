@@ -78,7 +78,7 @@ class CompareConfig(CompareFlags, CocoFlags, TrainConfig):
         if wrong:
             raise UserError(f"--heads {' '.join(wrong)}: does no --task {self.task}, only semantic segmentation")
         if not self.is_validated:
-            raise UserError("heads are compared by their validation: pass --validate, or --val-image-paths and so on")
+            raise UserError("--validate, or --val-image-paths and so on, is missing: heads are compared by it")
         if self.train_sizes and not (self.budget or "").startswith("steps="):
             raise UserError("--train-sizes needs --budget steps=N: the same number of steps for all sizes")
         for size in self.train_sizes or ():
