@@ -41,6 +41,11 @@ CHARTS = "charts"
 """Folder of the PNG files, beside the report."""
 
 CONFUSIONS_SHOWN = 10
+EAGER_CARDS = 24
+"""Images that are there as soon as the page is, also in print; of a long gallery the others come when they are near."""
+
+COSTS_ABOVE = 2
+"""Sentences about costs beside the verdict; of more heads they stand with the charts of costs."""
 
 UNKNOWN = "\N{EN DASH}"
 
@@ -136,6 +141,8 @@ def _content(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
     return {
         "comparison": comparison,
         "verdict": verdict,
+        "eager_cards": EAGER_CARDS,
+        "costs_above": COSTS_ABOVE,
         "badge": BADGES[verdict.code],
         "heads": names,
         "marks": {name: place % len(LOOKS) for place, name in enumerate(names)},

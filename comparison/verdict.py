@@ -4,6 +4,8 @@ The paired bootstrap over validation images: the same samples of the images, dra
 that images that are hard for every head do not count as a difference (Efron and Tibshirani 1993, chapter 16). For few
 images and few seeds plain percentiles are too narrow, therefore:
 
+- the spread is widened to that of the jackknife: a few images may hold most of a class, and then the bootstrap sees too
+  little of what another one would change;
 - the percentiles are those of a t distribution (Hesterberg 2015, arXiv:1411.5279, "expanded percentile interval");
 - of two or three seeds nothing can be resampled: their standard error is drawn from a t distribution instead.
 
@@ -150,10 +152,13 @@ class _Draws:
     ) -> None:
         assert all(len(run.per_image) == images for of_head in runs.values() for run in of_head)
         samples = rng.multinomial(images, np.full(images, 1 / images), size=resamples)
-        counts = np.vstack([np.ones((1, images), samples.dtype), samples])
+        each_left_out = 1 - np.eye(images, dtype=samples.dtype)
+        counts = np.vstack([np.ones((1, images), samples.dtype), each_left_out, samples])
         values = {name: np.stack([run.per_image.values(counts) for run in mine]) for name, mine in runs.items()}
         self.of_seeds = {name: of_head[:, 0] for name, of_head in values.items()}  # (S,)
-        self._of_samples = {name: of_head[:, 1:].mean(0) for name, of_head in values.items()}  # (R,)
+        means = {name: of_head.mean(0) for name, of_head in values.items()}
+        self._without_one = {name: mean[1 : 1 + images] for name, mean in means.items()}  # (I,)
+        self._of_samples = {name: mean[1 + images :] for name, mean in means.items()}  # (R,)
         self._seeds = {name: [run.seed for run in mine] for name, mine in runs.items()}
         self._standard_t = {df: rng.standard_t(df, resamples) for df in range(1, max(map(len, runs.values())))}
         self._images = images
@@ -163,18 +168,20 @@ class _Draws:
 
     def interval(self, name: str, other: str | None = None, with_seeds: bool = True) -> Interval:
         """Of the value of a head, or of how far it is ahead of the other one."""
-        draws = self._of_samples[name] - (0 if other is None else self._of_samples[other])
+        draws, without_one = (
+            of_heads[name] - (0 if other is None else of_heads[other])
+            for of_heads in (self._of_samples, self._without_one)
+        )
+        is_known = np.isfinite(draws)  # a sample may miss everything that is labelled
+        if not is_known.any():
+            return Interval(math.nan, math.nan)
+        centre = draws[is_known].mean()
+        draws = centre + _stretch(draws[is_known], without_one) * (draws - centre)
         if with_seeds:
             error, df = self._error_of_seeds(name, other)
             draws = draws + (error * self._standard_t[df] if df else 0)
-        # Percentiles further out: of I images the bootstrap knows the spread too small by (I - 1) / I, and the tails of
-        # a mean of few are those of t.
-        df = max(1, self._images - 1)
-        tail = ndtr(math.sqrt((df + 1) / df) * stdtrit(df, (1 - LEVEL) / 2))
-        known = draws[np.isfinite(draws)]  # a sample may miss everything that is labelled
-        if not len(known):
-            return Interval(math.nan, math.nan)
-        low, high = np.quantile(known, [tail, 1 - tail])
+        tail = ndtr(stdtrit(max(1, self._images - 1), (1 - LEVEL) / 2))
+        low, high = np.quantile(draws[is_known], [tail, 1 - tail])
         return Interval(float(low), float(high))
 
     def _error_of_seeds(self, name: str, other: str | None) -> tuple[float, int]:
@@ -192,6 +199,19 @@ class _Draws:
         parts = [part for part in parts if len(part) > 1]
         variance = sum(float(np.var(part, ddof=1)) / len(part) for part in parts)
         return math.sqrt(variance), min((len(part) - 1 for part in parts), default=0)
+
+
+def _stretch(draws: np.ndarray, without_one: np.ndarray) -> float:
+    """By how much the bootstrap knows the spread too small: that of the jackknife over its own, at least 1.
+
+    draws: (R,); without_one: (I,), the value where each image is left out.
+    """
+    known = without_one[np.isfinite(without_one)]
+    spread = draws.std()
+    if len(known) < 2 or not spread > 0:
+        return 1.0
+    jackknife = math.sqrt((len(known) - 1) * known.var())
+    return max(1.0, jackknife / float(spread))
 
 
 def _last_if_nan(value: float) -> float:
@@ -269,7 +289,8 @@ def _sentences(code: str, standings: list[Standing], metric: str, images: int) -
         )
     else:
         about_seeds = (
-            "One seed says how sure the images are, not how much another training would change: train with several."
+            "Each head was trained with one seed: the interval covers the choice of images, not the randomness of "
+            "training. Several seeds show both."
         )
     return [f"{measured} (over {over}).", reason, about_seeds]
 
@@ -279,25 +300,32 @@ def _costs(runs: dict[str, list[HeadResult]], standings: list[Standing], metric:
     best = standings[0]
     sentences = []
     for other in standings[1:]:
-        parts = []
-        for attribute, less, more in COSTS:
+        gains, losses = [], []
+        for attribute, gain, loss in COSTS:
             theirs, ours = (float(np.mean([getattr(run, attribute) for run in runs[s.name]])) for s in (other, best))
             if theirs > 0 and ours > 0 and max(theirs / ours, ours / theirs) >= SAME_COST:
-                parts.append((less if theirs < ours else more).format(_times(theirs / ours)))
-        cost = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts) or "costs the same"
+                if theirs < ours:
+                    gains.append(gain.format(_times(ours / theirs)))
+                else:
+                    losses.append(loss.format(_times(theirs / ours)))
+        parts = [_listed(gains), f"needs {_listed(losses)}" if losses else ""]
+        cost = ", but ".join(filter(None, parts)) or "costs the same"
         sentences.append(f"{other.name} {cost}; it is {points(other.behind)} points of {metric} behind {best.name}.")
     return sentences
 
 
 COSTS = (
-    ("step_seconds", "trains {} times as fast", "takes {} times as long to train"),
-    ("image_seconds", "predicts {} times as fast", "takes {} times as long to predict"),
-    ("peak_memory_bytes", "needs {} times less memory", "needs {} times the memory"),
-    ("trained_parameters", "trains {} times fewer parameters", "trains {} times as many parameters"),
+    ("step_seconds", "trains {} times as fast", "{} times the training time"),
+    ("image_seconds", "predicts {} times as fast", "{} times the prediction time"),
+    ("peak_memory_bytes", "needs {} times less memory", "{} times the memory"),
+    ("trained_parameters", "has {} times fewer parameters", "{} times the parameters"),
 )
 """Attributes of a HeadResult, and what is said of a head whose figure is smaller or larger than that of the best."""
 
 
 def _times(ratio: float) -> str:
-    ratio = max(ratio, 1 / ratio)
     return f"{ratio:,.1f}" if ratio < 10 else f"{ratio:,.0f}"
+
+
+def _listed(parts: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
