@@ -8,7 +8,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 from typing import NamedTuple
 
 import matplotlib
@@ -91,9 +90,12 @@ class Chart:
 
 
 def looks_of(comparison: Comparison) -> dict[str, Look]:
-    """The look of each head, in the order in which the heads come."""
-    names = dict.fromkeys(run.name for run in comparison.results)
-    return dict(zip(names, islice(cycle(LOOKS), len(names)), strict=True))
+    """The look of each head, in the order in which the heads come: six colours, six times with other lines."""
+    looks = {}
+    for place, name in enumerate(dict.fromkeys(run.name for run in comparison.results)):
+        rest = LOOKS[(place + place // len(LOOKS)) % len(LOOKS)]
+        looks[name] = rest._replace(color=LOOKS[place % len(LOOKS)].color)
+    return looks
 
 
 def draw_charts(comparison: Comparison, verdict: Verdict) -> dict[str, Chart]:
@@ -304,10 +306,9 @@ def _classes(comparison: Comparison, runs: dict[str, list[HeadResult]], looks: d
         _rows(axes, labels)
         for label in axes.get_yticklabels():
             label.set_fontsize(8)
-        axes.set_xlim(
-            0, 100 * min(1, 1.05 * max([value or 0 for of_head in values.values() for value in of_head])) or 1
-        )
-        axes.set_xlabel(f"{kind} in %; below each class: its {unit} in the ground truth")
+        highest = max(value or 0 for of_head in values.values() for value in of_head)
+        axes.set_xlim(0, min(100, 105 * highest) or 1)
+        axes.set_xlabel(f"{kind} in %; below each class its {unit}")
         _legend(axes)
 
     first = shown[0]

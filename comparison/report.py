@@ -135,7 +135,8 @@ def _content(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
     images = {name: chart.png for name, chart in charts.items()}
     if gallery:
         images["gallery"] = gallery_sheet(gallery)
-    names = list(looks_of(comparison))
+    looks = looks_of(comparison)
+    names = list(looks)
     classes = classes_table(comparison, runs)
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     return {
@@ -145,8 +146,8 @@ def _content(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
         "costs_above": COSTS_ABOVE,
         "badge": BADGES[verdict.code],
         "heads": names,
-        "marks": {name: place % len(LOOKS) for place, name in enumerate(names)},
-        "colors": [look.color for look in LOOKS],
+        "marks": {name: MARKERS.index(look.marker) for name, look in looks.items()},
+        "colors": {name: look.color for name, look in looks.items()},
         "charts": charts,
         "images": images,
         "metrics": metrics_table(comparison, runs),
@@ -164,6 +165,9 @@ def _content(comparison: Comparison, verdict: Verdict) -> dict[str, Any]:
         "things": things_of(comparison),
     }
 
+
+MARKERS = [look.marker for look in LOOKS]
+"""Their places name the shapes in report.css."""
 
 BADGES = {
     "better": "A clear winner",

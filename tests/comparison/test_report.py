@@ -217,6 +217,8 @@ def test_charts_are_sound_xml_in_the_colours_of_the_page(folder, made):
 def test_heads_differ_by_more_than_their_colour():
     for part in ("color", "line", "marker", "hatch"):
         assert len({getattr(look, part) for look in LOOKS}) == len(LOOKS)
+    comparison = made_comparison({f"head{i}": 0.5 for i in range(20)}, images=5, classes=2)
+    assert len(set(looks_of(comparison).values())) == 20
 
 
 @pytest.mark.slow
