@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from comparison_helpers import made_comparison, made_result
 
+from comparison.formats import points
 from comparison.per_image import SemanticPerImage
 from comparison.result import PerImage
-from comparison.verdict import FEWEST_IMAGES, decide, points
+from comparison.verdict import FEWEST_IMAGES, decide
 from errors import UserError
 
 
@@ -127,7 +128,8 @@ def test_seeds_that_agree_keep_the_verdict():
 
 
 @pytest.mark.parametrize(
-    ("images", "classes", "seeds", "seed_noise"), [(20, 4, 1, 0), (60, 4, 1, 0), (60, 4, 3, 0.01), (100, 20, 1, 0)]
+    ("images", "classes", "seeds", "seed_noise"),
+    [(20, 4, 1, 0), (60, 4, 1, 0), (60, 4, 3, 0.01), pytest.param(100, 20, 1, 0, marks=pytest.mark.slow)],
 )
 def test_equal_heads_are_rarely_called_different(images, classes, seeds, seed_noise):
     """A false "better" in about 5 % of the draws; with 300 of them, 8 % is over two standard errors above that."""
