@@ -1,99 +1,28 @@
-"""The charts of a report, each as SVG for the page and as PNG: one colour, line and marker per head in all of them.
+"""The charts of a report, each with a title and a text that says what it shows."""
 
-Text and axes of the SVG have the colour of the text around it, so that they can be read in light and dark pages.
-"""
-
-import io
-import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import cycle, islice
-from typing import NamedTuple
-
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from comparison.chart_style import LOOKS, TEXT, WIDTH, Chart, Look, draw_chart
+from comparison.formats import amount, percent, points, short
 from comparison.result import Comparison, HeadResult
-from comparison.verdict import Standing, Verdict, points, runs_to_compare
-
-TEXT = "#010203"
-"""Becomes currentColor in the SVG: no chart has this colour otherwise."""
-
-PNG_DPI = 200
-WIDTH, HEIGHT = 4.4, 3.2
-"""Inches. So narrow that the letters of a chart as wide as a telephone can be read."""
-
-CLASSES_SHOWN = 20
-"""Classes in a chart of bars; of more, those on which the heads differ most. With names on the axes of a matrix."""
+from comparison.tables import CLASSES_SHOWN, class_order, confusion_of, per_class_of, things_of, train_size_rows
+from comparison.verdict import Standing, Verdict, runs_to_compare
 
 CELLS_WITH_NUMBERS = 8
 LEGEND_KEY_IN, LETTER_IN = 0.65, 0.085
 """Inches that a line and a letter take in a legend."""
 
-NAME_SHOWN = 22
-
-STYLE = {
-    "font.size": 9.5,
-    "axes.titlesize": 9.5,
-    "axes.edgecolor": TEXT,
-    "axes.labelcolor": TEXT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "text.color": TEXT,
-    "text.parse_math": False,  # a class may be called "$"
-    "xtick.color": TEXT,
-    "ytick.color": TEXT,
-    "grid.color": TEXT,
-    "grid.alpha": 0.14,
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.handlelength": 2.6,
-    "svg.fonttype": "none",
-    "hatch.linewidth": 0.7,
-}
-
-
-class Look(NamedTuple):
-    """How a head is drawn: colours of Okabe and Ito, which colour-blind readers tell apart, and no colour alone."""
-
-    color: str
-    line: str
-    marker: str
-    hatch: str
-
-
-LOOKS = (
-    Look("#0072B2", "-", "o", ""),
-    Look("#D55E00", "--", "s", "///"),
-    Look("#009E73", "-.", "^", "\\\\"),
-    Look("#CC79A7", ":", "D", "xx"),
-    Look("#56B4E9", (0, (6, 2, 1, 2, 1, 2)), "v", "--"),
-    Look("#E69F00", (0, (8, 3)), "P", "++"),
-)
-
-
-@dataclass(frozen=True)
-class Chart:
-    """name: of its PNG file without the ending. text: says what it shows to those who do not see it."""
-
-    name: str
-    title: str
-    text: str
-    svg: str
-    png: bytes
-
 
 def looks_of(comparison: Comparison) -> dict[str, Look]:
-    """The look of each head, in the order in which the heads come."""
-    names = dict.fromkeys(run.name for run in comparison.results)
-    return dict(zip(names, islice(cycle(LOOKS), len(names)), strict=True))
+    """The look of each head, in the order in which the heads come: six colours, six times with other lines."""
+    looks = {}
+    for place, name in enumerate(dict.fromkeys(run.name for run in comparison.results)):
+        rest = LOOKS[(place + place // len(LOOKS)) % len(LOOKS)]
+        looks[name] = rest._replace(color=LOOKS[place % len(LOOKS)].color)
+    return looks
 
 
 def draw_charts(comparison: Comparison, verdict: Verdict) -> dict[str, Chart]:
@@ -121,49 +50,6 @@ def draw_charts(comparison: Comparison, verdict: Verdict) -> dict[str, Chart]:
     return {chart.name: chart for chart in charts}
 
 
-def confusion_of(runs: Sequence[HeadResult]) -> np.ndarray:
-    """Pixels (K, K) of all seeds together, rows ground truth."""
-    return np.sum([run.confusion for run in runs], axis=0)
-
-
-def per_class_of(runs: Sequence[HeadResult]) -> list[float | None]:
-    """Mean over seeds of the metric of each class; None where no seed has it."""
-    columns = zip(*(run.per_class for run in runs), strict=True)
-    known = [[value for value in column if value is not None] for column in columns]
-    return [sum(values) / len(values) if values else None for values in known]
-
-
-def class_order(comparison: Comparison, values: dict[str, list[float | None]]) -> list[int]:
-    """All classes: few by their amount, largest first; many by the gap between the heads, widest first."""
-    classes = range(len(comparison.class_names))
-    gaps = [gap_of([of_head[k] for of_head in values.values()]) for k in classes]
-    by_gap = len(classes) > CLASSES_SHOWN
-    return sorted(classes, key=lambda k: (-gaps[k] if by_gap else 0, -comparison.class_amounts[k], k))
-
-
-def things_of(comparison: Comparison) -> str:
-    """What the amount of a class is counted in."""
-    return {"semantic": "pixels", "instance": "objects", "panoptic": "segments"}[comparison.task]
-
-
-def gap_of(values: Sequence[float | None]) -> float:
-    """Between the best and the worst head; 0 where fewer than two have a value."""
-    known = [value for value in values if value is not None]
-    return max(known) - min(known) if len(known) > 1 else 0.0
-
-
-def short(text: str, longest: int = NAME_SHOWN) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
-
-
-def amount(number: float) -> str:
-    """A count in a few characters: 950, 12 k, 3.4 M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.3g}"
-
-
 def _standings(verdict: Verdict, looks: dict[str, Look], metric: str) -> Chart:
     title = f"{metric} with 95 % interval"
 
@@ -175,7 +61,7 @@ def _standings(verdict: Verdict, looks: dict[str, Look], metric: str) -> Chart:
         axes.set_xlabel(f"{metric} in %")
 
     values = "; ".join(f"{head.name} {100 * head.value:.1f} %" for head in verdict.standings)
-    return _chart("standings", title, f"{title}: {values}.", draw, 1.3 + 0.45 * len(verdict.standings))
+    return draw_chart("standings", title, f"{title}: {values}.", draw, 1.3 + 0.45 * len(verdict.standings))
 
 
 def _margins(verdict: Verdict, looks: dict[str, Look], metric: str) -> Chart:
@@ -197,7 +83,7 @@ def _margins(verdict: Verdict, looks: dict[str, Look], metric: str) -> Chart:
         f"over {h.name} {points(h.behind)} points ({points(h.behind_interval.low)} to {points(h.behind_interval.high)})"
         for h in others
     ]
-    return _chart("margins", title, f"{title}: {'; '.join(parts)}.", draw, 1.3 + 0.45 * len(others))
+    return draw_chart("margins", title, f"{title}: {'; '.join(parts)}.", draw, 1.3 + 0.45 * len(others))
 
 
 def _whisker(axes: Axes, row: int, value: float, low: float, high: float, look: Look) -> None:
@@ -235,7 +121,7 @@ def _curves(runs: dict[str, list[HeadResult]], looks: dict[str, Look], metric: s
     ends = [
         f"{name} ends at {100 * np.mean([run.curve[-1].value for run in mine]):.1f} %" for name, mine in runs.items()
     ]
-    return _chart(f"curves_{by}", title, f"{title}: {'; '.join(ends)}.", draw)
+    return draw_chart(f"curves_{by}", title, f"{title}: {'; '.join(ends)}.", draw)
 
 
 def _mean_line(lines: list[tuple[list[float], list[float]]]) -> tuple[list[float], list[float]]:
@@ -274,7 +160,7 @@ def _costs(
         _legend(axes)
 
     values = "; ".join(f"{head.name} {100 * head.value:.1f} % at {costs[head.name]:.3g}" for head in standings)
-    return _chart(f"cost_{name}", title, f"{metric} against {unit}: {values}.", draw)
+    return draw_chart(f"cost_{name}", title, f"{metric} against {unit}: {values}.", draw)
 
 
 def _classes(comparison: Comparison, runs: dict[str, list[HeadResult]], looks: dict[str, Look]) -> Chart:
@@ -304,20 +190,15 @@ def _classes(comparison: Comparison, runs: dict[str, list[HeadResult]], looks: d
         _rows(axes, labels)
         for label in axes.get_yticklabels():
             label.set_fontsize(8)
-        axes.set_xlim(
-            0, 100 * min(1, 1.05 * max([value or 0 for of_head in values.values() for value in of_head])) or 1
-        )
-        axes.set_xlabel(f"{kind} in %; below each class: its {unit} in the ground truth")
+        highest = max(value or 0 for of_head in values.values() for value in of_head)
+        axes.set_xlim(0, min(100, 105 * highest) or 1)
+        axes.set_xlabel(f"{kind} in %; below each class its {unit}")
         _legend(axes)
 
     first = shown[0]
-    widest = ", ".join(f"{name} {_percent(of_head[first])}" for name, of_head in values.items())
-    text = f"{title}; the first is {comparison.class_names[first]}: {widest}. The table beside it has all classes."
-    return _chart("classes", title, text, draw, 1.0 + len(shown) * max(0.36, 0.15 * len(runs)))
-
-
-def _percent(value: float | None) -> str:
-    return "none" if value is None else f"{100 * value:.1f} %"
+    widest = ", ".join(f"{name} {percent(of_head[first])}" for name, of_head in values.items())
+    text = f"{title}; the first is {comparison.class_names[first]}: {widest}. The table has all classes."
+    return draw_chart("classes", title, text, draw, 1.0 + len(shown) * max(0.36, 0.15 * len(runs)))
 
 
 def _confusion(name: str, head: str, confusion: np.ndarray, class_names: list[str]) -> Chart:
@@ -347,7 +228,7 @@ def _confusion(name: str, head: str, confusion: np.ndarray, class_names: list[st
     title = f"Confusion matrix of {head}"
     right = float(confusion.trace()) / max(1, int(confusion.sum()))
     text = f"{title}: {100 * right:.1f} % of the pixels have the right class. The table lists the most frequent errors."
-    return _chart(name, title, text, draw, 3.7)
+    return draw_chart(name, title, text, draw, 3.7)
 
 
 def _train_sizes(comparison: Comparison, looks: dict[str, Look]) -> Chart:
@@ -374,16 +255,7 @@ def _train_sizes(comparison: Comparison, looks: dict[str, Look]) -> Chart:
         f"{name} " + ", ".join(f"{mean:.1f} % with {size:,} images" for size, mean, *_ in of_head)
         for name, of_head in rows.items()
     ]
-    return _chart("train_sizes", title, f"{title}: {'; '.join(parts)}.", draw)
-
-
-def train_size_rows(comparison: Comparison, name: str) -> Iterator[tuple[int, float, float, float]]:
-    """Size of the training set; mean, least and greatest value over seeds in percent, of one head, smallest first."""
-    whole = np.ones(len(comparison.sample_ids), int)
-    mine = [run for run in comparison.results if run.name == name]
-    for size in sorted({run.train_size for run in mine}):
-        values = [100 * run.per_image.value(whole) for run in mine if run.train_size == size]
-        yield size, float(np.mean(values)), min(values), max(values)
+    return draw_chart("train_sizes", title, f"{title}: {'; '.join(parts)}.", draw)
 
 
 def _stroke(look: Look, size: float = 4.5) -> dict[str, object]:
@@ -396,32 +268,3 @@ def _legend(axes: Axes) -> None:
     widths = [LEGEND_KEY_IN + LETTER_IN * len(label) for label in labels]
     columns = len(labels) if sum(widths) <= WIDTH else max(1, int(WIDTH / max(widths)))
     axes.figure.legend(handles, labels, loc="outside upper left", ncols=columns, columnspacing=1.2, borderpad=0.2)
-
-
-def _chart(name: str, title: str, text: str, draw: Callable[[Axes], None], height: float = HEIGHT) -> Chart:
-    # The salt makes the names of clip paths: equal ones in equal charts, and others in each chart of a page.
-    with (
-        matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "svg.hashsalt": name}),
-        warnings.catch_warnings(),
-    ):
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of the PNG's font; the page has the reader's
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        draw(figure.subplots())
-        figure.draw_without_rendering()  # finds the layout
-        figure.set_layout_engine("none")  # which both files have, and which is found once
-        vector, raster = io.StringIO(), io.BytesIO()
-        figure.savefig(vector, format="svg", dpi=PNG_DPI, transparent=True, metadata={"Date": None})
-        figure.savefig(raster, format="png", dpi=PNG_DPI, facecolor="white", metadata={"Software": None})
-    return Chart(name, title, text, _inlined(vector.getvalue(), name), raster.getvalue())
-
-
-def _inlined(svg: str, name: str) -> str:
-    """As a part of a page: without the head of a file, as wide as there is room, ids that no other chart has."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    head = r'<svg class="chart" aria-hidden="true" stroke-linejoin="round" \1>'
-    svg = re.sub(r'^<svg [^>]*?(viewBox="[^"]*")[^>]*>', head, svg, count=1)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(url\(#|xlink:href="#)', rf"\g<1>{name}-", svg)
-    svg = svg.replace("xlink:href", "href").replace(TEXT, "currentColor")
-    return re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg).strip()

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from comparison.charts import gap_of
 from comparison.result import GalleryImage
+from comparison.tables import gap_of
 from evaluation.sheets import fitted_size, in_rows, stacked, titled
 
 LONG_SIDES_PX = (640, 480, 320)

@@ -5,7 +5,7 @@ I images, K classes, R samples of the images, T IoU thresholds, D predicted obje
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from comparison.result import PerImage
 from evaluation.instance import MOST_DETECTIONS, InstancePrediction, InstanceTruth, coco_of
+from evaluation.panoptic import PanopticSums
 
 RECALLS = np.linspace(0, 1, 101)
 """At which COCO reads the precision."""
@@ -29,6 +30,11 @@ class SemanticPerImage(PerImage):
     """mIoU. areas: (I, K, 3) int64 pixels of intersection, prediction and ground truth per image and class."""
 
     areas: np.ndarray
+
+    @classmethod
+    def of(cls, confusions: Iterable[np.ndarray]) -> "SemanticPerImage":
+        """Of the confusion matrix (K, K) of each image, rows ground truth, columns prediction."""
+        return cls(np.stack([np.stack([c.diagonal(), c.sum(0), c.sum(1)], axis=-1) for c in confusions]))
 
     def __len__(self) -> int:
         return len(self.areas)
@@ -54,6 +60,11 @@ class PanopticPerImage(PerImage):
     predictions that match nothing (false positives), and of segments that nothing matches (false negatives)."""
 
     sums: np.ndarray
+
+    @classmethod
+    def of(cls, sums: Iterable[PanopticSums]) -> "PanopticPerImage":
+        """Of the sums of each image."""
+        return cls(np.stack([np.stack([s.iou, s.matched, s.wrong, s.missed], axis=-1) for s in sums]))
 
     def __len__(self) -> int:
         return len(self.sums)

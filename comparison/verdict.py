@@ -1,26 +1,15 @@
-"""Which head is better, by how much, and whether the difference means anything.
-
-The paired bootstrap over validation images: the same samples of the images, drawn with replacement, for all heads, so
-that images that are hard for every head do not count as a difference (Efron and Tibshirani 1993, chapter 16). For few
-images and few seeds plain percentiles are too narrow, therefore:
-
-- the percentiles are those of a t distribution (Hesterberg 2015, arXiv:1411.5279, "expanded percentile interval");
-- of two or three seeds nothing can be resampled: their standard error is drawn from a t distribution instead.
-
-I validation images, R samples of them, S seeds.
-"""
+"""Which head is better, by how much, and whether the difference means anything: in words, with a stable code."""
 
 import math
 from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import ndtr, stdtrit
 
+from comparison.bootstrap import Draws, Interval
+from comparison.formats import points
 from comparison.result import Comparison, HeadResult
 from errors import UserError
-
-LEVEL = 0.95
 
 FEWEST_IMAGES = 20
 """For a verdict: below it, one image is more than a twentieth of the evidence and the interval itself is a guess."""
@@ -28,24 +17,11 @@ FEWEST_IMAGES = 20
 UNDECIDED = 0.05
 """An interval that holds 0 and reaches 5 points of the metric away from it excludes nothing that matters."""
 
+SMALL = 0.01
+"""A margin of less than a point can be certain, and still not be worth its cost."""
+
 SAME_COST = 1.1
 """Costs that differ by less than a tenth are called the same: timings vary as much from run to run."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Where the value lies with 95 % confidence."""
-
-    low: float
-    high: float
-
-    @property
-    def half_width(self) -> float:
-        return (self.high - self.low) / 2
-
-    @property
-    def holds_zero(self) -> bool:
-        return not (self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)
@@ -95,7 +71,7 @@ def decide(comparison: Comparison, resamples: int = 2000, seed: int = 0) -> Verd
     images = len(comparison.sample_ids)
     if not images:
         raise UserError("the comparison has no validation images: give some, with ground truth")
-    draws = _Draws(runs, images, resamples, np.random.default_rng(seed))
+    draws = Draws(runs, images, resamples, np.random.default_rng(seed))
     ranked = sorted(runs, key=lambda name: (-_last_if_nan(draws.value(name)), name))
     best = ranked[0]
     standings = [
@@ -142,63 +118,11 @@ def runs_to_compare(comparison: Comparison) -> dict[str, list[HeadResult]]:
     return runs
 
 
-class _Draws:
-    """Values of the metric on the images as they are, and on R samples of them."""
-
-    def __init__(
-        self, runs: dict[str, list[HeadResult]], images: int, resamples: int, rng: np.random.Generator
-    ) -> None:
-        assert all(len(run.per_image) == images for of_head in runs.values() for run in of_head)
-        samples = rng.multinomial(images, np.full(images, 1 / images), size=resamples)
-        counts = np.vstack([np.ones((1, images), samples.dtype), samples])
-        values = {name: np.stack([run.per_image.values(counts) for run in mine]) for name, mine in runs.items()}
-        self.of_seeds = {name: of_head[:, 0] for name, of_head in values.items()}  # (S,)
-        self._of_samples = {name: of_head[:, 1:].mean(0) for name, of_head in values.items()}  # (R,)
-        self._seeds = {name: [run.seed for run in mine] for name, mine in runs.items()}
-        self._standard_t = {df: rng.standard_t(df, resamples) for df in range(1, max(map(len, runs.values())))}
-        self._images = images
-
-    def value(self, name: str) -> float:
-        return float(self.of_seeds[name].mean())
-
-    def interval(self, name: str, other: str | None = None, with_seeds: bool = True) -> Interval:
-        """Of the value of a head, or of how far it is ahead of the other one."""
-        draws = self._of_samples[name] - (0 if other is None else self._of_samples[other])
-        if with_seeds:
-            error, df = self._error_of_seeds(name, other)
-            draws = draws + (error * self._standard_t[df] if df else 0)
-        # Percentiles further out: of I images the bootstrap knows the spread too small by (I - 1) / I, and the tails of
-        # a mean of few are those of t.
-        df = max(1, self._images - 1)
-        tail = ndtr(math.sqrt((df + 1) / df) * stdtrit(df, (1 - LEVEL) / 2))
-        known = draws[np.isfinite(draws)]  # a sample may miss everything that is labelled
-        if not len(known):
-            return Interval(math.nan, math.nan)
-        low, high = np.quantile(known, [tail, 1 - tail])
-        return Interval(float(low), float(high))
-
-    def _error_of_seeds(self, name: str, other: str | None) -> tuple[float, int]:
-        """Standard error over seeds, and its degrees of freedom; 0 of them where there is one seed only.
-
-        Runs of one seed saw the same batches: their differences are taken, where both heads have the same seeds.
-        """
-        mine = self.of_seeds[name]
-        if other is None:
-            parts = [mine]
-        elif self._seeds[name] == self._seeds[other]:
-            parts = [mine - self.of_seeds[other]]
-        else:
-            parts = [mine, self.of_seeds[other]]
-        parts = [part for part in parts if len(part) > 1]
-        variance = sum(float(np.var(part, ddof=1)) / len(part) for part in parts)
-        return math.sqrt(variance), min((len(part) - 1 for part in parts), default=0)
-
-
 def _last_if_nan(value: float) -> float:
     return -math.inf if math.isnan(value) else value
 
 
-def _code(draws: _Draws, best: str, second: Standing | None, images: int) -> str:
+def _code(draws: Draws, best: str, second: Standing | None, images: int) -> str:
     if second is None:
         return "one-head"
     margin = second.behind_interval
@@ -211,12 +135,6 @@ def _code(draws: _Draws, best: str, second: Standing | None, images: int) -> str
     of_images = draws.interval(best, second.name, with_seeds=False)
     is_clear = not of_images.holds_zero or max(-of_images.low, of_images.high) <= UNDECIDED
     return "too-few-seeds" if is_clear else "too-few-images"
-
-
-def points(share: float, signed: bool = False) -> str:
-    """A difference of shares as points of a hundred: 0.0312 is 3.1."""
-    rounded = round(100 * share, 1) + 0.0  # no -0.0
-    return f"{rounded:{'+' if signed else ''}.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _headline(code: str, best: str, second: Standing | None, metric: str) -> str:
@@ -247,7 +165,8 @@ def _sentences(code: str, standings: list[Standing], metric: str, images: int) -
         f"The margin is {points(second.behind)} points, its 95 % interval {between}"
     )
     reasons = {
-        "better": f"The interval excludes 0: on other images of this kind {best.name} would be ahead, too.",
+        "better": f"The interval excludes 0: on other images of this kind {best.name} would be ahead, too."
+        + (" The margin is small: cost may matter more." if second.behind < SMALL else ""),
         "no-difference": f"The interval holds 0 and stays within {points(UNDECIDED)} points: choose by cost.",
         "too-few-images": f"The interval holds 0 and reaches further than {points(UNDECIDED)} points, so that either "
         "head may be clearly better. Validate on more images.",
@@ -269,7 +188,8 @@ def _sentences(code: str, standings: list[Standing], metric: str, images: int) -
         )
     else:
         about_seeds = (
-            "One seed says how sure the images are, not how much another training would change: train with several."
+            "Each head was trained with one seed: the interval covers the choice of images, not the randomness of "
+            "training. Several seeds show both."
         )
     return [f"{measured} (over {over}).", reason, about_seeds]
 
@@ -279,25 +199,32 @@ def _costs(runs: dict[str, list[HeadResult]], standings: list[Standing], metric:
     best = standings[0]
     sentences = []
     for other in standings[1:]:
-        parts = []
-        for attribute, less, more in COSTS:
+        gains, losses = [], []
+        for attribute, gain, loss in COSTS:
             theirs, ours = (float(np.mean([getattr(run, attribute) for run in runs[s.name]])) for s in (other, best))
             if theirs > 0 and ours > 0 and max(theirs / ours, ours / theirs) >= SAME_COST:
-                parts.append((less if theirs < ours else more).format(_times(theirs / ours)))
-        cost = f"{', '.join(parts[:-1])} and {parts[-1]}" if len(parts) > 1 else "".join(parts) or "costs the same"
+                if theirs < ours:
+                    gains.append(gain.format(_times(ours / theirs)))
+                else:
+                    losses.append(loss.format(_times(theirs / ours)))
+        parts = [_listed(gains), f"needs {_listed(losses)}" if losses else ""]
+        cost = ", but ".join(filter(None, parts)) or "costs the same"
         sentences.append(f"{other.name} {cost}; it is {points(other.behind)} points of {metric} behind {best.name}.")
     return sentences
 
 
 COSTS = (
-    ("step_seconds", "trains {} times as fast", "takes {} times as long to train"),
-    ("image_seconds", "predicts {} times as fast", "takes {} times as long to predict"),
-    ("peak_memory_bytes", "needs {} times less memory", "needs {} times the memory"),
-    ("trained_parameters", "trains {} times fewer parameters", "trains {} times as many parameters"),
+    ("step_seconds", "trains {} times as fast", "{} times the training time"),
+    ("image_seconds", "predicts {} times as fast", "{} times the prediction time"),
+    ("peak_memory_bytes", "needs {} times less memory", "{} times the memory"),
+    ("trained_parameters", "has {} times fewer parameters", "{} times the parameters"),
 )
 """Attributes of a HeadResult, and what is said of a head whose figure is smaller or larger than that of the best."""
 
 
 def _times(ratio: float) -> str:
-    ratio = max(ratio, 1 / ratio)
     return f"{ratio:,.1f}" if ratio < 10 else f"{ratio:,.0f}"
+
+
+def _listed(parts: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))

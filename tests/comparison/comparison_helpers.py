@@ -76,8 +76,10 @@ def made_comparison(
     seed_noise: float = 0.0,
     gallery: int = 0,
     class_names: list[str] | None = None,
+    size_hw: tuple[int, int] = (360, 480),
 ) -> Comparison:
-    """qualities: of each head at the largest size of the training set. seed_noise: standard deviation over seeds."""
+    """qualities: of each head at the largest size of the training set. seed_noise: standard deviation over seeds.
+    gallery: number of images shown, of size_hw pixels."""
     rng = np.random.default_rng(rng_seed)
     truth, difficulty = made_truth(rng, images, classes)
     results = []
@@ -91,7 +93,7 @@ def made_comparison(
     names = class_names or [f"class {k}" for k in range(classes)]
     colors = [tuple(color) for color in class_colors(classes).tolist()]
     ids = [f"val/image_{i:03d}" for i in range(images)]
-    shown = [made_image(rng, ids[i], results, np.array(colors)) for i in range(gallery)]
+    shown = [made_image(rng, ids[i], results, np.array(colors), size_hw) for i in range(gallery)]
     facts = {
         "backbone": "dinov3_vits16, frozen",
         "data": "a made set",
@@ -103,7 +105,7 @@ def made_comparison(
 
 
 def made_image(
-    rng: np.random.Generator, sample_id: str, results: list[HeadResult], colors: np.ndarray, size_hw=(360, 480)
+    rng: np.random.Generator, sample_id: str, results: list[HeadResult], colors: np.ndarray, size_hw: tuple[int, int]
 ) -> GalleryImage:
     """A smooth image; ground truth of rectangles and ellipses, predictions with edges that are off."""
     height, width = size_hw

@@ -13,21 +13,14 @@ import pytest
 from comparison_helpers import made_comparison, made_result
 from PIL import Image
 
-from comparison.charts import LOOKS, amount, class_order, draw_charts, looks_of, per_class_of, short
+from comparison.chart_style import LOOKS
+from comparison.charts import draw_charts, looks_of
 from comparison.files import read_comparison
+from comparison.formats import amount, duration, markdown_code, markdown_text, percent, short, size
 from comparison.gallery import classes_in, most_different, shown_images
 from comparison.per_image import PanopticPerImage
-from comparison.report import (
-    duration,
-    frequent_confusions,
-    labelling_pays,
-    markdown_code,
-    markdown_text,
-    metrics_table,
-    percent,
-    size,
-    write_report,
-)
+from comparison.report import write_report
+from comparison.tables import class_order, frequent_confusions, labelling_pays, metrics_table, per_class_of
 from comparison.verdict import decide, runs_to_compare
 from errors import UserError
 
@@ -217,6 +210,8 @@ def test_charts_are_sound_xml_in_the_colours_of_the_page(folder, made):
 def test_heads_differ_by_more_than_their_colour():
     for part in ("color", "line", "marker", "hatch"):
         assert len({getattr(look, part) for look in LOOKS}) == len(LOOKS)
+    comparison = made_comparison({f"head{i}": 0.5 for i in range(20)}, images=5, classes=2)
+    assert len(set(looks_of(comparison).values())) == 20
 
 
 @pytest.mark.slow
@@ -249,6 +244,7 @@ def test_absent_classes_and_unknown_values_are_dashes(tmp_path):
     assert "nan" not in page.text and "None" not in page.text and "Mask2Former \N{EN DASH}" in page.text
 
 
+@pytest.mark.slow
 def test_no_labelled_pixel_and_no_curve_make_a_report_too(tmp_path):
     comparison = made_comparison({"m2f": 0.7, "linear": 0.6}, images=25, classes=2)
     results = [replace(made_result(run.head, np.zeros((25, 2, 3), np.int64)), curve=[]) for run in comparison.results]

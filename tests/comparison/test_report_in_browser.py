@@ -157,7 +157,7 @@ def test_text_stands_out_from_its_background(browser, report, dark):
 
 def test_a_large_comparison_is_small_and_opens_at_once(browser, tmp_path):
     """200 images, all of them in the gallery, and 150 classes."""
-    comparison = made_comparison(HEADS, images=200, classes=150, gallery=20)
+    comparison = made_comparison(HEADS, images=200, classes=150, gallery=20, size_hw=(240, 320))
     path = write_report(replace(comparison, gallery=comparison.gallery * 10), tmp_path)
     assert path.stat().st_size < MAX_BYTES
     times = []
