@@ -1,23 +1,29 @@
 """From a configuration to a report: trains the heads, or takes finished runs, measures them, and reports."""
 
-import json
 import platform
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
-from checkpoint import find_checkpoint, read_checkpoint, write_json
+from checkpoint import find_checkpoint, read_checkpoint
 from comparison.config import ALL, METRIC_OF, CompareConfig, command_of
+from comparison.finished_runs import (
+    check_comparable,
+    config_from,
+    keep_timings,
+    kept_timings,
+    logged,
+    logged_step_seconds,
+    run_folder,
+)
 from comparison.measure import ImageByImage, class_amounts, overlays, resized
 from comparison.report import write_report
 from comparison.result import Comparison, CurvePoint, GalleryImage, HeadResult
@@ -29,7 +35,7 @@ from heads.options import HEADS
 from memory import count_parameters, estimated_memory_bytes
 from segmenter import Segmenter
 from training.checkpoints import Resumed, RunFiles
-from training.config import TrainConfig, config_of
+from training.config import TrainConfig
 from training.processes import make_accelerator
 from training.run import Run, prepare
 from training.setup import make_loaders
@@ -37,7 +43,6 @@ from training.tasks import TaskData, prepare_data
 
 METRIC_TITLES = {"miou": "mIoU", "map": "AP", "pq": "PQ"}
 GALLERY_IMAGES = 12
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def compare(config: CompareConfig) -> Path:
@@ -152,58 +157,10 @@ def finished(config: CompareConfig, accelerator: Accelerator) -> Group:
     return group_of(configs[0], data, measurer, models, results, accelerator, has_gallery=True)
 
 
-def config_from(path: Path, state: dict[str, Any]) -> TrainConfig:
-    """The configuration of a finished run."""
-    arguments = state["arguments"]
-    kind = config_of(arguments["head"])
-    known = {field.name: arguments[field.name] for field in fields(kind) if field.name in arguments}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
-    return kind(**values | {"resume_checkpoint": "", "init_head": "", "keep_matching_classes": False})
-
-
-def check_comparable(first: Path, then: dict[str, Any], path: Path, now: dict[str, Any]) -> None:
-    for what, key in (("task", "task"), ("classes", "class_names"), ("meaning of the masks", "labels")):
-        if then[key] != now[key]:
-            raise UserError(f"--runs {path}: has another {what} than {first}: {now[key]} and {then[key]}")
-    for split, what in (("val", "validation"), ("train", "training")):
-        if then["data"][split] != now["data"][split]:
-            raise UserError(f"--runs {path}: has other {what} images than {first}: such runs cannot be compared")
-
-
-def run_folder(checkpoint: Path, config: TrainConfig) -> Path:
-    """A best model lies in a folder of its own within that of its run."""
-    files = RunFiles.of(checkpoint.parent.parent, config.head)
-    return files.folder if checkpoint.parent == files.best_folder else checkpoint.parent
-
-
-def logged_step_seconds(files: RunFiles, config: TrainConfig) -> list[float]:
-    """Seconds per step, from the images per second that a run has logged."""
-    kept = kept_timings(files.folder).get(HEADS[config.head].title)
-    if kept:  # of a comparison, where the rates that are logged are those of all heads together
-        return kept[0]
-    images = config.batch_size * config.gradient_accumulation_steps
-    rates = [line["images_per_s"] for line in logged(files, "train") if line.get("images_per_s")]
-    return [images / rate for rate in rates]
-
-
 def timing_of(config: TrainConfig, segmenter: Segmenter, seconds: list[float], peak_bytes: int) -> Timing:
     """peak_bytes: 0 where it was not measured; then it is estimated."""
     estimate = (segmenter.backbone, segmenter.spec, config.image_size, config.batch_size)
     return Timing(median(seconds) if seconds else float("nan"), peak_bytes or estimated_memory_bytes(*estimate))
-
-
-def keep_timings(folder: Path, together: Together) -> None:
-    """Beside the runs, with what an earlier process measured of them."""
-    timings = kept_timings(folder)
-    for name, seconds in together.seconds.items():
-        before, peak_bytes = timings.get(name, ([], 0))
-        timings[name] = ([*before, *seconds], max(peak_bytes, together.peak_bytes[name]))
-    write_json(folder / "timings.json", timings)
-
-
-def kept_timings(folder: Path) -> dict[str, tuple[list[float], int]]:
-    path = folder / "timings.json"
-    return {name: tuple(entry) for name, entry in json.loads(path.read_text()).items()} if path.is_file() else {}
 
 
 def head_result(
@@ -246,13 +203,6 @@ def head_result(
         checkpoint_bytes=checkpoint.stat().st_size,
         command=command_of(config, f"demo/train_{config.head}_head.py"),
     )
-
-
-def logged(files: RunFiles, split: str) -> list[dict[str, Any]]:
-    if not files.metrics.is_file():
-        return []
-    lines = map(json.loads, files.metrics.read_text(encoding="utf-8").splitlines())
-    return [line for line in lines if line["split"] == split]
 
 
 def group_of(
@@ -313,7 +263,6 @@ def colors_of(data: TaskData) -> np.ndarray:
 def facts_of(config: TrainConfig, segmenter: Segmenter, data: TaskData, accelerator: Accelerator) -> dict[str, str]:
     device = accelerator.device
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     return {
         "backbone": f"{segmenter.backbone.name}, frozen, weights {segmenter.backbone.weights}",
         "training images": f"{data.sizes['train']:,}",
@@ -325,7 +274,6 @@ def facts_of(config: TrainConfig, segmenter: Segmenter, data: TaskData, accelera
         "memory": "measured" if device.type == "cuda" else "estimated from the sizes of adapter and head",
         "machine": f"{machine}, {platform.machine()}",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",
-        **({"commit": commit.stdout.strip()} if commit.returncode == 0 else {}),
         "date": date.today().isoformat(),
     }
 

@@ -1,4 +1,4 @@
-"""Trains several heads on the same data and one frozen backbone, and reports which is better (docs/comparison.md)."""
+"""Trains several heads on one frozen backbone, and reports which is better. docs/comparing_heads.md explains it."""
 
 import sys
 from pathlib import Path

@@ -9,13 +9,14 @@ import pytest
 from paths import ROOT
 
 from backbones.names import BACKBONES
+from comparison.config import parse_compare_arguments
 from demo import check_dataset, predict
 from heads.options import HEADS
 from training.config import parse_training_arguments
 
 PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "checkpoints/README.md", *PAGES]
-LAUNCHERS = ["run_train_m2f_example.sh", "run_train_upernet_example.sh"]
+LAUNCHERS = ["run_train_m2f_example.sh", "run_train_upernet_example.sh", "run_compare_example.sh"]
 INSTANCE_LAUNCHER = "demo/run_train_instance_example.sh"
 FOREIGN_FLAGS = {"--fast", "--nproc-per-node", "--logdir"}  # of torchrun, tensorboard and run_tests.sh
 
@@ -28,6 +29,7 @@ def known_flags() -> dict[str, set[str]]:
         *((head, f"train_{head}_head.py") for head in HEADS),
         ("check", "check_dataset.py"),
         ("predict", "predict.py"),
+        ("compare", "compare_heads.py"),
     ]:
         done = subprocess.run(
             [sys.executable, str(ROOT / "demo" / script), "--help"],
@@ -54,8 +56,8 @@ def test_flags_in_documents_exist(document, known_flags):
 @pytest.mark.parametrize("launcher", [*LAUNCHERS, INSTANCE_LAUNCHER])
 def test_flags_in_launchers_exist(launcher, known_flags):
     text = (ROOT / launcher).read_text(encoding="utf-8").replace(" --coco --output", "")  # of make_demo_data.py
-    head = re.search(r"demo/train_(\w+)_head\.py", text)[1]
-    assert flags_in(text) <= known_flags[head]
+    script = re.search(r"demo/(?:train_(\w+)_head|(compare)_heads)\.py", text)
+    assert flags_in(text) <= known_flags[script[1] or script[2]]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -87,6 +89,8 @@ def test_commands_in_documents_parse(document, monkeypatch):
         training = re.fullmatch(r"demo/train_(\w+)_head\.py", script)
         if training:
             assert parse_training_arguments(training[1], words)
+        elif script == "demo/compare_heads.py":
+            assert parse_compare_arguments(words)
         else:
             assert {"demo/check_dataset.py": check_dataset, "demo/predict.py": predict}[script].parse_arguments(words)
 

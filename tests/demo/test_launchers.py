@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from paths import ROOT
 
-LAUNCHERS = ["run_train_m2f_example.sh", "run_train_upernet_example.sh"]
+LAUNCHERS = ["run_train_m2f_example.sh", "run_train_upernet_example.sh", "run_compare_example.sh"]
 INSTANCE_LAUNCHER = "demo/run_train_instance_example.sh"
 
 

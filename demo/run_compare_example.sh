@@ -1,0 +1,1 @@
+../run_compare_example.sh
