@@ -78,7 +78,7 @@ class Batch:
     sample_ids: B strings that name the images in messages.
     features: the backbone's output for exactly these images, where it was computed before.
     skipped: "sample id: reason" of every sample that could not be read. In training another one stands in for it; in
-        evaluation it is left out, and where nothing is left images are (0, 3, 0, 0) and targets empty.
+        evaluation it is skipped, and where nothing is left images are (0, 3, 0, 0) and targets empty.
     """
 
     images: Tensor

@@ -65,7 +65,7 @@ _NOT_WEIGHTS = re.compile(
 def to_timm_keys(state: State) -> State:
     """The same tensors under timm's names. Empties `state`, so that no tensor is held twice.
 
-    Query and value biases that are all zero, as in Meta's released files, are left out: so does timm.
+    Query and value biases that are all zero, as in Meta's released files, are dropped, as timm does.
     """
     if "storage_tokens" in state:
         return _drop_zero_biases(_split_qkv_biases(rename(state, _META_VIT)))

@@ -99,7 +99,7 @@ class Draws:
 def _stretch(draws: np.ndarray, without_one: np.ndarray) -> float:
     """By how much the bootstrap knows the spread too small: that of the jackknife over its own, at least 1.
 
-    draws: (R,); without_one: (I,), the value where each image is left out.
+    draws: (R,); without_one: (I,), the value without each image.
     """
     known = without_one[np.isfinite(without_one)]
     spread = draws.std()

@@ -117,7 +117,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     All ranks get equally many batches of equal sizes: what the last global batch lacks for that is taken from the
     permutation's beginning. With one rank the last batch is just smaller.
 
-    A resumed epoch leaves out its first `start` samples, counted over all ranks. Where start is a multiple of
+    A resumed epoch skips its first `start` samples, counted over all ranks. Where start is a multiple of
     batch_size * world_size its batches are those that the unbroken epoch would have had left; otherwise, say with
     another batch size, they still hold every remaining sample.
     """

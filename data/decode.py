@@ -53,7 +53,7 @@ def decode_image(
     """Reads an image as RGB, turned as its EXIF orientation says, or as it is stored where not `upright`.
 
     rule: which bands are used, and which of their values become 0 to 255. Without one, grey, palette, CMYK and 16-bit
-    images are converted; transparency is left out, and the colours below it are taken as they are stored. Of several
+    images are converted; transparency is ignored, and the colours below it are taken as they are stored. Of several
     frames the first one is taken. Raises DecodeError where the file cannot be read, has more than max_pixels, or holds
     bands or values of which the rule does not say what to make.
     """
@@ -68,7 +68,7 @@ def decode_mask(path: Path, as_colors: bool = False, max_pixels: int = MAX_PIXEL
 
     8-, 16- and 32-bit grey, 1-bit, palette (the index is the id), and RGB with three equal channels hold ids; other RGB
     holds colours. as_colors: every mask is read as colours, grey and palette masks by what they look like.
-    Transparency is left out; of several frames the first one is taken.
+    Transparency is ignored; of several frames the first one is taken.
 
     Raises DecodeError where the file cannot be read, has more than max_pixels, is compressed with losses, or has a
     mode that holds neither ids nor colours of 8 bits.

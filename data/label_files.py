@@ -95,7 +95,7 @@ def read_palette(path: str | Path) -> list[tuple[str, int]]:
     """Names and colours 0xRRGGBB, in the order of the file; the position is the id that a colour stands for.
 
     The file is a JSON object {name: [r, g, b] or "#rrggbb"}, a JSON list of such colours, or text with a line
-    "R G B name" or "#rrggbb name" a class, where the name may be left out, and other lines with # are comments; or
+    "R G B name" or "#rrggbb name" a class, where the name may be missing, and other lines with # are comments; or
     CVAT's labelmap.txt with lines "name:R,G,B:parts:actions".
     A class without a name is "class 0" and so on, by its position.
 

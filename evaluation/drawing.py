@@ -80,7 +80,7 @@ class Caption:
 
 
 def write_captions(image: Image.Image, captions: Sequence[Caption]) -> None:
-    """Each at its object's upper edge or else near it; the first choose first, and one without room is left out."""
+    """Each at its object's upper edge or else near it; the first choose first, and one without room is skipped."""
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(max(LEAST_FONT_PX, min(image.size) // IMAGE_PX_PER_FONT_PX))
     taken: list[Place] = []

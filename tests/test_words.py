@@ -14,7 +14,7 @@ INSTEAD_OF = {
     "per class, per image": r"\bone (a|an) (class|image|query|batch)\b",
     "except": r"\bbut for\b",
     "lineage": r"\bline of training\b",
-    "skip": r"\b(is|are|sample) passed over\b",
+    "skip": r"\b(is|are|sample) passed over\b|\bleaves? out\b|\bleft out\b",
     "ground truth": r"\b(in|beside|than) the truth\b",
 }
 FILES = [

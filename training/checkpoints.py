@@ -97,7 +97,7 @@ class RunFiles:
         return self.folder / f"{self.prefix}nonfinite_step_{step}.pth"
 
     def of_kind(self, kind: str) -> list[Path]:
-        """Checkpoints in the folder, the best left out; kind: "epoch" or "step". Oldest first, by their number."""
+        """Checkpoints in the folder, without the best; kind: "epoch" or "step". Oldest first, by their number."""
         numbers = {path: self.number(path, kind) for path in self.folder.glob(f"{self.prefix}checkpoint_{kind}_*.pth")}
         return sorted((path for path, number in numbers.items() if number is not None), key=numbers.get)
 

@@ -84,11 +84,11 @@ class RunLog:
         self._window_start = now
 
     def bad_step(self, epoch: int, step: int, reason: str, sample_ids: list[str]) -> None:
-        """A step that was left out because its numbers were not finite."""
+        """A step that was skipped because its numbers were not finite."""
         if self.is_main:
             self.bar.update(1)
             shown = ", ".join(sample_ids[:NAMES_SHOWN]) + (" ..." if len(sample_ids) > NAMES_SHOWN else "")
-            self.say(f"epoch {epoch}  step {step} left out: {reason}; images: {shown}")
+            self.say(f"epoch {epoch}  step {step} skipped: {reason}; images: {shown}")
             line = {"epoch": epoch, "step": step, "split": "bad_step", "reason": reason, "sample_ids": sample_ids}
             self._write(line)
 

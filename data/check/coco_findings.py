@@ -103,7 +103,7 @@ MISTAKES = {
     "bad-segment-id": ("with an id that no PNG can hold", EXPORT_AGAIN),
     "unknown-category": ("of a category that the file does not list", "Add it to 'categories', or drop them."),
     "no-area": (
-        "without any pixel, left out",
+        "without any pixel, skipped",
         "Delete them; if there are many, look whether coordinates are in pixels and not from 0 to 1.",
     ),
     "outside": (
@@ -112,7 +112,7 @@ MISTAKES = {
     ),
     "repeated-annotation-id": ("with an id that another one has too", "Renumber them; the ids only name them here."),
     "unknown-image": (
-        "of an image that the file does not list, left out",
+        "of an image that the file does not list, skipped",
         "Nothing to do where images were taken out on purpose; otherwise add them to 'images'.",
     ),
 }
@@ -280,7 +280,7 @@ def _objects(
         yield Finding(
             "warning",
             "no-objects-test",
-            "The test set has no annotations: nothing can be measured on it, so it is left out.",
+            "The test set has no annotations: nothing can be measured on it, so it is skipped.",
             "Add its annotations, or take its folder away.",
         )
         test = []

@@ -21,7 +21,7 @@ class Finding:
 
     severity: "error": training would stop or learn something wrong; "warning": it may; "note": good to know.
     code: a short name that stays, for programs. message: one sentence. remedy: what to do about it.
-    files: all offenders, each with its detail. per_sample: gone when the files named are left out.
+    files: all offenders, each with its detail. per_sample: gone when the files named are skipped.
     """
 
     severity: str

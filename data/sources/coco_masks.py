@@ -37,7 +37,7 @@ class SegmentationError(Exception):
 def checked_segmentation(annotation: dict[str, Any], size_hw: tuple[int, int]) -> tuple[Rle, bool]:
     """The mask, and whether a polygon reaches beyond the image, where it is cut off.
 
-    Polygons are joined; those of fewer than three corners are left out. Raises SegmentationError.
+    Polygons are joined; those of fewer than three corners are skipped. Raises SegmentationError.
     """
     raw = annotation.get("segmentation")
     if raw is None or raw == [] or raw == [[]]:

@@ -24,7 +24,7 @@ class Mistake:
     """What is wrong with one annotation.
 
     code: a short name that stays. fatal: the image cannot be used, for one of its objects is not known; otherwise
-    the annotation is left out, or taken as the detail says.
+    the annotation is skipped, or taken as the detail says.
     """
 
     code: str

@@ -169,7 +169,7 @@ def match_files(
     """Pairs images with masks, in natural order of the image paths ("2" before "10").
 
     A pattern is a glob (`**` goes through sub-folders), a folder (all images below it) or a file. Names are compared
-    without extension. Where that does not pair everything, endings that all images or all masks share are left out:
+    without extension. Where that does not pair everything, endings that all images or all masks share are ignored:
     `a_leftImg8bit` and `a_gtFine_labelIds` meet as `a`. Where a name occurs twice, the folders that tell files apart
     are compared too: `images/train/a.jpg` goes with `masks/train/a.png`.
 
@@ -261,7 +261,7 @@ def _shared_start(rows: Sequence[Sequence[str]]) -> int:
 
 
 def _best_match(images: dict[Key, Path], masks: dict[Key, Path]) -> tuple[dict[Key, Path], dict[Key, Path]]:
-    """Leaves out the shared endings under which most names agree, and as little as that takes."""
+    """Drops the shared endings under which most names agree, and as little as that takes."""
     trials = [(i, m) for i in _shared_endings(images) for m in _shared_endings(masks)]
     trials.sort(key=lambda endings: len(endings[0]) + len(endings[1]))
     matches = [(_without(images, i), _without(masks, m)) for i, m in trials]

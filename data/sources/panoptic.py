@@ -48,7 +48,7 @@ def read_panoptic(json_path: Path, image_folder: Path, segment_folder: Path) -> 
     if missing:
         raise UserError(
             f"{json_path}: {len(missing)} of {len(images)} images have no annotation, the first {missing[0]}: "
-            "leave them out of 'images'"
+            "remove them from 'images'"
         )
     used: set[int] = set()
     strays = []

@@ -114,7 +114,7 @@ class Interaction(nn.Module):
 class DINOv3Adapter(nn.Module):
     """(images (B, 3, H, W), four frozen maps (B, C, h, w)) -> four maps (B, C, H/s, W/s), s = 4, 8, 16, 32.
 
-    H and W must be multiples of 32. drop_path: share of images for which a feed-forward is left out in training.
+    H and W must be multiples of 32. drop_path: share of images for which a feed-forward is skipped in training.
     """
 
     def __init__(self, dim: int, drop_path: float = 0.3):

@@ -220,7 +220,7 @@ def test_a_missing_file(tmp_path):
         read_coco(tmp_path / "none.json", tmp_path)
 
 
-# Mistakes of single annotations: the image, or the annotation alone, is left out
+# Mistakes of single annotations: the image, or the annotation alone, is skipped
 
 NAN, INF = math.nan, math.inf
 FATAL = {

@@ -233,7 +233,7 @@ def test_a_class_that_is_stored_as_the_ignore_index_is_refused(num_classes, igno
 def test_all_255_classes_can_be_stored_from_one():
     rule, _ = label_options(255, None, 0, True, None, None)
     assert sorted(rule.table[1:256].tolist()) == list(range(255))
-    assert label_options(3, None, 0, False, None, None)[0] == LabelRule(3, 0)  # PyTorch's way to leave out class 0
+    assert label_options(3, None, 0, False, None, None)[0] == LabelRule(3, 0)  # PyTorch's way to ignore class 0
 
 
 def test_names_from_a_file_that_is_not_there(tmp_path):

@@ -79,7 +79,7 @@ def test_captions_may_only_stand_inside_the_image(data):
 
 
 def test_captions_do_not_hide_one_another_and_the_best_has_the_first_place():
-    """Five of one object: all whose places are taken are left out."""
+    """Five of one object: all whose places are taken are skipped."""
     here = (slice(60, 90), slice(50, 150))
     colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0), (0, 200, 200)]
     image = Image.new("RGB", (300, 200))

@@ -77,7 +77,7 @@ class DataSet:
         (self.folder / name).write_text(content)
 
     def forget(self, *names: str) -> None:
-        """These must be left out."""
+        """These must be skipped."""
         for name in names:
             del self.truth[name], self.greys[name]
 

@@ -165,7 +165,7 @@ def class_note(
         kept = ", ".join(class_names[k] for k, _ in pairs) or "none"
         return f"{differ}; kept by name: {len(pairs)} of {len(class_names)} ({kept})"
     hint = "; --keep-matching-classes keeps those of the same name" if released.class_names else ""
-    return f"{differ}, so that what it knew of them is left out{hint}"
+    return f"{differ}, so that what it knew of them is dropped{hint}"
 
 
 def backbone_notes(released: ReleasedHead, segmenter: Segmenter) -> list[str]:
