@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from paths import ROOT
+from paths import HELPERS, ROOT
 from torch import Tensor, nn
 
 from heads.build import HeadSpec
@@ -124,7 +124,7 @@ def test_two_processes_with_two_micro_batches_each_do_as_one_batch(tmp_path):
     """Image j of process r has position 2 j + r, as EpochBatches deals images out."""
     code = f"""
         import sys, torch
-        sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(ROOT)!r}]
+        sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(HELPERS)!r}, {str(ROOT)!r}]
         from accelerate import Accelerator
         from test_accumulation import CASES, cut, gradients, some_batch
         accelerator = Accelerator(cpu=True)
