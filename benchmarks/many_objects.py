@@ -83,27 +83,28 @@ def made_set(folder: Path, num_objects: int):
 
 
 def training_run(args: argparse.Namespace, coco_set):
-    from data.dataset import CocoTrainDataset
+    from data.dataset import TrainDataset
+    from data.sources.objects import CocoSource
     from data.transforms import Augmentation, TrainTransform
 
     transform = TrainTransform(IMAGE_PX, Augmentation(), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    dataset = CocoTrainDataset(coco_set.images, transform, seed=0)
+    dataset = TrainDataset(CocoSource(coco_set.images), transform, seed=0)
     return lambda epoch: dataset[epoch, 0]
 
 
 def validation_run(args: argparse.Namespace, coco_set):
     import torch
 
-    from data.dataset import CocoEvalDataset, collate
-    from data.reading import truth_objects
+    from data.dataset import EvalDataset, collate
+    from data.sources.objects import CocoSource, truth_objects
     from data.transforms import EvalTransform
     from evaluation.evaluate import evaluate
     from evaluation.instance import InstanceEvaluator, InstanceTruth
     from heads.mask2former.head import Mask2FormerHead, mask2former_size
-    from heads.mask2former.loss import MaskLossSettings
+    from heads.masks.loss import MaskLossSettings
 
     (image,) = coco_set.images
-    dataset = CocoEvalDataset([image], EvalTransform(IMAGE_PX, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
+    dataset = EvalDataset(CocoSource([image]), EvalTransform(IMAGE_PX, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)))
     truth = [InstanceTruth(*item) for item in truth_objects(image)]
     head = Mask2FormerHead(
         [8] * 4, CLASSES, 32, mask2former_size("paper", 32), args.queries, MaskLossSettings(num_points=POINTS)
@@ -133,7 +134,7 @@ def made_outputs(args: argparse.Namespace, target):
     import torch
     from torch.nn import functional as F
 
-    from heads.mask2former.mask_decoder import MaskOutputs
+    from heads.masks.loss import MaskOutputs
 
     generator = torch.Generator().manual_seed(0)
     chosen = torch.arange(args.queries) % len(target.labels)

@@ -1,29 +1,22 @@
-"""Data sets of mask pairs and of COCO images, the order in which training sees them, and how samples become batches.
+"""The data set of any source, the order in which training sees its samples, and how samples become batches.
 
 N objects, S the training size in pixels, h w an image's size in evaluation."""
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from data.decode import MAX_PIXELS
-from data.image_rule import PLAIN, ImageRule
-from data.reading import PairReader, read_image
-from data.sources.coco_tables import CocoImage
-from data.sources.pairs import Pair
+from data.sources.source import Content, Source
 from data.transforms import EvalTransform, TrainTransform, resized_pixels
 from errors import UserError
-from structures import IGNORE_INDEX, Batch, Target
-
-Item = TypeVar("Item")
-Content = TypeVar("Content")
+from structures import Batch, Target
 
 
 @dataclass
@@ -57,74 +50,63 @@ class TrainDataset(Dataset):
     cannot change it.
     """
 
-    def __init__(self, pairs: Sequence[Pair], reader: PairReader, transform: TrainTransform, seed: int) -> None:
-        self.pairs = pairs
-        self.reader = reader
-        self.transform = transform
-        self.seed = seed
+    def __init__(self, source: Source, transform: TrainTransform, seed: int) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.source.samples)
 
     def __getitem__(self, epoch_and_index: tuple[int, int]) -> Sample:
-        """Image (3, S, S) and semantic target (S, S).
+        """Image (3, S, S) and its target: a map (S, S), or masks (N, S, S) and labels (N,), where N may be 0.
 
         A file may break during a long training: then the next sample that can be read takes its place, as that
         sample looks in this epoch. Raises UserError only where no sample can be read.
         """
         epoch, first = epoch_and_index
-        pair, (image, classes), skipped = first_readable(
-            self.pairs, first, lambda pair: self.reader(pair.image, pair.mask)
-        )
-        image, classes = self.transform(image, classes, seed_of(self.seed, epoch, pair.sample_id))
-        return Sample(image, semantic_target(classes), pair.sample_id, skipped)
+        sample, content, skipped = first_readable(self.source, first)
+        size_hw = content.pixels.shape[1:]
+        view = self.transform.view(*size_hw, seed_of(self.seed, epoch, sample.sample_id))
+        return Sample(view.image(content.pixels), content.target(*view.pixels(*size_hw)), sample.sample_id, skipped)
 
 
 class EvalDataset(Dataset):
-    """Whole images in their own aspect, with targets at the masks' original size."""
+    """Whole images in their own aspect: one process's share of a source, every world_size-th sample."""
 
-    def __init__(self, pairs: Sequence[Pair], reader: PairReader, transform: EvalTransform) -> None:
-        self.pairs = pairs
-        self.reader = reader
-        self.transform = transform
+    def __init__(self, source: Source, transform: EvalTransform, rank: int = 0, world_size: int = 1) -> None:
+        self.source, self.transform = source, transform
+        self.samples = source.samples[rank::world_size]
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample | Skipped:
-        """Image (3, h, w) and semantic target (H, W); Skipped where a file cannot be read or its labels not be used.
+        """Image (3, h, w) and its target (see Content.eval_target); Skipped where it cannot be used.
 
         No other sample stands in here: it would count twice in the metrics.
         """
-        pair = self.pairs[index]
+        sample = self.samples[index]
         try:
-            image, classes = self.reader(pair.image, pair.mask)
+            content = self.source.read(sample)
         except UserError as error:
-            return Skipped(pair.sample_id, str(error))
-        return Sample(self.transform(image), semantic_target(classes), pair.sample_id)
+            return Skipped(sample.sample_id, str(error))
+        image = self.transform(content.pixels)
+        places = resized_pixels(*content.pixels.shape[1:], [image.shape[1], image.shape[2]])
+        return Sample(image, content.eval_target(*places), sample.sample_id)
 
 
-def first_readable(
-    items: Sequence[Item], first: int, read: Callable[[Item], Content]
-) -> tuple[Item, Content, tuple[str, ...]]:
-    """Reads items[first], or the next one that can be read, round to the beginning.
+def first_readable(source: Source, first: int) -> tuple[Any, Content, tuple[str, ...]]:
+    """Reads samples[first], or the next one that can be read, round to the beginning.
 
-    items have a `sample_id`; read raises UserError where one cannot be read. Returns the item, what was read of it,
-    and "sample id: reason" of those before it. Raises UserError where none can be read.
+    Returns the sample, what was read of it, and "sample id: reason" of those before it. Raises UserError where none
+    can be read.
     """
-    skipped: list[str] = []
-    for index in chain(range(first, len(items)), range(first)):
+    samples, skipped = source.samples, []
+    for index in chain(range(first, len(samples)), range(first)):
         try:
-            return items[index], read(items[index]), tuple(skipped)
+            return samples[index], source.read(samples[index]), tuple(skipped)
         except UserError as error:
-            skipped.append(str(Skipped(items[index].sample_id, str(error))))
-    raise UserError(f"none of the {len(items)} training samples can be read; the first: {skipped[0]}")
-
-
-def semantic_target(classes: Tensor) -> Target:
-    """(H, W) class ids with IGNORE_INDEX -> target, with the classes that occur counted here, on the host."""
-    present = torch.unique(classes)
-    return Target(semantic=classes, labels=present[present != IGNORE_INDEX])
+            skipped.append(str(Skipped(samples[index].sample_id, str(error))))
+    raise UserError(f"none of the {len(samples)} training samples can be read; the first: {skipped[0]}")
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
@@ -186,69 +168,3 @@ def seed_of(seed: int, epoch: int, name: str) -> int:
     """63 bits that look random, the same in every process and on every machine (Python's own hash() is not)."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{name}".encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") >> 1
-
-
-class CocoTrainDataset(Dataset):
-    """Augmented samples, indexed by (epoch, number); what one looks like depends on (seed, epoch, sample id) alone."""
-
-    def __init__(
-        self,
-        images: Sequence[CocoImage],
-        transform: TrainTransform,
-        seed: int,
-        max_pixels: int = MAX_PIXELS,
-        rule: ImageRule = PLAIN,
-    ) -> None:
-        self.images = images
-        self.transform = transform
-        self.seed = seed
-        self.max_pixels = max_pixels
-        self.rule = rule
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, epoch_and_index: tuple[int, int]) -> Sample:
-        """Image (3, S, S), masks (N, S, S) and labels (N,); N may be 0.
-
-        Crowds are left out, and objects of which the view shows nothing. Where an image cannot be read, the next one
-        takes its place, as in TrainDataset. Raises UserError only where none can be read.
-        """
-        epoch, first = epoch_and_index
-        image, content, skipped = first_readable(
-            self.images, first, lambda image: read_image(image, self.max_pixels, self.rule)
-        )
-        view = self.transform.view(*image.size_hw, seed_of(self.seed, epoch, image.sample_id))
-        target = content.target(*view.pixels(*image.size_hw))
-        return Sample(view.image(content.pixels), target, image.sample_id, skipped)
-
-
-class CocoEvalDataset(Dataset):
-    """Whole images in their own aspect. The targets, at the size of evaluation, are for the loss only: metrics take
-    the ground truth at full size from `truth_objects` or `truth_segments`, by the sample id."""
-
-    def __init__(
-        self,
-        images: Sequence[CocoImage],
-        transform: EvalTransform,
-        max_pixels: int = MAX_PIXELS,
-        rule: ImageRule = PLAIN,
-    ) -> None:
-        self.images = images
-        self.transform = transform
-        self.max_pixels = max_pixels
-        self.rule = rule
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Sample | Skipped:
-        """Image (3, h, w), masks (N, h, w) and labels (N,); Skipped where the image cannot be used."""
-        image = self.images[index]
-        try:
-            content = read_image(image, self.max_pixels, self.rule)
-        except UserError as error:
-            return Skipped(image.sample_id, str(error))
-        pixels = self.transform(content.pixels)
-        size_hw = [pixels.shape[1], pixels.shape[2]]
-        return Sample(pixels, content.target(*resized_pixels(*image.size_hw, size_hw)), image.sample_id)

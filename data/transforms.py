@@ -15,7 +15,6 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from errors import UserError
-from structures import IGNORE_INDEX
 
 STEP_PX = 32
 """Image sides are multiples of this, the coarsest stride of the pyramid."""
@@ -63,16 +62,8 @@ class TrainTransform:
         self.mean, self.std = list(mean), list(std)
         self.jitter = v2.ColorJitter(brightness=0.25, contrast=0.4, saturation=0.4, hue=0.05)
 
-    def __call__(self, image: Tensor, mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """(3, H, W) uint8 and (H, W) int64 -> (3, S, S) float32, normalised, and (S, S) int64.
-
-        Padding is 0 in the image, which is the mean colour, and IGNORE_INDEX in the mask.
-        """
-        view = self.view(*mask.shape, seed)
-        return view.image(image), view.mask(mask, IGNORE_INDEX)
-
     def view(self, height: int, width: int, seed: int) -> "View":
-        """The view of an image of that size, in pixels, which then takes the image and any number of its masks."""
+        """The view of an image of that size in pixels."""
         with _random_state(seed):
             window = self._random_window(height, width) if self.augmentation.crop else Window(0, 0, height, width)
             jitter = None
@@ -92,7 +83,7 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class View:
-    """One random look at an image. An image and its masks go through it one by one and still fit together.
+    """One random look at an image: what it makes of the image, and which pixels of a mask belong to that.
 
     jitter: changes the colours of an image (3, h, w) uint8; None leaves them.
     """
@@ -111,14 +102,9 @@ class View:
             image = self.jitter(image)
         return self._flipped(F.pad(_normalise(image, self.mean, self.std), padding, fill=0))
 
-    def mask(self, mask: Tensor, fill: int) -> Tensor:
-        """(H, W) of whole numbers -> (S, S) of the same type, with `fill` where the view leaves the image."""
-        mask, padding = self.window.resized(mask[None], self.size, is_mask=True)
-        return self._flipped(F.pad(mask, padding, fill=fill))[0]
-
     def pixels(self, height: int, width: int) -> Pixels:
-        """Return the row of the image (H, W) that each row of the view shows, and the same for columns: `mask` takes
-        exactly these pixels of a mask. OUTSIDE where the view leaves the image."""
+        """Return the row of the image (H, W) that each row of the view shows, and the same for columns: a mask of the
+        view is made of these pixels. OUTSIDE where the view leaves the image."""
         window = self.window
         rows = _pixels_inside(window.top, window.height, height, self.size)
         columns = _pixels_inside(window.left, window.width, width, self.size)
@@ -137,7 +123,7 @@ class Window:
     height: int
     width: int
 
-    def resized(self, image: Tensor, size: int, is_mask: bool = False) -> tuple[Tensor, list[int]]:
+    def resized(self, image: Tensor, size: int) -> tuple[Tensor, list[int]]:
         """The part inside the image, resized as if the whole window became size x size, and the padding it lacks.
 
         Cutting before resizing keeps the memory small however far a long image is zoomed.
@@ -145,8 +131,7 @@ class Window:
         """
         rows, y, y_end = _inside(self.top, self.height, image.shape[1], size)
         columns, x, x_end = _inside(self.left, self.width, image.shape[2], size)
-        resize = resize_masks if is_mask else _resize_image
-        return resize(image[:, rows, columns], [y_end - y, x_end - x]), [x, y, size - x_end, size - y_end]
+        return _resize_image(image[:, rows, columns], [y_end - y, x_end - x]), [x, y, size - x_end, size - y_end]
 
 
 class EvalTransform:

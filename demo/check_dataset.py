@@ -15,15 +15,15 @@ from flags import add_flags, flag, parse
 from training.config import CocoFlags, DataConfig, HeldOutFlags, LabelFlags, PairFlags, SeedFlags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import TypeVar
+    from collections.abc import Callable, Iterator
+    from typing import Any, TypeVar
 
     from PIL.Image import Image
 
-    from data.image_rule import ImageRule
-    from data.labels import LabelRule
     from data.sources.coco_tables import CocoImage
     from data.sources.pairs import Pair
+    from data.sources.source import Source
+    from training.sets import CocoSets, MaskSets
 
     Sample = TypeVar("Sample")
 
@@ -62,51 +62,20 @@ def parse_arguments(argv: Sequence[str]) -> CheckConfig:
     return parse(CheckConfig, parser, argv)
 
 
-def check_masks(config: CheckConfig) -> int:
-    """Of images and masks."""
-    from data.check.check import check_pairs  # after parsing: --help should not wait for numpy
-    from data.check.report import as_json, as_text
-    from data.image_rule import ImageRule
-    from data.labels import label_options
-    from training.sets import find_pairings
+def check(config: CheckConfig) -> int:
+    from data.check.report import as_json, as_text  # after parsing: --help should not wait for numpy
+    from training.sets import SETS
 
-    labels, class_names = label_options(
-        config.num_classes,
-        config.class_names,
-        config.ignore_index,
-        config.reduce_zero_label,
-        config.label_map,
-        config.palette,
-    )
-    max_pixels, rule = round(config.max_megapixels * 1e6), ImageRule.from_dict(config.arguments())
     with stopping_at_once():  # what was read until then is remembered
-        train, val = find_pairings(config)
-        report = check_pairs(train, val, labels, class_names, max_pixels, rule=rule)
+        sets = SETS[config.task].of(config)
+        report = sets.check()
     print(json.dumps(as_json(report), indent=2) if config.json else as_text(report))
     if config.preview:
-        bad = set(report.bad_sample_ids["train"])
-        usable = [pair for pair in train.pairs if pair.sample_id not in bad]
-        write_preview(config.preview, usable, lambda pairs: mask_preview(pairs, labels, class_names, max_pixels, rule))
-    return report.exit_code(config.strict)
-
-
-def check_objects(config: CheckConfig) -> int:
-    """Of COCO data."""
-    from data.check.check import check_coco
-    from data.check.report import coco_as_json, coco_as_text
-    from data.image_rule import ImageRule
-    from training.sets import find_sets
-
-    sets, _ = find_sets(config)
-    train, max_pixels = sets["train"], round(config.max_megapixels * 1e6)
-    rule = ImageRule.from_dict(config.arguments())
-    with stopping_at_once():  # what was read until then is remembered
-        report = check_coco(train, sets.get("val"), max_pixels, rule=rule, test=sets.get("test"))
-    print(json.dumps(coco_as_json(report), indent=2) if config.json else coco_as_text(report))
-    if config.preview:
-        bad = set(report.bad_sample_ids["train"])
-        usable = [image for image in train.images if image.sample_id not in bad]
-        write_preview(config.preview, usable, lambda images: coco_preview(images, train.class_names, max_pixels, rule))
+        usable = sets.without(report.bad_sample_ids).splits["train"]
+        if config.task == "semantic":
+            write_preview(config.preview, usable.pairs, lambda pairs: mask_preview(pairs, sets))
+        else:
+            write_preview(config.preview, usable.images, lambda images: coco_preview(images, sets))
     return report.exit_code(config.strict)
 
 
@@ -126,41 +95,40 @@ def write_preview(path: Path, usable: "list[Sample]", draw: "Callable[[list[Samp
     print(f"preview: {path}", file=sys.stderr)
 
 
-def mask_preview(
-    pairs: "list[Pair]", labels: "LabelRule", class_names: list[str], max_pixels: int, rule: "ImageRule"
-) -> "Image":
-    from data.decode import decode_image, decode_mask
+def mask_preview(pairs: "list[Pair]", sets: "MaskSets") -> "Image":
+    from data.sources.masks import MaskSource
     from evaluation.drawing import class_colors
     from evaluation.visualize import preview
 
-    samples = []
-    for pair in pairs:
-        mask = decode_mask(pair.mask, bool(labels.palette), max_pixels)
-        ids = labels.ids_of_colors(mask.values, pair.mask) if mask.is_color else mask.values
-        pixels = decode_image(pair.image, max_pixels, rule=rule).pixels.transpose(1, 2, 0)
-        samples.append((pixels, labels.apply(ids, pair.mask), pair.sample_id))
-    return preview(samples, class_names, class_colors(len(class_names), labels.class_palette))
+    source = MaskSource(pairs, sets.labels, sets.max_pixels, sets.rule)
+    samples = [(one.pixels.permute(1, 2, 0).numpy(), one.classes, pair.sample_id) for pair, one in contents(source)]
+    return preview(samples, sets.class_names, class_colors(len(sets.class_names), sets.labels.class_palette))
 
 
-def coco_preview(images: "list[CocoImage]", class_names: list[str], max_pixels: int, rule: "ImageRule") -> "Image":
-    from data.reading import read_image
+def coco_preview(images: "list[CocoImage]", sets: "CocoSets") -> "Image":
+    from data.sources.objects import CocoSource
     from evaluation.visualize import Drawn, object_preview
 
-    contents = (read_image(image, max_pixels, rule) for image in images)
+    source = CocoSource(images, sets.max_pixels, sets.rule)
     samples = (
         (
-            content.pixels.permute(1, 2, 0).numpy(),
-            (Drawn(label, mask.bool().numpy(), "") for label, mask in content.masks()),
-            content.image.sample_id,
+            one.pixels.permute(1, 2, 0).numpy(),
+            (Drawn(label, mask.bool().numpy(), "") for label, mask in one.masks()),
+            image.sample_id,
         )
-        for content in contents
+        for image, one in contents(source)
     )
-    return object_preview(samples, class_names)
+    return object_preview(samples, sets.class_names)
+
+
+def contents(source: "Source") -> "Iterator[tuple[Any, Any]]":
+    """Each sample and what was read of it, one at a time."""
+    return ((sample, source.read(sample)) for sample in source.samples)
 
 
 def main() -> int:
     config = parse_arguments(sys.argv[1:])
-    return run_job(lambda: (check_masks if config.task == "semantic" else check_objects)(config))
+    return run_job(lambda: check(config))
 
 
 if __name__ == "__main__":

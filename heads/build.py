@@ -14,7 +14,7 @@ from heads.adapters.dinov3 import DINOv3Adapter
 from heads.adapters.light import FeaturePyramidAdapter, IdentityAdapter, StageNormAdapter
 from heads.linear import LinearHead
 from heads.mask2former.head import Mask2FormerHead, mask2former_size
-from heads.mask2former.loss import MaskLossSettings
+from heads.masks.loss import MaskLossSettings
 from heads.options import HEADS as FACTS
 from heads.upernet import UPerNetHead
 

@@ -5,12 +5,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.norm import BatchNorm2d
-from heads.pixel_loss import pixel_loss, pixel_normalizers
-from rows import resize_rows
-from structures import LossScope, Pyramid, Target
+from heads.pixel_head import PixelHead
+from structures import Pyramid
 
 
-class LinearHead(nn.Module):
+class LinearHead(PixelHead):
     """The last map, or all maps resized to the finest and joined -> norm, dropout, 1x1 convolution.
 
     hidden_dim: width of a 1x1 convolution before the classifier, 0 = none (a truly linear head).
@@ -25,8 +24,8 @@ class LinearHead(nn.Module):
         dropout: float = 0.1,
         dice_weight: float = 0.0,
     ):
-        super().__init__()
-        self.use_all_maps, self.dice_weight = use_all_maps, dice_weight
+        super().__init__(dice_weight)
+        self.use_all_maps = use_all_maps
         channels = sum(in_channels) if use_all_maps else in_channels[-1]
         self.norm = BatchNorm2d(channels)
         self.reduce = nn.Conv2d(channels, hidden_dim, 1) if hidden_dim else nn.Identity()
@@ -42,13 +41,3 @@ class LinearHead(nn.Module):
             size = pyramid[0].shape[-2:]
             x = torch.cat([F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in pyramid], dim=1)
         return self.classifier(self.dropout(self.reduce(self.norm(x))))
-
-    def normalizers(self, targets: list[Target]) -> dict[str, Tensor]:
-        return pixel_normalizers(targets)
-
-    def loss(self, outputs: Tensor, targets: list[Target], scope: LossScope | None = None) -> dict[str, Tensor]:
-        return pixel_loss(outputs, targets, self.dice_weight, scope)
-
-    def semantic(self, outputs: Tensor, size_hw: tuple[int, int], rows: slice | None = None) -> Tensor:
-        """Class probabilities (B, K, H, W), float32, or only some rows of them."""
-        return resize_rows(outputs.float(), size_hw, rows).softmax(1)

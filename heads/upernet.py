@@ -5,9 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.norm import BatchNorm2d
-from heads.pixel_loss import pixel_loss, pixel_normalizers
-from rows import resize_rows
-from structures import LossScope, Pyramid, Target
+from heads.pixel_head import PixelHead
+from structures import Pyramid
 
 POOL_SIZES = (1, 2, 3, 6)
 
@@ -35,12 +34,11 @@ class PyramidPooling(nn.Module):
         return self.bottleneck(torch.cat([x] + [resize_to(c, x) for c in context], dim=1))
 
 
-class UPerNetHead(nn.Module):
-    """Pyramid -> logits (B, K, H/4, W/4); pixel cross-entropy; per-pixel class probabilities."""
+class UPerNetHead(PixelHead):
+    """Pyramid -> logits (B, K, H/4, W/4); pixel losses and class probabilities."""
 
     def __init__(self, in_channels: list[int], num_classes: int, hidden_dim: int, dice_weight: float = 0.0):
-        super().__init__()
-        self.dice_weight = dice_weight
+        super().__init__(dice_weight)
         self.pooling = PyramidPooling(in_channels[-1], hidden_dim)
         self.lateral = nn.ModuleList(ConvNormReLU(c, hidden_dim, 1) for c in in_channels[:-1])
         self.smooth = nn.ModuleList(ConvNormReLU(hidden_dim, hidden_dim, 3) for _ in in_channels[:-1])
@@ -56,16 +54,6 @@ class UPerNetHead(nn.Module):
         finest = smoothed[0]
         levels = [finest] + [resize_to(level, finest) for level in (*smoothed[1:], top_down[-1])]
         return self.classifier(self.fuse(torch.cat(levels, dim=1)))
-
-    def normalizers(self, targets: list[Target]) -> dict[str, Tensor]:
-        return pixel_normalizers(targets)
-
-    def loss(self, outputs: Tensor, targets: list[Target], scope: LossScope | None = None) -> dict[str, Tensor]:
-        return pixel_loss(outputs, targets, self.dice_weight, scope)
-
-    def semantic(self, outputs: Tensor, size_hw: tuple[int, int], rows: slice | None = None) -> Tensor:
-        """Class probabilities (B, K, H, W), float32, or only some rows of them."""
-        return resize_rows(outputs.float(), size_hw, rows).softmax(1)
 
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from paths import ROOT
 from training_helpers import drawn, has_lines, has_mapped, run_script, start_script, train_here, wait_for
 
 from data.dataset import first_readable
+from data.sources.pairs import Pair
 from errors import UserError, one_line, printable, run_job
 
 pytestmark = pytest.mark.slow
@@ -51,16 +52,17 @@ class TestUserError:
 
     @pytest.mark.parametrize("bug", [bare_zip, bare_unpacking, bare_max])
     def test_a_bug_of_ours_is_no_broken_file(self, bug):
-        class Item:
-            sample_id = "a"
+        class Broken:
+            samples = (Pair("a", Path("a.png"), Path("b.png")),) * 2
+            read = staticmethod(lambda sample: bug())
 
         with pytest.raises(ValueError) as caught:
-            first_readable([Item(), Item()], 0, lambda item: bug())
+            first_readable(Broken(), 0)
         assert not isinstance(caught.value, UserError)
 
     @pytest.mark.parametrize("workers", ["0", "1"])
     def test_a_bug_in_reading_ends_the_run_with_its_traceback(self, tmp_path, monkeypatch, workers):
-        monkeypatch.setattr("data.reading.PairReader.__call__", lambda *args: bare_max())
+        monkeypatch.setattr("data.sources.masks.MaskSource.read", lambda *args: bare_max())
         with pytest.raises(ValueError) as caught:
             train_here("linear", tmp_path / "run", *drawn(tmp_path / "data"), "--num-workers", workers)
         assert not isinstance(caught.value, UserError) and "max()" in str(caught.value)
@@ -69,7 +71,7 @@ class TestUserError:
         def unreadable(*args):
             raise UserError("a.png cannot be read\n  indented: as such")
 
-        monkeypatch.setattr("data.reading.PairReader.__call__", unreadable)
+        monkeypatch.setattr("data.sources.masks.MaskSource.read", unreadable)
         assert train_here("linear", tmp_path / "run", *drawn(tmp_path / "data"), "--num-workers", "1") == 2
         message = capsys.readouterr().err.split("error: ")[1]
         assert message.startswith("none of the 4 training samples can be read") and "Traceback" not in message

@@ -11,7 +11,7 @@ from heads.norm import BatchNorm2d
 from memory import estimated_memory_bytes
 from segmenter import Segmenter
 from structures import IGNORE_INDEX, Target
-from training.schedule import build_optimizer
+from training.optimizer import build_optimizer
 from training.trainer import groups_of
 
 OPTIONS = {"m2f": {"m2f_size": "paper", "num_queries": 6, "num_points": 64}, "upernet": {}, "linear": {}}
@@ -94,7 +94,7 @@ def test_mask_scores_in_chunks_equal_the_whole(backbones, monkeypatch):
     probability = outputs.class_logits[-1].softmax(-1)[..., :-1]
     masks = F.interpolate(outputs.mask_logits[-1], size=(64, 64), mode="bilinear", align_corners=False).sigmoid()
     assert torch.allclose(whole, torch.einsum("bqk,bqhw->bkhw", probability, masks), atol=1e-6)
-    monkeypatch.setattr("heads.mask2former.head.CHUNK_ELEMENTS", 2 * 64 * 64 * 4)
+    monkeypatch.setattr("heads.masks.head.CHUNK_ELEMENTS", 2 * 64 * 64 * 4)
     assert torch.allclose(segmenter.head.semantic(outputs, (64, 64)), whole, atol=1e-6)
 
 

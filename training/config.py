@@ -16,6 +16,7 @@ from backbones.names import ATTENTION_BACKENDS, BACKBONES
 from errors import UserError
 from flags import add_flags, check_ranges, flag, parse
 from heads.options import HEADS
+from training.schedule import SCHEDULES
 
 TASK_NAMES = ("semantic", "instance", "panoptic")
 Words = tuple[str, ...] | None
@@ -93,11 +94,15 @@ class HeldOutFlags:
     val_image_paths: Words = flag(None, "images to validate on (implies --validate)", count="+", metavar="GLOB")
     val_mask_paths: Words = flag(None, "their masks", count="+", metavar="GLOB")
     val_fraction: float = flag(0.1, "held out of the training data without --val-…")
+    train_images: int = flag(0, "train on so many images, drawn at random (0 = all)", low=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedFlags:
     seed: int = flag(0, "of initialization, order, augmentation, and what is held out", low=0, high=2**63 - 1)
+    split_seed: int | None = flag(
+        None, "of what is held out, and of --train-images (None = --seed)", kind=int, low=0, high=2**63 - 1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,10 +226,13 @@ class ScheduleFlags:
     lr_schedule: str = flag(
         "cosine",
         "how it falls; poly: power 0.9; step: x0.1 at each of --lr-milestones",
-        choices=("cosine", "poly", "step"),
+        choices=tuple(SCHEDULES),
     )
     lr_milestones: tuple[float, ...] = flag((0.6, 0.9), "of the run, for step", kind=float, count="+", metavar="SHARE")
     max_grad_norm: float = flag(1.0, "gradients are clipped to this (0 = off)", low=0)
+    ema_decay: float = flag(
+        0.0, "validate and keep a moving average of the weights, 0.999 for example (0 = off)", low=0, high=0.99999
+    )
     precision: str = flag("auto", "auto: bf16 on CUDA", choices=("auto", "fp32", "bf16"))
 
 

@@ -29,6 +29,7 @@ class RunLog:
         self._sums: dict[str, float] = defaultdict(float)
         self._count = self._images = 0
         self.bar: tqdm | None = None
+        self.title = ""  # of this run, where several are trained at once
 
     def start(self, total_steps: int, progress: Progress) -> None:
         """Opens the files. progress: where the run starts; what an earlier process logged after that is removed."""
@@ -70,7 +71,7 @@ class RunLog:
         means = {name: value / self._count for name, value in self._sums.items()}
         rate = self._images / (now - self._window_start)
         self._write({"epoch": epoch, "step": step, "split": "train", **means, "lr": lr, "images_per_s": round(rate, 2)})
-        self.bar.set_description(f"epoch {epoch}", refresh=False)
+        self.bar.set_description(f"{self.title} epoch {epoch}".strip(), refresh=False)
         self.bar.set_postfix_str(f"loss {means['loss']:.3f}, lr {lr:.1e}, {rate:.1f} images/s")
         if not self.on_terminal:
             left = (now - self._start) / (step - self.first_step) * (self.total_steps - step)
@@ -114,7 +115,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         if self.is_main:
-            self.bar.write(one_line(text), file=sys.stderr)
+            self.bar.write(one_line(f"{self.title}  {text}" if self.title else text), file=sys.stderr)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -4,19 +4,20 @@ import json
 import re
 import sys
 import traceback
-from contextlib import ExitStack
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from accelerate import Accelerator
 
+from backbones.frozen import FrozenBackbone
 from checkpoint import locked, write_json
 from errors import UserError, printable, stopping_at_once, stopping_gently
 from memory import is_out_of_memory
 from segmenter import Segmenter
 from training.checkpoints import (
     AUTO,
-    Progress,
     Resumed,
     RunFiles,
     adopt_best,
@@ -40,8 +41,8 @@ from training.setup import (
     trainer_settings,
 )
 from training.summary import out_of_memory_message, outcome, run_record, summary
-from training.tasks import TaskData, prepare_data
-from training.trainer import Trainer
+from training.tasks import TaskData, compare, prepare_data
+from training.trainer import Loaders, Trainer
 from training.transfer.fit import head_to_begin_with, transfer
 
 LOST_WORKER = (
@@ -54,89 +55,143 @@ def train(config: TrainConfig) -> None:
     """Trains what `config` says: config_of("m2f")(image_paths=..., mask_paths=..., ...), see config.py.
 
     Raises UserError for everything that a person can put right, Interrupted on a signal."""
-    files = RunFiles.of(config.checkpoint_dir, config.head)
     with ExitStack() as held:
         held.enter_context(stopping_at_once())
         accelerator = make_accelerator(config.precision)
-
-        resumed = None
-
-        def prepare_folder() -> str:
-            """Returns the path of the checkpoint to resume, "" where a run begins."""
-            nonlocal resumed
-            check_writable(files)
-            held.enter_context(locked(files.lock))
-            check_free(files, config)
-            files.remove_leftovers()
-            resumed = find_resumed(config.resume_checkpoint, files)
-            return str(resumed.path) if resumed else ""
-
-        path = decided(accelerator, f"preparing {files.folder}", prepare_folder)
-        check_shared(accelerator, files.folder)
-        if path and not accelerator.is_main_process:
-            resumed = read_resumed(path)
-        data = prepare_data(config, accelerator, resumed)
-        segmenter = None
-        try:
-            released, config = head_to_begin_with(config, resumed)
-            config = replace(config, weights=settled_weights(config, resumed))
-            segmenter = build_segmenter(config, len(data.class_names), accelerator, resumed)
-            check_backbone(segmenter.backbone, config.image_size, data)
-            init_head = resumed.state.get("init_head") if resumed else None
-            if released:
-                report = transfer(released, segmenter, data.class_names, config.keep_matching_classes)
-                accelerator.print(report.text())
-                init_head = report.record()
-            run_with(config, accelerator, files, segmenter, data, resumed, init_head)
-        except Exception as error:
-            if is_out_of_memory(error):
-                raise UserError(out_of_memory_message(config, segmenter)) from error
-            raise
+        run = prepare(config, accelerator, held)
+        if run.is_done:
+            run.report_done()
+        else:
+            run.begin()
+            with stopping_gently() as stop, run.closing():
+                run.trainer.fit(stop)
+                if run.trainer.loaders.test is not None:
+                    run.trainer.test()
+            run.report_outcome()
         accelerator.end_training()
 
 
-def run_with(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    files: RunFiles,
-    segmenter: Segmenter,
-    data: TaskData,
-    resumed: Resumed | None,
-    init_head: dict[str, Any] | None,
-) -> None:
-    """init_head: what run.json says of the head that the run began with."""
-    about = run_identity(config, segmenter, data, init_head)
-    loaders = make_loaders(config, segmenter.backbone, data, accelerator)
-    trainer = Trainer(segmenter, data, loaders, trainer_settings(config), files, accelerator, about)
-    if resumed:
-        check_identity(resumed, about)
-        trainer.load_state_dict(resumed.state)
-        adopt_best(files, trainer.progress, about, data.metrics)
-    is_test_due = loaders.test is not None and not is_tested(files, trainer.progress)
-    if trainer.is_finished and not is_test_due:
-        finished_already(config, resumed, trainer.progress)
-        return
-    if accelerator.is_main_process:
-        changed = changes(resumed, about["arguments"]) if resumed else []
-        print(printable(summary(config, trainer, resumed, changed)), flush=True)
-        about["line"] = lineage_of(config, files, resumed)
-        write_json(files.run_json, run_record(about, data))
-    with stopping_gently() as stop:
+@dataclass(frozen=True)
+class Shared:
+    """What several runs on the same data have in common, so that it is made once."""
+
+    data: TaskData
+    backbone: FrozenBackbone
+    loaders: Loaders
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to train: its folder is held, what is resumed is in place. resumed: None where it starts."""
+
+    config: TrainConfig
+    files: RunFiles
+    trainer: Trainer
+    resumed: Resumed | None
+
+    @property
+    def shared(self) -> Shared:
+        return Shared(self.trainer.data, self.trainer.segmenter.backbone, self.trainer.loaders)
+
+    @property
+    def is_done(self) -> bool:
+        is_test_due = self.trainer.loaders.test is not None and not is_tested(self.files, self.trainer.progress)
+        return self.trainer.is_finished and not is_test_due
+
+    def report_done(self) -> None:
+        """Raises UserError where a file was named; with "auto" it is well: a launcher may be started until all is
+        done."""
+        progress = self.trainer.progress
+        done = f"{self.resumed.path} has done {progress.epoch} epochs, {progress.step} steps: nothing is left to do"
+        if self.config.resume_checkpoint != AUTO:
+            raise UserError(f"--resume-checkpoint {done}; raise --epochs or --max-steps to continue")
+        print(done, file=sys.stderr)
+
+    def begin(self) -> None:
+        """Says what will be done, clears the folder for it, and writes run.json, in the first process."""
+        trainer, about = self.trainer, self.trainer.about
+        if trainer.accelerator.is_main_process:
+            changed = changes(self.resumed, about["arguments"]) if self.resumed else []
+            print(printable(summary(self.config, trainer, self.resumed, changed)), flush=True)
+            about["line"] = lineage_of(self.config, self.files, self.resumed)
+            write_json(self.files.run_json, run_record(about, trainer.data))
+
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Ends log and loaders, however the training in it ends. Raises UserError for what its errors stand for."""
+        trainer = self.trainer
         try:
-            trainer.fit(stop)
-            if loaders.test is not None:
-                trainer.test()
+            with memory_sufficing(self.config, trainer.segmenter):
+                yield
         except (RuntimeError, OSError, EOFError) as error:
             reason = lost_worker(error)
             if reason:
-                raise UserError(LOST_WORKER.format(reason=reason, num=config.num_workers)) from error
+                raise UserError(LOST_WORKER.format(reason=reason, num=self.config.num_workers)) from error
             raise
         finally:
             trainer.log.close()
-            for loader in (loaders.train, loaders.val, loaders.test):
+            for loader in (trainer.loaders.train, trainer.loaders.val, trainer.loaders.test):
                 end_workers(loader)
-    if accelerator.is_main_process:
-        print(outcome(files, trainer.progress, segmenter.backbone.weights), flush=True)
+
+    def report_outcome(self) -> None:
+        if self.trainer.accelerator.is_main_process:
+            weights = self.trainer.segmenter.backbone.weights
+            print(outcome(self.files, self.trainer.progress, weights), flush=True)
+
+
+def prepare(config: TrainConfig, accelerator: Accelerator, held: ExitStack, shared: Shared | None = None) -> Run:
+    """held: keeps the run's folder for this process. shared: of another run of the same data, seed and backbone."""
+    files = RunFiles.of(config.checkpoint_dir, config.head)
+    resumed = None
+
+    def prepare_folder() -> str:
+        """Returns the path of the checkpoint to resume, "" where a run begins."""
+        nonlocal resumed
+        check_writable(files)
+        held.enter_context(locked(files.lock))
+        check_free(files, config)
+        files.remove_leftovers()
+        resumed = find_resumed(config.resume_checkpoint, files)
+        return str(resumed.path) if resumed else ""
+
+    path = decided(accelerator, f"preparing {files.folder}", prepare_folder)
+    check_shared(accelerator, files.folder)
+    if path and not accelerator.is_main_process:
+        resumed = read_resumed(path)
+    if shared and resumed:
+        compare(resumed, shared.data.record)
+    data = shared.data if shared else prepare_data(config, accelerator, resumed)
+    with memory_sufficing(config, None):
+        released, config = head_to_begin_with(config, resumed)
+        config = replace(config, weights=settled_weights(config, resumed))
+        backbone = shared.backbone if shared else None
+        segmenter = build_segmenter(config, len(data.class_names), accelerator, resumed, backbone)
+    with memory_sufficing(config, segmenter):
+        check_backbone(segmenter.backbone, config.image_size, data)
+        init_head = resumed.state.get("init_head") if resumed else None
+        if released:
+            report = transfer(released, segmenter, data.class_names, config.keep_matching_classes)
+            accelerator.print(report.text())
+            init_head = report.record()
+        about = run_identity(config, segmenter, data, init_head)
+        loaders = shared.loaders if shared else make_loaders(config, segmenter.backbone, data, accelerator)
+        trainer = Trainer(segmenter, data, loaders, trainer_settings(config), files, accelerator, about)
+        if resumed:
+            check_identity(resumed, about)
+            trainer.load_state_dict(resumed.state)
+            adopt_best(files, trainer.progress, about, data.metrics)
+    return Run(config, files, trainer, resumed)
+
+
+@contextmanager
+def memory_sufficing(config: TrainConfig, segmenter: Segmenter | None) -> Iterator[None]:
+    """Raises UserError with what helps, where memory does not suffice. segmenter: None while it is built."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(out_of_memory_message(config, segmenter)) from error
+        raise
 
 
 def lost_worker(error: Exception) -> str:
@@ -177,11 +232,3 @@ def run_identity(
         "arguments": {**config.arguments(), "weights": weights},
     }
     return json.loads(json.dumps(about))
-
-
-def finished_already(config: TrainConfig, resumed: Resumed, progress: Progress) -> None:
-    """Raises UserError where a file was named; with "auto" it is well: a launcher may be started until all is done."""
-    done = f"{resumed.path} has done {progress.epoch} epochs, {progress.step} steps: nothing is left to do"
-    if config.resume_checkpoint != AUTO:
-        raise UserError(f"--resume-checkpoint {done}; raise --epochs or --max-steps to continue")
-    print(done, file=sys.stderr)

@@ -1,40 +1,170 @@
-"""From arguments to the files to train, validate and test on. Imports no torch."""
+"""From a configuration to the files to train, validate and test on, and their check. Imports no torch.
 
-from dataclasses import replace
+Each kind of data is one class here with the same methods; SETS is the table of tasks.
+"""
+
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol, Self
 
-from data.labels import DEFAULT_NUM_CLASSES
+from data.check.check import check_coco, check_pairs
+from data.check.finding import Report
+from data.image_rule import ImageRule
+from data.labels import DEFAULT_NUM_CLASSES, LabelRule, label_options
 from data.sources.coco import find_splits, read_coco
 from data.sources.coco_tables import CocoSet, common_classes
-from data.sources.pairs import Pairing, match_files, split_pairs
+from data.sources.pairs import Pairing, match_files, shuffled, split_pairs
 from data.sources.panoptic import read_panoptic
 from errors import UserError
 from training.config import DataConfig
 
-
-def find_pairings(config: DataConfig) -> tuple[Pairing, Pairing | None]:
-    """(train, val); val is None without --validate. Held-out images are taken out of the training data."""
-    train = match_files(config.image_paths, config.mask_paths)
-    if not config.is_validated:
-        return train, None
-    if config.val_image_paths is not None:
-        flags = ("--val-image-paths", "--val-mask-paths")
-        return train, match_files(config.val_image_paths, config.val_mask_paths, *flags)
-    pairs, held_out = split_pairs(train.pairs, config.val_fraction, config.seed)
-    return replace(train, pairs=pairs), Pairing(held_out, [], [], train.how)
+SampleIds = dict[str, list[str]]
+"""Of each split, "train", "val" and "test"."""
 
 
-def find_sets(config: DataConfig) -> tuple[dict[str, CocoSet], bool]:
-    """The sets as of read_sets, and whether "val" was held out of the training data.
+class Sets(Protocol):
+    """The data of a run, split. is_held_out: whether "val" was taken out of the training data.
 
-    Raises UserError, naming file and entry, where a file is not of the format.
+    meaning: what the labels in the files mean, as plain values: a resumed run must mean the same.
     """
-    sets = read_sets(config)
-    is_held_out = config.is_validated and "val" not in sets
-    if is_held_out:
-        train, val = split_pairs(sets["train"].images, config.val_fraction, config.seed)
-        sets |= {"train": replace(sets["train"], images=train), "val": replace(sets["train"], images=val)}
-    return sets, is_held_out
+
+    class_names: list[str]
+    is_held_out: bool
+    max_pixels: int
+    rule: ImageRule
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Self:
+        """Raises UserError where files are missing, or contradict one another or the configuration."""
+
+    @property
+    def meaning(self) -> dict[str, Any]: ...
+
+    @property
+    def splits(self) -> dict[str, Any]:
+        """What there is of "train", "val" and "test"."""
+
+    def sample_ids(self) -> SampleIds: ...
+
+    def without(self, skipped: SampleIds) -> Self:
+        """The same sets without some samples."""
+
+    def check(self) -> Report: ...
+
+
+@dataclass(frozen=True)
+class MaskSets:
+    """Images and masks. See Sets."""
+
+    splits: dict[str, Pairing]
+    is_held_out: bool
+    labels: LabelRule
+    class_names: list[str]
+    max_pixels: int
+    rule: ImageRule
+
+    @classmethod
+    def of(cls, config: DataConfig) -> "MaskSets":
+        c = config
+        rule = (c.num_classes, c.class_names, c.ignore_index, c.reduce_zero_label, c.label_map, c.palette)
+        labels, class_names = label_options(*rule)
+        train = match_files(config.image_paths, config.mask_paths)
+        splits = {"train": train}
+        if config.val_image_paths is not None:
+            flags = ("--val-image-paths", "--val-mask-paths")
+            splits["val"] = match_files(config.val_image_paths, config.val_mask_paths, *flags)
+        elif config.is_validated:
+            pairs, held_out = split_pairs(train.pairs, config.val_fraction, split_seed(config))
+            splits = {"train": replace(train, pairs=pairs), "val": Pairing(held_out, [], [], train.how)}
+        splits["train"] = replace(splits["train"], pairs=drawn(splits["train"].pairs, config))
+        is_held_out = config.is_validated and config.val_image_paths is None
+        return cls(splits, is_held_out, labels, class_names, max_pixels_of(config), image_rule_of(config))
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        return self.labels.as_dict()
+
+    def sample_ids(self) -> SampleIds:
+        return {split: [pair.sample_id for pair in one.pairs] for split, one in self.splits.items()}
+
+    def without(self, skipped: SampleIds) -> "MaskSets":
+        kept = {split: replace(one, pairs=others(one.pairs, skipped, split)) for split, one in self.splits.items()}
+        return replace(self, splits=kept)
+
+    def check(self) -> Report:
+        train, val = self.splits["train"], self.splits.get("val")
+        return check_pairs(train, val, self.labels, self.class_names, self.max_pixels, rule=self.rule)
+
+
+@dataclass(frozen=True)
+class CocoSets:
+    """COCO files of instances or of panoptic segments. See Sets."""
+
+    splits: dict[str, CocoSet]
+    is_held_out: bool
+    max_pixels: int
+    rule: ImageRule
+
+    @classmethod
+    def of(cls, config: DataConfig) -> "CocoSets":
+        splits = read_sets(config)
+        is_held_out = config.is_validated and "val" not in splits
+        if is_held_out:
+            whole = splits["train"]
+            train, val = split_pairs(whole.images, config.val_fraction, split_seed(config))
+            splits |= {"train": replace(whole, images=train), "val": replace(whole, images=val)}
+        splits["train"] = replace(splits["train"], images=drawn(splits["train"].images, config))
+        return cls(splits, is_held_out, max_pixels_of(config), image_rule_of(config))
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.splits["train"].class_names
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        train = self.splits["train"]
+        return {"category_ids": train.category_ids, "is_thing": train.is_thing}
+
+    def sample_ids(self) -> SampleIds:
+        return {split: [image.sample_id for image in one.images] for split, one in self.splits.items()}
+
+    def without(self, skipped: SampleIds) -> "CocoSets":
+        kept = {split: replace(one, images=others(one.images, skipped, split)) for split, one in self.splits.items()}
+        return replace(self, splits=kept)
+
+    def check(self) -> Report:
+        train, val, test = (self.splits.get(split) for split in ("train", "val", "test"))
+        return check_coco(train, val, self.max_pixels, rule=self.rule, test=test)
+
+
+SETS: dict[str, type[Sets]] = {"semantic": MaskSets, "instance": CocoSets, "panoptic": CocoSets}
+"""Of each --task: the kind of its data."""
+
+
+def max_pixels_of(config: DataConfig) -> int:
+    return round(config.max_megapixels * 1e6)
+
+
+def image_rule_of(config: DataConfig) -> ImageRule:
+    return ImageRule.from_dict(config.arguments())
+
+
+def split_seed(config: DataConfig) -> int:
+    return config.seed if config.split_seed is None else config.split_seed
+
+
+def drawn(samples: list, config: DataConfig) -> list:
+    """--train-images of them, in their order; those of a smaller number are among those of a larger one."""
+    count = config.train_images
+    if count > len(samples):
+        raise UserError(f"--train-images {count}: there are only {len(samples)} to train on")
+    first = set(shuffled([sample.sample_id for sample in samples], split_seed(config))[:count])
+    return [sample for sample in samples if sample.sample_id in first] if count else samples
+
+
+def others(samples: list, skipped: SampleIds, split: str) -> list:
+    unwanted = set(skipped.get(split, ()))
+    return [sample for sample in samples if sample.sample_id not in unwanted]
 
 
 def read_sets(config: DataConfig) -> dict[str, CocoSet]:

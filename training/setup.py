@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from backbones.frozen import FrozenBackbone, build_backbone, build_kept_backbone, check_attention_backend
 from backbones.names import BACKBONES
 from backbones.weights import WeightsUnavailable, download, is_url
-from data.dataset import EpochBatches, collate
+from data.dataset import EpochBatches, EvalDataset, TrainDataset, collate
 from data.transforms import STEP_PX, Augmentation, EvalTransform, TrainTransform, eval_size_hw
 from errors import UserError, ignore_signals
 from heads.build import HeadSpec
@@ -46,9 +46,9 @@ def make_loaders(config: TrainConfig, backbone: FrozenBackbone, data: TaskData, 
     # In evaluation one image at a time: they differ in size, and big ones fill the memory.
     return Loaders(
         order,
-        DataLoader(data.train_set(view, config.seed), batch_sampler=order, **options),
+        DataLoader(TrainDataset(data.sources["train"], view, config.seed), batch_sampler=order, **options),
         *(
-            DataLoader(data.eval_set(split, whole, rank, world_size), batch_size=1, **options)
+            DataLoader(EvalDataset(data.sources[split], whole, rank, world_size), batch_size=1, **options)
             if data.sizes.get(split)
             else None
             for split in ("val", "test")
@@ -72,9 +72,14 @@ RANDOM_WEIGHTS_BANNER = """
 
 
 def build_segmenter(
-    config: TrainConfig, num_classes: int, accelerator: Accelerator, resumed: Resumed | None
+    config: TrainConfig,
+    num_classes: int,
+    accelerator: Accelerator,
+    resumed: Resumed | None,
+    backbone: FrozenBackbone | None = None,
 ) -> Segmenter:
-    backbone = find_backbone(config, accelerator, resumed)
+    """backbone: None where it is to be found and built."""
+    backbone = backbone or find_backbone(config, accelerator, resumed)
     torch.manual_seed(config.seed)
     segmenter = Segmenter(backbone, head_spec(config, num_classes))
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":

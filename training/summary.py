@@ -38,7 +38,7 @@ def summary(config: TrainConfig, trainer: Trainer, resumed: Resumed | None, chan
     held_out = f" (held out of the training data, seed {config.seed})" if data.record["is_held_out"] else ""
     rows = [
         ("data", f"{data.sizes['train']} images to train on, {num_classes} classes, {config.image_size} px"),
-        *[("labels", line) for line in data.description()],
+        *[("labels", line) for line in data.description],
         ("validation", f"{num_val} images{held_out}" if num_val else "none (--validate turns it on)"),
         ("backbone", f"{backbone.name}, weights {backbone.weights}, {millions(count_parameters(backbone))} {learning}"),
         ("adapter", f"{segmenter.spec.adapter}, {millions(count_parameters(segmenter.adapter))} trainable"),

@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -25,9 +25,11 @@ from evaluation.evaluate import Result, evaluate
 from segmenter import Segmenter
 from structures import Batch, LossScope, Target
 from training.checkpoints import Progress, RunFiles, keep_newest, save_best, save_checkpoint
+from training.ema import Average
 from training.logs import RunLog
+from training.optimizer import build_optimizer, set_lr
 from training.processes import largest_anywhere, mean_anywhere
-from training.schedule import build_optimizer, lr_factor, set_lr
+from training.schedule import lr_factor
 from training.tasks import TaskData
 
 MAX_BAD_STEPS = 10
@@ -44,7 +46,8 @@ NUM_IMAGES_SHOWN = 4
 class TrainerSettings:
     """max_steps: instead of epochs, -1 = off. lr_milestones: shares of the run. save_interval, val_interval: in epochs.
 
-    checkpointing_steps: 0 = none. keep_last: 0 = all. window_px: side of validation's sliding windows, None = whole.
+    ema_decay: 0 = no average. checkpointing_steps: 0 = none. keep_last: 0 = all. window_px: side of validation's
+    sliding windows, None = whole.
     """
 
     epochs: int
@@ -58,6 +61,7 @@ class TrainerSettings:
     weight_decay: float
     backbone_lr_multiplier: float
     max_grad_norm: float
+    ema_decay: float
     seed: int
     best_metric: str
     save_interval: int
@@ -125,6 +129,7 @@ class Trainer:
         rates = (settings.lr, settings.weight_decay)
         optimizer = build_optimizer(parts, *rates, backbone, settings.backbone_lr_multiplier)
         self.model, self.optimizer = accelerator.prepare(segmenter, optimizer)
+        self.average = Average(segmenter, settings.ema_decay) if settings.ema_decay else None
         self.progress = Progress(settings.best_metric)
         self.plan = self._plan()
         self.log = RunLog(files, settings.log_interval, accelerator.is_main_process)
@@ -136,9 +141,14 @@ class Trainer:
     # The state of the run
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values: with `about`, all that a resumed run needs to be resumed bit for bit."""
+        """Tensors and plain values: with `about`, all that a resumed run needs to be resumed bit for bit.
+
+        "model": the weights that are validated and used. With an average these are not the ones that are trained,
+        which are "raw" then.
+        """
+        raw = self.segmenter.trainable_state()
         return {
-            "model": self.segmenter.trainable_state(),
+            **({"model": self.average.tensors, "raw": raw} if self.average else {"model": raw}),
             "optimizer": self.optimizer.state_dict(),
             "progress": asdict(self.progress),
             "log": self.log.pending(),
@@ -146,7 +156,9 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts weights, optimizer and progress in place. Learning rate, weight decay and best metric may be others."""
-        self.segmenter.load_trainable_state(state["model"])
+        self.segmenter.load_trainable_state(state.get("raw", state["model"]))
+        if self.average:  # the weights themselves, in a run that had no average until now
+            self.average.load(state["model"])
         kept = ("weight_decay", "lr_multiplier")
         chosen = [{key: group[key] for key in kept} for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
@@ -169,29 +181,39 @@ class Trainer:
 
         Raises Interrupted on a signal, UserError for what a person can put right.
         """
+        with self.running(stop):
+            while self.is_step_left:
+                for micro_batches in self.batches_left():
+                    self.step(micro_batches)
+                    self.save_if_due()
+                self.finish_epoch()
+
+    @contextmanager
+    def running(self, stop: StopRequest) -> Iterator[None]:
+        """For the steps in it: opens the log before them, and saves what was trained however they end."""
         self.stop = stop
         self.log.start(self.plan.total_steps, self.progress)
         try:
             self.model.train()
             if self.progress.validation_due:
                 self.validate()
-            while self.is_step_left:
-                for micro_batches in self._batches_left():
-                    self.step(micro_batches)
-                    if self._is_step_due and self.is_step_left and not self._is_epoch_over:
-                        self.save_and_validate()
-                self._finish_epoch()
+            yield
         except BaseException as reason:
             self._save_before_the_end(reason)
             raise
 
-    def _batches_left(self) -> Iterator[list[Batch]]:
+    def batches_left(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step that is left in the running epoch."""
         self.loaders.order.set_epoch(self.progress.epoch, self.progress.samples)
         steps = groups_of(self.loaders.train, self.settings.gradient_accumulation_steps)
         return islice(steps, self.plan.total_steps - self.progress.step)
 
-    def _finish_epoch(self) -> None:
+    def save_if_due(self) -> None:
+        """After a step within an epoch: what --checkpointing-steps asks for."""
+        if self._is_step_due and self.is_step_left and not self._is_epoch_over:
+            self.save_and_validate()
+
+    def finish_epoch(self) -> None:
         """At the end of an epoch, or where --max-steps ends within one, which then stays begun."""
         progress = self.progress
         if self._is_epoch_over:
@@ -289,6 +311,8 @@ class Trainer:
         else:
             self._is_updating = True
             self.optimizer.step()
+            if self.average:
+                self.average.update(step)
             self._is_updating = False
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(numbers, stop_signal, bad, sample_ids, skipped)
@@ -386,7 +410,8 @@ class Trainer:
 
     def validate(self) -> None:
         """Measures the model as it is, and keeps it where it is the best so far."""
-        result, sheet = self._measured("val", self.loaders.val)
+        with self.average.in_place() if self.average else nullcontext():
+            result, sheet = self._measured("val", self.loaders.val)
         progress = self.progress
         is_best = progress.improves(result.values, self.data.metrics)
         if self.accelerator.is_main_process and sheet:
@@ -416,6 +441,7 @@ class Trainer:
             self.segmenter.load_trainable_state(read_checkpoint(best)["model"])
             self.log.say(f"testing {best}")
         else:
+            self.segmenter.load_trainable_state(self.state_dict()["model"])
             self.log.say("testing the last model: this folder has no best one")
         result, sheet = self._measured("test", self.loaders.test)
         if self.accelerator.is_main_process and sheet:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from data.check.finding import CheckedSample, Finding, counted, size_text, unique_paths
+from data.check.finding import CheckedSample, Finding, counted, size_text
 from data.check.scan import Failure, ImageFacts
 from data.sources.pairs import Pairing
 
@@ -160,7 +160,7 @@ def _unpaired(pairings: Sequence[Pairing]) -> Iterator[Finding]:
 
 
 def _not_images(pairings: Sequence[Pairing]) -> Iterator[Finding]:
-    skipped = unique_paths(path for pairing in pairings for path in pairing.skipped)
+    skipped = list(dict.fromkeys(str(path) for pairing in pairings for path in pairing.skipped))
     if skipped:
         yield Finding(
             "note",

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import ClassVar
 
 from data.check.scan import ImageFacts, MaskFacts, Scan
 from data.labels import NUM_IDS, STRANGE, LabelRule, hex_of
@@ -32,25 +32,87 @@ class Finding:
     per_sample: bool = False
 
 
-class Findings(ABC):
-    """What the reports of both checks have in common, that of masks and that of COCO files. findings: errors first."""
+@dataclass(frozen=True)
+class Numbers(ABC):
+    """One split in numbers. sizes_wh: images of each size in pixels, the most frequent first.
 
-    findings: list[Finding]
+    bad_sample_ids: the samples that cannot be used. CLASS_COLUMNS: of each field with a number per class,
+    its key in JSON and its title for people.
+    """
+
+    CLASS_COLUMNS: ClassVar[dict[str, tuple[str, str]]]
+
+    sizes_wh: dict[tuple[int, int], int]
+    bad_sample_ids: list[str]
 
     @property
     @abstractmethod
+    def num_samples(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def is_learnable(self) -> bool:
+        """Whether something is left to learn when the bad samples are skipped."""
+
+    @abstractmethod
+    def table(self) -> dict[str, str]:
+        """For people: a title and a text of each number, the same titles for all splits."""
+
+    @abstractmethod
+    def class_cells(self, class_id: int) -> tuple[str, ...]:
+        """For people: one text per class column."""
+
+    @property
+    def num_lone_files(self) -> int:
+        """Files without a partner."""
+        return 0
+
+    @property
+    def usable(self) -> int:
+        return self.num_samples - len(self.bad_sample_ids)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the check found. splits: "train", "val" and "test", None where there is no such split; findings: errors
+    first; coding: lines on how stored values become classes, none where the data says it itself."""
+
+    splits: dict[str, Numbers | None]
+    class_names: list[str]
+    findings: list[Finding]
+    coding: list[str] = field(default_factory=list)
+
+    @property
+    def train(self) -> Numbers:
+        return self.splits["train"]
+
+    @property
+    def val(self) -> Numbers | None:
+        return self.splits["val"]
+
+    @property
+    def present(self) -> dict[str, Numbers]:
+        return {split: numbers for split, numbers in self.splits.items() if numbers}
+
+    @property
     def bad_sample_ids(self) -> dict[str, list[str]]:
         """Of each split: the samples that cannot be used."""
+        return {split: numbers.bad_sample_ids if numbers else [] for split, numbers in self.splits.items()}
 
     @property
-    @abstractmethod
     def can_skip(self) -> bool:
-        """Whether training can continue when everything bad is left out."""
+        """Whether training can continue when the bad samples and the files without a partner are skipped."""
+        enough = self.train.is_learnable and (self.val is None or self.val.usable > 0)
+        return enough and all(finding.per_sample for finding in self.of("error"))
 
     @property
-    @abstractmethod
-    def left_out(self) -> str:
-        """What training skips where it continues."""
+    def skipped(self) -> str:
+        """What training does without where it continues."""
+        bad = sum(map(len, self.bad_sample_ids.values()))
+        lone = sum(numbers.num_lone_files for numbers in self.present.values())
+        parts = [counted(bad, "sample")] if bad else []
+        parts += [counted(lone, "file") + " without a partner"] if lone else []
+        return " and ".join(parts)
 
     def of(self, severity: str) -> list[Finding]:
         return [finding for finding in self.findings if finding.severity == severity]
@@ -128,7 +190,3 @@ def values_text(counts: dict[int, int], are_colors: bool) -> str:
 
 def size_text(size_wh: tuple[int, int]) -> str:
     return f"{size_wh[0]} x {size_wh[1]}"
-
-
-def unique_paths(paths: Iterable[Path]) -> list[str]:
-    return [str(path) for path in dict.fromkeys(paths)]

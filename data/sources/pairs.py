@@ -186,19 +186,6 @@ def match_files(
     )
 
 
-def pair_files(
-    image_patterns: Sequence[str],
-    mask_patterns: Sequence[str],
-    image_flag: str = "--image-paths",
-    mask_flag: str = "--mask-paths",
-) -> list[Pair]:
-    """The pairs of `match_files`; UserError where a file has no partner."""
-    image_of, mask_of, how, _ = _match(image_patterns, mask_patterns, image_flag, mask_flag)
-    if image_of.keys() != mask_of.keys():
-        raise UserError(_unpaired_message(image_of, mask_of, image_flag, mask_flag, how))
-    return [Pair("/".join(key), image, mask_of[key]) for key, image in image_of.items()]
-
-
 def _match(
     image_patterns: Sequence[str], mask_patterns: Sequence[str], image_flag: str, mask_flag: str
 ) -> tuple[dict[Key, Path], dict[Key, Path], str, list[Path]]:
@@ -230,12 +217,17 @@ def split_pairs(pairs: Sequence[Pair], val_fraction: float, seed: int) -> tuple[
     if len(pairs) < 2:
         raise UserError(f"--val-fraction {val_fraction} needs at least 2 images to split, there is {len(pairs)}")
     count = min(max(round(val_fraction * len(pairs)), 1), len(pairs) - 1)
-
-    def lot(pair: Pair) -> bytes:
-        return hashlib.sha256(f"{seed}/{pair.sample_id}".encode(errors="surrogateescape")).digest()
-
-    val_ids = {pair.sample_id for pair in sorted(pairs, key=lot)[:count]}
+    val_ids = set(shuffled([pair.sample_id for pair in pairs], seed)[:count])
     return [p for p in pairs if p.sample_id not in val_ids], [p for p in pairs if p.sample_id in val_ids]
+
+
+def shuffled(sample_ids: Sequence[str], seed: int) -> list[str]:
+    """In an order that looks random; taking one away leaves the order of the others."""
+
+    def lot(sample_id: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{sample_id}".encode(errors="surrogateescape")).digest()
+
+    return sorted(sample_ids, key=lot)
 
 
 def _has_repeats(files: list[Path]) -> bool:
@@ -290,19 +282,6 @@ def _shared_endings(files: dict[Key, Path]) -> list[str]:
 
 def _without(files: dict[Key, Path], ending: str) -> dict[Key, Path]:
     return {(*key[:-1], key[-1].removesuffix(ending)): file for key, file in files.items()}
-
-
-def _unpaired_message(
-    image_of: dict[Key, Path], mask_of: dict[Key, Path], image_flag: str, mask_flag: str, how: str
-) -> str:
-    lone_images = ["/".join((*key[:-1], file.name)) for key, file in image_of.items() if key not in mask_of]
-    lone_masks = ["/".join((*key[:-1], file.name)) for key, file in mask_of.items() if key not in image_of]
-    message = f"{image_flag} gives {len(image_of)} images, {mask_flag} {len(mask_of)} masks, and they do not pair:"
-    if lone_images:
-        message += f" {len(lone_images)} without a mask ({_some(lone_images)});"
-    if lone_masks:
-        message += f" {len(lone_masks)} without an image ({_some(lone_masks)});"
-    return f"{message} compared were {how}: narrow the patterns or rename files so that every image has one mask"
 
 
 def _some(names: list[str]) -> str:

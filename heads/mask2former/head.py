@@ -1,24 +1,13 @@
-"""The Mask2Former head (Cheng et al. 2022), in the paper's size and in that of Meta's DINOv3 release.
+"""The Mask2Former head (Cheng et al. 2022), in the paper's size and in that of Meta's DINOv3 release."""
 
-B batch, Q queries, K classes, L predictions.
-"""
-
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-
 from errors import UserError
-from heads.mask2former import results
-from heads.mask2former.loss import MaskLossSettings, mask_loss, mask_normalizers, to_mask_target
-from heads.mask2former.mask_decoder import MaskDecoder, MaskOutputs
+from heads.mask2former.mask_decoder import MaskDecoder
 from heads.mask2former.pixel_decoder import PixelDecoder
-from rows import resize_rows
-from structures import Instance, LossScope, Pyramid, Segment, Target
-
-# Upsampled masks of this many values at a time (256 MiB of float32): a big image with 100 queries needs gigabytes.
-CHUNK_ELEMENTS = 2**26
+from heads.masks.head import MaskHead
+from heads.masks.loss import MaskLossSettings, MaskOutputs
+from structures import Pyramid
 
 
 @dataclass(frozen=True)
@@ -38,8 +27,8 @@ def mask2former_size(name: str, hidden_dim: int) -> Mask2FormerSize:
     raise UserError(f"--m2f-size {name}: expected paper or meta")
 
 
-class Mask2FormerHead(nn.Module):
-    """Pyramid -> MaskOutputs; set loss; per-pixel class scores, objects, and panoptic maps."""
+class Mask2FormerHead(MaskHead):
+    """Pyramid -> pixel decoder -> masked-attention decoder -> MaskOutputs."""
 
     def __init__(
         self,
@@ -50,69 +39,12 @@ class Mask2FormerHead(nn.Module):
         num_queries: int = 100,
         loss_settings: MaskLossSettings | None = None,
     ):
-        super().__init__()
+        super().__init__(num_queries, loss_settings)
         if hidden_dim % size.num_heads:
             raise UserError(f"--hidden-dim {hidden_dim}: must be a multiple of {size.num_heads}, the attention heads")
-        self.loss_settings = loss_settings or MaskLossSettings()
         self.pixel_decoder = PixelDecoder(in_channels, hidden_dim, size.num_heads, size.encoder_feed_forward)
         self.predictor = MaskDecoder(num_classes, hidden_dim, size.num_heads, size.decoder_feed_forward, num_queries)
 
     def forward(self, pyramid: Pyramid) -> MaskOutputs:
         mask_features, multi_scale = self.pixel_decoder(pyramid)
         return self.predictor(mask_features, multi_scale)
-
-    def normalizers(self, targets: list[Target]) -> dict[str, Tensor]:
-        masks = [to_mask_target(t) for t in targets]
-        return mask_normalizers(masks, self.predictor.query_feat.num_embeddings, self.loss_settings.no_object_weight)
-
-    def loss(self, outputs: MaskOutputs, targets: list[Target], scope: LossScope | None = None) -> dict[str, Tensor]:
-        """{"class", "mask", "dice"}; in float32 also under autocast: matching and losses in half precision diverge."""
-        device_type = outputs.mask_logits[0].device.type
-        with torch.autocast(device_type, enabled=False):
-            return mask_loss(outputs, [to_mask_target(t) for t in targets], self.loss_settings, scope)
-
-    def semantic(self, outputs: MaskOutputs, size_hw: tuple[int, int], rows: slice | None = None) -> Tensor:
-        """Scores (B, K, H, W), float32, or only some rows of them: not logits, but the sum over queries of class
-        probability x mask probability.
-
-        (MaskFormer, Cheng et al. 2021, section 3.4, semantic inference.) Pixels that no query claims have low scores.
-        """
-        rows = rows or slice(0, size_hw[0])
-        class_probability = outputs.class_logits[-1].float().softmax(-1)[..., :-1]
-        masks = outputs.mask_logits[-1].float()
-        batch, num_queries = masks.shape[:2]
-        num_pixels = (rows.stop - rows.start) * size_hw[1]
-        chunk = max(1, CHUNK_ELEMENTS // (batch * num_pixels))
-        scores = masks.new_zeros(batch, class_probability.shape[-1], rows.stop - rows.start, size_hw[1])
-        for start in range(0, num_queries, chunk):
-            part = slice(start, start + chunk)
-            resized = resize_rows(masks[:, part], size_hw, rows).sigmoid()
-            scores.flatten(2).baddbmm_(class_probability[:, part].transpose(1, 2), resized.flatten(2))
-        return scores
-
-    def instances(
-        self,
-        outputs: MaskOutputs,
-        image: int,
-        size_hw: tuple[int, int],
-        top_k: int | None = None,
-        threshold: float = 0.0,
-        thing_classes: list[bool] | None = None,
-    ) -> Iterator[Instance]:
-        """Objects of image number `image` of the batch, best first, one mask (H, W) at a time; at most top_k, None = as
-        many as there are queries."""
-        classes, masks = outputs.class_logits[-1][image], outputs.mask_logits[-1][image]
-        return results.instances(classes, masks, size_hw, top_k, threshold, thing_classes)
-
-    def panoptic(
-        self,
-        outputs: MaskOutputs,
-        image: int,
-        size_hw: tuple[int, int],
-        is_thing: list[bool],
-        threshold: float = 0.8,
-        overlap_threshold: float = 0.8,
-    ) -> tuple[Tensor, list[Segment]]:
-        """Map (H, W) int32 of segment numbers, 0 = none, of image number `image` of the batch, and its segments."""
-        classes, masks = outputs.class_logits[-1][image], outputs.mask_logits[-1][image]
-        return results.panoptic(classes, masks, size_hw, is_thing, threshold, overlap_threshold)

@@ -5,27 +5,15 @@ B batch, Q queries, C hidden width, K classes, L predictions,
 of which one before the layers and one after each, S tokens of a level.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heads.mask2former.pixel_decoder import NUM_LEVELS
+from heads.masks.loss import MaskOutputs
 from heads.position import sine_position_embedding
 
 NUM_LAYERS = 9
-
-
-@dataclass
-class MaskOutputs:
-    """L predictions, the last is the one that counts.
-
-    class_logits: each (B, Q, K + 1), the last class is "no object"; mask_logits: each (B, Q, H/4, W/4).
-    """
-
-    class_logits: list[Tensor]
-    mask_logits: list[Tensor]
 
 
 class Attention(nn.MultiheadAttention):

@@ -10,13 +10,13 @@ from pathlib import Path
 import awkward_masks as masks
 import numpy as np
 import pytest
-import torch
 from awkward_cases import BROKEN, USABLE, Case
 from awkward_data import DataSet
 from training_helpers import train_here
 
 from data.labels import LabelRule
-from data.reading import PairReader
+from data.sources.masks import MaskSource
+from data.sources.pairs import Pair
 from training.checkpoints import RunFiles
 
 pytestmark = pytest.mark.slow
@@ -47,16 +47,17 @@ def limited(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def readings(monkeypatch) -> dict[tuple[Path, Path], torch.Tensor]:
+def readings(monkeypatch) -> dict[tuple[Path, Path], np.ndarray]:
     """Fills with the class ids of every pair that is read for training or validation."""
     seen = {}
-    read = PairReader.__call__
+    read = MaskSource.read
 
-    def watched(self, image_path, mask_path):
-        image, seen[image_path, mask_path] = read(self, image_path, mask_path)
-        return image, seen[image_path, mask_path]
+    def watched(self, pair):
+        content = read(self, pair)
+        seen[pair.image, pair.mask] = content.classes
+        return content
 
-    monkeypatch.setattr(PairReader, "__call__", watched)
+    monkeypatch.setattr(MaskSource, "read", watched)
     return seen
 
 
@@ -70,7 +71,7 @@ def made(case: Case, tmp_path: Path) -> tuple[DataSet, list[str]]:
     return data, [word.replace("{}", str(data.folder)) for word in flags.split()]
 
 
-def check_labels(data: DataSet, run: Path, readings: dict[tuple[Path, Path], torch.Tensor]) -> None:
+def check_labels(data: DataSet, run: Path, readings: dict[tuple[Path, Path], np.ndarray]) -> None:
     """Exactly the expected samples were read, with the labels and images that the maker knows.
 
     So they are, too, by the rule that is written into run.json.
@@ -78,14 +79,14 @@ def check_labels(data: DataSet, run: Path, readings: dict[tuple[Path, Path], tor
     images = data.folder / "images"
     assert {str(image.relative_to(images)) for image, _ in readings} == set(data.truth)
     record = json.loads(RunFiles.of(run, "linear").run_json.read_text())
-    reread = PairReader(LabelRule.from_dict(record["labels"]))
+    source = MaskSource([], LabelRule.from_dict(record["labels"]))
     for (image, mask), classes in list(readings.items()):
         name = str(image.relative_to(images))
-        picture, classes_again = reread(image, mask)
-        assert np.array_equal(classes.numpy(), data.truth[name]), name
-        assert np.array_equal(classes_again.numpy(), data.truth[name]), name
-        assert picture.shape == (3, *data.greys[name].shape)
-        assert np.abs(picture.numpy().astype(int) - data.greys[name]).max() <= GREY_TOLERANCE, name
+        again = source.read(Pair(name, image, mask))
+        assert np.array_equal(classes, data.truth[name]), name
+        assert np.array_equal(again.classes, data.truth[name]), name
+        assert again.pixels.shape == (3, *data.greys[name].shape)
+        assert np.abs(again.pixels.numpy().astype(int) - data.greys[name]).max() <= GREY_TOLERANCE, name
 
 
 def error_of(capsys, run: Path) -> str:

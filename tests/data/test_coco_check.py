@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from coco_helpers import CocoMaker, PanopticMaker, square
 
-from data.check.check import CocoReport, check_coco
-from data.check.finding import Finding
-from data.check.report import WIDTH, coco_as_json, coco_as_text, error_message
+from data.check.check import check_coco
+from data.check.finding import Finding, Report
+from data.check.report import WIDTH, as_json, as_text, error_message
 from data.sources.coco_tables import CocoSet, common_classes
 
 
@@ -18,16 +18,16 @@ def make(tmp_path, monkeypatch) -> CocoMaker:
     return CocoMaker(tmp_path / "train")
 
 
-def check(*sets: CocoSet, max_pixels: int = 10**6) -> CocoReport:
+def check(*sets: CocoSet, max_pixels: int = 10**6) -> Report:
     train, val, test, *_ = [*common_classes(sets), None, None]
     return check_coco(train, val, max_pixels, progress=False, test=test)
 
 
-def codes(report: CocoReport) -> list[str]:
+def codes(report: Report) -> list[str]:
     return [finding.code for finding in report.findings]
 
 
-def only(report: CocoReport, code: str) -> Finding:
+def only(report: Report, code: str) -> Finding:
     (finding,) = (finding for finding in report.findings if finding.code == code)
     return finding
 
@@ -192,9 +192,9 @@ def test_the_test_split_is_checked_and_compared_with_both_others(make, tmp_path)
     assert codes(report) == ["damaged-file", "train-pictures-in-test", "val-pictures-in-test"]
     assert len(only(report, "train-pictures-in-test").files) == 2
     assert report.bad_sample_ids == {"train": [], "val": [], "test": ["g3.png"]} and report.can_skip
-    content = coco_as_json(report)
+    content = as_json(report)
     assert content["test"]["pictures"] == 10 and content["test"]["classes"][0] == {"name": "ant", "objects": 4}
-    assert "test" in coco_as_text(report).splitlines()[0]
+    assert "test" in as_text(report).splitlines()[0]
 
 
 def test_a_test_split_without_annotations_stops_nothing(make, tmp_path):
@@ -224,9 +224,9 @@ def test_text_and_json(make):
         make.object(make.image(f"{number}.png"), segmentation=[[1, 1, float("inf"), 1, 2, 2]])
     make.object(make.image("good.png"))
     report = check(make.read())
-    text = coco_as_text(report)
+    text = as_text(report)
     assert all(len(line) <= WIDTH or str(make.folder) in line for line in text.splitlines())
     assert "and 10 more" in text and text.endswith("30 samples cannot be used.")
-    content = json.loads(json.dumps(coco_as_json(report)))
+    content = json.loads(json.dumps(as_json(report)))
     assert len(content["findings"][0]["files"]) == 30 and content["can_skip"]
     assert content["train"]["classes"] == [{"name": "ant", "objects": 1}]

@@ -10,11 +10,12 @@ from coco_helpers import CocoMaker, PanopticMaker, square
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
+from views import whole_mask_in
 
-from data.dataset import CocoEvalDataset, CocoTrainDataset, EpochBatches, Skipped, collate
+from data.dataset import EpochBatches, EvalDataset, Skipped, TrainDataset, collate
 from data.decode import decode_image
-from data.reading import read_image, truth_objects, truth_segments
 from data.sources.coco_tables import CocoImage
+from data.sources.objects import CocoSource, truth_objects, truth_segments
 from data.transforms import Augmentation, EvalTransform, TrainTransform, resize_masks, resized_pixels
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -27,8 +28,8 @@ def make(tmp_path) -> CocoMaker:
     return CocoMaker(tmp_path / "train")
 
 
-def train_set(images: list[CocoImage], augmentation: Augmentation = ONLY_PLACE, seed: int = 0) -> CocoTrainDataset:
-    return CocoTrainDataset(images, TrainTransform(64, augmentation, MEAN, STD), seed)
+def train_set(images: list[CocoImage], augmentation: Augmentation = ONLY_PLACE, seed: int = 0) -> TrainDataset:
+    return TrainDataset(CocoSource(images), TrainTransform(64, augmentation, MEAN, STD), seed)
 
 
 def painted(make: CocoMaker, size_hw=(90, 120), count: int = 4) -> list[CocoImage]:
@@ -112,14 +113,14 @@ def test_an_image_with_an_unusable_annotation_is_never_trained_on(make):
     images = make.read().images
     sample = train_set(images)[0, 1]
     assert sample.sample_id == "0.png" and "annotation 3 has no outline but no segmentation" in sample.skipped[0]
-    skipped = CocoEvalDataset(images, EvalTransform(32, MEAN, STD))[1]
+    skipped = EvalDataset(CocoSource(images), EvalTransform(32, MEAN, STD))[1]
     assert isinstance(skipped, Skipped) and "annotation 3" in skipped.message
     with pytest.raises(ValueError, match="none of the 1 training samples can be read"):
         train_set(images[1:])[0, 0]
 
 
 def test_evaluation_keeps_the_aspect(make):
-    sample = CocoEvalDataset(painted(make), EvalTransform(64, MEAN, STD))[0]
+    sample = EvalDataset(CocoSource(painted(make)), EvalTransform(64, MEAN, STD))[0]
     assert sample.image.shape == (3, 64, 96) and sample.target.masks.shape == (2, 64, 96)
     assert sample.target.labels.tolist() == [0, 1]
     shares = sample.target.masks.flatten(1).float().mean(dim=1)
@@ -132,9 +133,9 @@ def test_no_mask_is_decoded_whole(make, monkeypatch):
     for index in range(300):
         make.object(image, segmentation=[square(10 + 6 * index, 900, 60)])
     images = make.read().images
-    monkeypatch.setattr("data.reading.coco_mask.decode", lambda rle: pytest.fail("a mask was decoded whole"))
+    monkeypatch.setattr("data.sources.objects.coco_mask.decode", lambda rle: pytest.fail("a mask was decoded whole"))
     assert len(train_set(images, OFF)[0, 0].target.labels) == 300
-    assert len(CocoEvalDataset(images, EvalTransform(32, MEAN, STD))[0].target.labels) > 250
+    assert len(EvalDataset(CocoSource(images), EvalTransform(32, MEAN, STD))[0].target.labels) > 250
 
 
 def shapes(size_hw: tuple[int, int], random: np.random.Generator) -> dict:
@@ -157,14 +158,14 @@ def test_masks_of_a_view_equal_those_of_whole_masks(make, size_hw):
     for _ in range(12):
         make.object(number, **shapes(size_hw, random), iscrowd=int(random.random() < 0.1))
     (image,) = make.read().images
-    content, kept = read_image(image), []
+    content, kept = CocoSource([]).read(image), []
     eval_size = list(EvalTransform(64, MEAN, STD)(content.pixels).shape[1:])
     transforms = [
         TrainTransform(64, one, MEAN, STD) for one in (ONLY_PLACE, OFF, replace(ONLY_PLACE, scale=(0.1, 9.0)))
     ]
     for seed in range(40):
         view = transforms[seed % 3].view(*size_hw, seed)
-        whole = [(label, view.mask(mask, fill=0).bool()) for label, mask in content.masks()]
+        whole = [(label, whole_mask_in(view, mask.bool())) for label, mask in content.masks()]
         pixels = view.pixels(*size_hw)
         if seed == 0:
             whole = [(label, resize_masks(mask[None], eval_size)[0].bool()) for label, mask in content.masks()]
@@ -182,8 +183,8 @@ def test_segments_of_a_view_equal_those_of_whole_masks(tmp_path, seed):
     make = PanopticMaker(tmp_path / "set")
     (image,) = make.read().images
     view = TrainTransform(32, ONLY_PLACE, MEAN, STD).view(4, 6, seed)
-    content = read_image(image)
-    whole = [(label, view.mask(mask, fill=0).bool()) for label, mask in content.masks()]
+    content = CocoSource([]).read(image)
+    whole = [(label, whole_mask_in(view, mask.bool())) for label, mask in content.masks()]
     target = content.target(*view.pixels(4, 6))
     assert [(k, m.tolist()) for k, m in zip(target.labels.tolist(), target.masks, strict=True)] == [
         (label, mask.tolist()) for label, mask in whole if mask.any()
@@ -211,13 +212,13 @@ def test_annotations_are_of_the_stored_pixels_unless_the_size_says_otherwise(mak
     make.object(make.image("a.png", size_hw, file_hw, orientation=6))
     (image,) = make.read().images
     expected = decode_image(image.path, upright=is_turned).pixels
-    assert (read_image(image).pixels.numpy() == expected).all()
+    assert (CocoSource([]).read(image).pixels.numpy() == expected).all()
 
 
 def test_another_size_than_in_the_annotations(make):
     make.object(make.image("a.png", (20, 30), file_hw=(21, 30), orientation=6))
     with pytest.raises(ValueError, match=r"a\.png is 30 x 21 pixels, but 30 x 20 in the annotations"):
-        read_image(make.read().images[0])
+        CocoSource([]).read(make.read().images[0])
 
 
 # The truth for metrics
@@ -252,4 +253,4 @@ def test_segments_of_another_size(tmp_path):
     make = PanopticMaker(tmp_path / "set")
     make.ids = make.ids[:3]
     with pytest.raises(ValueError, match=r"a_segments\.png is 6 x 3 pixels, expected 6 x 4"):
-        read_image(make.read().images[0])
+        CocoSource([]).read(make.read().images[0])

@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from data.dataset import EpochBatches, EvalDataset, Sample, Skipped, TrainDataset, collate, semantic_target
+from data.dataset import EpochBatches, EvalDataset, Sample, Skipped, TrainDataset, collate
 from data.labels import LabelRule
-from data.reading import PairReader
-from data.sources.pairs import Pair, pair_files
+from data.sources.masks import MaskSource, semantic_target
+from data.sources.pairs import Pair, match_files
 from data.transforms import Augmentation, EvalTransform, TrainTransform
 from structures import Batch, Target
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 SIZES = [(40, 60), (60, 40), (40, 60), (48, 48), (40, 60), (50, 90)]
-READER = PairReader(LabelRule(4))
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +30,15 @@ def pairs(tmp_path_factory) -> list[Pair]:
     for number, size in enumerate(SIZES):
         Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(folder / "images" / f"p{number}.png")
         Image.fromarray(rng.integers(0, 4, size, np.uint8)).save(folder / "masks" / f"p{number}.png")
-    return pair_files([str(folder / "images")], [str(folder / "masks")])
+    return match_files([str(folder / "images")], [str(folder / "masks")]).pairs
+
+
+def source(pairs: list[Pair], num_classes: int = 4) -> MaskSource:
+    return MaskSource(pairs, LabelRule(num_classes))
 
 
 def train_set(pairs: list[Pair], seed: int = 0) -> TrainDataset:
-    return TrainDataset(pairs, READER, TrainTransform(32, Augmentation(), MEAN, STD), seed)
+    return TrainDataset(source(pairs), TrainTransform(32, Augmentation(), MEAN, STD), seed)
 
 
 def views(dataset: TrainDataset, batches: EpochBatches, workers: int) -> dict[str, torch.Tensor]:
@@ -65,7 +68,7 @@ def test_train_samples_carry_class_ids_and_names(pairs):
 
 
 def test_eval_samples_keep_the_masks_size(pairs):
-    dataset = EvalDataset(pairs, READER, EvalTransform(32, MEAN, STD))
+    dataset = EvalDataset(source(pairs), EvalTransform(32, MEAN, STD))
     sample = dataset[5]
     assert sample.image.shape == (3, 32, 64)
     stored = np.array(Image.open(pairs[5].mask))
@@ -94,7 +97,7 @@ def test_in_training_the_next_sample_stands_in_for_one_that_cannot_be_read(pairs
 
 
 def test_training_ends_where_no_sample_can_be_read(pairs):
-    strict = TrainDataset(pairs, PairReader(LabelRule(3)), TrainTransform(32, Augmentation(), MEAN, STD), seed=0)
+    strict = TrainDataset(source(pairs, 3), TrainTransform(32, Augmentation(), MEAN, STD), seed=0)
     with pytest.raises(
         ValueError, match=r"none of the 6 .* p2: .*p2\.png holds the ids 3, .* raise --num-classes to 4"
     ):
@@ -102,7 +105,7 @@ def test_training_ends_where_no_sample_can_be_read(pairs):
 
 
 def test_evaluation_leaves_out_what_cannot_be_read(broken):
-    dataset = EvalDataset(broken, READER, EvalTransform(32, MEAN, STD))
+    dataset = EvalDataset(source(broken), EvalTransform(32, MEAN, STD))
     lost = dataset[5]
     assert isinstance(lost, Skipped) and lost.sample_id == "p5" and "gone.png does not exist" in lost.message
     batch = collate([dataset[0], lost, dataset[2]])

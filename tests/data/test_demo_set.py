@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from data.drawn.sets import DEMO_CLASSES, make_demo_set
-from data.sources.pairs import pair_files
+from data.sources.pairs import match_files
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def demo(tmp_path_factory) -> Path:
 
 def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """All images (N, S, S, 3) and masks (N, S, S) of a split."""
-    pairs = pair_files([f"{folder}/images/{split}/*.png"], [f"{folder}/masks/{split}/*.png"])
+    pairs = match_files([f"{folder}/images/{split}/*.png"], [f"{folder}/masks/{split}/*.png"]).pairs
     images = [np.array(Image.open(pair.image)) for pair in pairs]
     return np.stack(images), np.stack([np.array(Image.open(pair.mask)) for pair in pairs])
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from heads.mask2former.loss import (
+from heads.masks.loss import (
     MaskLossSettings,
+    MaskOutputs,
     MaskTarget,
     assign,
     mask_loss,
@@ -20,8 +21,7 @@ from heads.mask2former.loss import (
     sample_truth,
     to_mask_target,
 )
-from heads.mask2former.mask_decoder import MaskOutputs
-from heads.pixel_loss import pixel_loss
+from heads.pixel_head import pixel_loss
 from structures import IGNORE_INDEX, Target
 
 CPU = torch.device("cpu")

@@ -15,8 +15,8 @@ from transformers import Mask2FormerImageProcessor
 import rows
 from evaluation.instance import InstanceEvaluator
 from heads.mask2former.head import Mask2FormerHead, mask2former_size
-from heads.mask2former.mask_decoder import MaskOutputs
-from heads.mask2former.results import instances, panoptic
+from heads.masks.loss import MaskOutputs
+from heads.masks.results import instances, panoptic
 from structures import Batch, Target
 
 CLASSES, QUERIES = 5, 12

@@ -13,8 +13,7 @@ from transformers_reference import (
 )
 
 from heads.build import HeadSpec, build_head
-from heads.mask2former.loss import MaskLossSettings, MaskTarget, mask_loss, match
-from heads.mask2former.mask_decoder import MaskOutputs
+from heads.masks.loss import MaskLossSettings, MaskOutputs, MaskTarget, mask_loss, match
 
 CLASSES, DIM, QUERIES = 6, 64, 12
 CHANNELS = [24, 32, 40, 48]

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.check.check import Report, check_pairs
-from data.check.finding import Finding
+from data.check.check import check_pairs
+from data.check.finding import Finding, Report
 from data.check.scan import image_facts, mask_facts
 from data.labels import LabelRule
 from data.sources.pairs import match_files

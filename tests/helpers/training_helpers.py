@@ -152,8 +152,8 @@ def metrics(folder: Path, prefix: str = "", split: str | None = None) -> list[di
 def assert_same_state(first: Path, second: Path) -> None:
     """Two checkpoints say the same of weights, optimizer, progress and pending log, bit for bit."""
     a, b = read_checkpoint(first), read_checkpoint(second)
-    for key in ("model", "optimizer", "progress", "log", "class_names", "labels", "backbone"):
-        assert checksum(a[key]) == checksum(b[key]), key
+    for key in ("model", "raw", "optimizer", "progress", "log", "class_names", "labels", "backbone"):
+        assert checksum(a.get(key)) == checksum(b.get(key)), key
 
 
 def log_without_speed(folder: Path, prefix: str = "") -> list[dict]:

@@ -19,7 +19,7 @@ from training_helpers import drawn, train_here
 from checkpoint import find_checkpoint, read_checkpoint, sealed
 from data.drawn.sets import make_coco_demo_set
 from data.labels import LabelRule
-from data.reading import truth_segments
+from data.sources.objects import truth_segments
 from data.sources.panoptic import read_panoptic
 from data.transforms import EvalTransform
 from demo import check_dataset

@@ -101,7 +101,7 @@ def gradients(accelerator: Accelerator, head: str, micro_batches: list[Batch]) -
     trainer = object.__new__(Trainer)
     trainer.segmenter, trainer.model, trainer.optimizer = model, accelerator.prepare(model), optimizer
     trainer.accelerator, trainer.settings = accelerator, SimpleNamespace(seed=0, max_grad_norm=0.0)
-    trainer.progress, trainer.stop = SimpleNamespace(step=3), SimpleNamespace(signum=0)
+    trainer.progress, trainer.stop, trainer.average = SimpleNamespace(step=3), SimpleNamespace(signum=0), None
     losses = trainer.update(micro_batches).losses
     return losses, torch.cat(found)
 

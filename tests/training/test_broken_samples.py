@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from training_helpers import drawn, metrics, run_script, train_here
 
+import training.tasks
+
 pytestmark = pytest.mark.slow
 
 
@@ -14,9 +16,7 @@ def break_after_check(monkeypatch):
     """Spoils files after the check and before the first step, as a disk would."""
 
     def breaking(paths):
-        import training.tasks as semantic_data
-
-        check = semantic_data.check_masks
+        check = training.tasks.checked
 
         def check_then_break(*args):
             found = check(*args)
@@ -24,7 +24,7 @@ def break_after_check(monkeypatch):
                 path.write_bytes(path.read_bytes()[:-40])
             return found
 
-        monkeypatch.setattr(semantic_data, "check_masks", check_then_break)
+        monkeypatch.setattr(training.tasks, "checked", check_then_break)
 
     return breaking
 
@@ -64,7 +64,7 @@ def test_skipping_at_the_start_is_remembered_on_resuming(tmp_path, capsys):
     assert train_here("linear", tmp_path / "run", *data, "--max-steps", "1") == 2
     assert train_here("linear", tmp_path / "run", *options, "--epochs", "1") == 0
     captured = capsys.readouterr()
-    assert "1 samples that cannot be used" in captured.err and "4 images to train on" in captured.out
+    assert "1 sample cannot be used" in captured.err and "4 images to train on" in captured.out
     broken.write_bytes(content)
     assert train_here("linear", tmp_path / "run", *options, "--epochs", "2") == 0
     assert "4 images to train on" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from training_helpers import assert_same_state, log_without_speed, metrics, run_
 from data.drawn.sets import make_coco_demo_set
 from errors import UserError
 from training.config import parse_training_arguments
-from training.sets import find_sets
+from training.sets import CocoSets
 
 pytestmark = pytest.mark.slow
 
@@ -118,18 +118,18 @@ def test_validation_is_on_the_file_that_is_named(tmp_path, coco):
     folder = tmp_path / "other" / "valid"
     named = ["--val-coco-json", str(folder / "_annotations.coco.json"), "--val-coco-images", str(folder)]
     args = parse_training_arguments("m2f", [*coco, *named])
-    sets, is_held_out = find_sets(args)
-    assert args.is_validated and not is_held_out
-    assert [image.path.parent for image in sets["val"].images] == [folder] * 4
-    assert len(sets["train"].images) == 5
+    sets = CocoSets.of(args)
+    assert args.is_validated and not sets.is_held_out
+    assert [image.path.parent for image in sets.splits["val"].images] == [folder] * 4
+    assert len(sets.splits["train"].images) == 5
 
 
 def test_another_number_of_classes_than_the_file_has_is_refused(coco):
     for given, found in (("3", 4), ("91", 4)):
         with pytest.raises(UserError, match=rf"--num-classes {given}, but .* {found} categories"):
-            find_sets(parse_training_arguments("m2f", [*coco, "--num-classes", given]))
+            CocoSets.of(parse_training_arguments("m2f", [*coco, "--num-classes", given]))
     for fine in (["--num-classes", "4"], ["--num-classes", "150"], []):
-        assert len(find_sets(parse_training_arguments("m2f", [*coco, *fine]))[0]["train"].class_names) == 4
+        assert len(CocoSets.of(parse_training_arguments("m2f", [*coco, *fine])).class_names) == 4
 
 
 @pytest.mark.parametrize("inner", ["images", "images/default"])
@@ -139,8 +139,8 @@ def test_a_cvat_export_is_a_folder_of_coco(tmp_path, coco, inner):
     shutil.copy(made / "_annotations.coco.json", cvat / "annotations" / "instances_default.json")
     shutil.copytree(made, cvat / inner, ignore=shutil.ignore_patterns("*.json"))
     args = parse_training_arguments("m2f", [*INSTANCE, "--coco-dir", str(cvat)])
-    sets, _ = find_sets(args)
-    assert set(sets) == {"train"} and all(image.path.is_file() for image in sets["train"].images)
+    splits = CocoSets.of(args).splits
+    assert set(splits) == {"train"} and all(image.path.is_file() for image in splits["train"].images)
 
 
 @pytest.mark.parametrize(

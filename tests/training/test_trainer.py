@@ -17,7 +17,7 @@ from segmenter import Segmenter
 from training.checkpoints import RunFiles
 from training.config import parse_training_arguments
 from training.schedule import lr_factor
-from training.sets import find_pairings
+from training.sets import MaskSets
 
 pytestmark = pytest.mark.slow
 
@@ -118,8 +118,8 @@ def test_two_processes_share_the_work(tmp_path):
     # One process, given the same weights, finds the same metrics: every image was counted once.
     from data.dataset import EvalDataset, collate
     from data.labels import LabelRule
-    from data.reading import PairReader
-    from data.sources.pairs import pair_files
+    from data.sources.masks import MaskSource
+    from data.sources.pairs import match_files
     from data.transforms import EvalTransform
     from evaluation.evaluate import evaluate
     from evaluation.semantic import SemanticEvaluator
@@ -127,7 +127,7 @@ def test_two_processes_share_the_work(tmp_path):
     segmenter = Segmenter.load(run / "checkpoint_epoch_2.pth")
     val = data[data.index("--val-image-paths") + 1], data[data.index("--val-mask-paths") + 1]
     transform = EvalTransform(64, segmenter.backbone.mean, segmenter.backbone.std)
-    pictures = EvalDataset(pair_files([val[0]], [val[1]]), PairReader(LabelRule(5)), transform)
+    pictures = EvalDataset(MaskSource(match_files([val[0]], [val[1]]).pairs, LabelRule(5)), transform)
     evaluator = SemanticEvaluator(list("abcde"))
     evaluate(segmenter, [collate([p]) for p in pictures], evaluator, torch.device("cpu"))
     assert evaluator.result([evaluator.state()]).values["miou"] == pytest.approx(
@@ -150,9 +150,9 @@ def test_held_out_images_are_fixed_and_never_trained_on(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "7 images to train on" in out and "3 images (held out of the training data" in out
     args = parse_training_arguments("linear", words("linear", tmp_path / "run", *data, *options))
-    (train, val), again = find_pairings(args), find_pairings(args)
-    assert again == (train, val) and len(val.pairs) == 3
-    images = [{p.image for p in side.pairs} for side in (train, val)]
+    splits, again = MaskSets.of(args).splits, MaskSets.of(args).splits
+    assert again == splits and len(splits["val"].pairs) == 3
+    images = [{pair.image for pair in splits[name].pairs} for name in ("train", "val")]
     assert not images[0] & images[1] and len(images[0] | images[1]) == 10
 
 

@@ -15,7 +15,8 @@ from heads.build import HeadSpec
 from memory import estimated_memory_bytes
 from segmenter import Segmenter
 from structures import Target
-from training.schedule import build_optimizer, lr_factor, set_lr
+from training.optimizer import build_optimizer, set_lr
+from training.schedule import lr_factor
 
 pytestmark = pytest.mark.slow
 

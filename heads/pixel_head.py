@@ -1,13 +1,32 @@
-"""Losses of heads that give every pixel one score per class: cross-entropy, and dice where asked for.
+"""The base of heads that give every pixel one score per class, and their losses: cross-entropy, and dice if asked for.
 
 B batch, K classes, H W size of the ground truth.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rows import resize_rows
 from structures import IGNORE_INDEX, LossScope, Target
+
+
+class PixelHead(nn.Module):
+    """A subclass has a `forward` from a pyramid to logits (B, K, h, w). dice_weight: of the dice loss, 0 = none."""
+
+    def __init__(self, dice_weight: float = 0.0):
+        super().__init__()
+        self.dice_weight = dice_weight
+
+    def normalizers(self, targets: list[Target]) -> dict[str, Tensor]:
+        return pixel_normalizers(targets)
+
+    def loss(self, outputs: Tensor, targets: list[Target], scope: LossScope | None = None) -> dict[str, Tensor]:
+        return pixel_loss(outputs, targets, self.dice_weight, scope)
+
+    def semantic(self, outputs: Tensor, size_hw: tuple[int, int], rows: slice | None = None) -> Tensor:
+        """Class probabilities (B, K, H, W), float32, or only some rows of them."""
+        return resize_rows(outputs.float(), size_hw, rows).softmax(1)
 
 
 def pixel_normalizers(targets: list[Target]) -> dict[str, Tensor]:

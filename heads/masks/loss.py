@@ -1,4 +1,4 @@
-"""Mask2Former's set loss: masks to train on, points, matching, and losses on matched pairs for all layers at once.
+"""The set loss of mask heads: masks to train on, points, matching, and losses on matched pairs for all layers at once.
 
 Cheng et al. 2022, sections 3.3 and 4.1. L predictions (decoder layers), B images, Q queries, K classes, N objects of
 one image, T of the batch, P points, R rows (masks), G groups of points, coordinates (x, y) in [0, 1] over the map.
@@ -13,8 +13,18 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from heads.mask2former.mask_decoder import MaskOutputs
 from structures import IGNORE_INDEX, LossScope, Target
+
+
+@dataclass
+class MaskOutputs:
+    """L predictions, the last is the one that counts.
+
+    class_logits: each (B, Q, K + 1), the last class is "no object"; mask_logits: each (B, Q, H/4, W/4).
+    """
+
+    class_logits: list[Tensor]
+    mask_logits: list[Tensor]
 
 
 @dataclass

@@ -1,19 +1,17 @@
-"""Reads one sample as tensors: an image and its mask of class ids, or an image and the masks of its objects.
+"""Objects and segments of COCO files: the source, one image with its masks, read, and the ground truth of metrics.
 
-H W are the image's size in pixels; of a COCO set, as the annotations give it."""
+H W are the image's size in pixels, as the annotations give it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from data.decode import MAX_PIXELS, DecodedImage, RawMask, decode_image, decode_mask
+from data.decode import MAX_PIXELS, decode_image
 from data.image_rule import PLAIN, ImageRule
-from data.labels import LabelRule
 from data.sources.coco_tables import CocoImage, Rle
 from data.sources.panoptic import color_of, segment_colors
 from errors import UserError
@@ -22,47 +20,37 @@ from structures import Target
 
 
 @dataclass(frozen=True)
-class PairReader:
-    """Calling it reads a pair of files.
+class CocoSource:
+    """See Source. max_pixels: larger files are refused; rule: what of the images becomes RGB."""
 
-    labels: what the masks' values mean; max_pixels: larger files are refused; image_rule: what becomes RGB.
-    """
-
-    labels: LabelRule
+    samples: Sequence[CocoImage]
     max_pixels: int = MAX_PIXELS
-    image_rule: ImageRule = PLAIN
+    rule: ImageRule = PLAIN
 
-    def __call__(self, image_path: Path, mask_path: Path) -> tuple[Tensor, Tensor]:
-        """Returns the image (3, H, W) uint8 RGB and its class ids (H, W) int64 with IGNORE_INDEX.
+    def read(self, sample: CocoImage) -> "ReadImage":
+        """Reads the image, and the segments of a panoptic set.
 
-        Raises UserError, naming the file, where one cannot be read, sizes differ, or the mask holds what is no label.
+        COCO's annotations are made on the pixels as stored: where the size in the file is that of the stored image, an
+        EXIF orientation is not applied; where it is that of the turned image only, it is.
+
+        Raises UserError, naming the file, where it cannot be read, has another size, or an annotation cannot be used.
         """
-        image = decode_image(image_path, self.max_pixels, rule=self.image_rule)
-        mask = decode_mask(mask_path, bool(self.labels.palette), self.max_pixels)
-        if image.pixels.shape[1:] != mask.values.shape:
-            raise UserError(_size_message(image, mask, image_path, mask_path))
-        if mask.is_color and not self.labels.palette:
+        if sample.fatal_mistakes:
+            raise UserError(f"{sample.path}: {sample.fatal_mistakes[0].detail}")
+        decoded = decode_image(sample.path, self.max_pixels, upright=False, rule=self.rule)
+        if decoded.pixels.shape[1:] != sample.size_hw and decoded.pixels.shape[:0:-1] == sample.size_hw:
+            decoded = decode_image(sample.path, self.max_pixels, rule=self.rule)
+        height, width = decoded.pixels.shape[1:]
+        if (height, width) != sample.size_hw:
             raise UserError(
-                f"{mask_path} holds colours, but a mask holds class ids: "
-                "say which colour is which class with --palette FILE"
+                f"{sample.path} is {width} x {height} pixels, but {sample.size_hw[1]} x {sample.size_hw[0]} in the "
+                "annotations: export images and annotations together"
             )
-        ids = self.labels.ids_of_colors(mask.values, mask_path) if mask.is_color else mask.values
-        return torch.from_numpy(image.pixels), torch.from_numpy(self.labels.apply(ids, mask_path))
+        colors = None if sample.segments_path is None else segment_colors(sample, self.max_pixels)
+        return ReadImage(sample, torch.from_numpy(decoded.pixels), colors)
 
-
-def _size_message(image: DecodedImage, mask: RawMask, image_path: Path, mask_path: Path) -> str:
-    height, width = image.pixels.shape[1:]
-    mask_height, mask_width = mask.values.shape
-    message = (
-        f"{image_path} is {width} x {height} pixels but its mask {mask_path} is {mask_width} x {mask_height}: "
-        "they must have one size"
-    )
-    if image.orientation != mask.orientation and (mask_width, mask_height) == (height, width):
-        message += (
-            f"; EXIF turns the image (orientation {image.orientation}) otherwise than the mask "
-            f"({mask.orientation}): draw masks on the upright image, or turn both alike"
-        )
-    return message
+    def size_hw(self, sample: CocoImage) -> tuple[int, int]:
+        return sample.size_hw
 
 
 Part = tuple[int, tuple[slice, slice], np.ndarray]
@@ -101,6 +89,8 @@ class ReadImage:
         labels = torch.tensor([label for label, _, _ in parts], dtype=torch.int64)
         return Target(masks=torch.from_numpy(masks), labels=labels)
 
+    eval_target = target  # for the loss only: metrics take the ground truth at full size
+
     def _parts(self, rows: np.ndarray, columns: np.ndarray) -> Iterator[Part]:
         things = [thing for thing in self.image.objects if not thing.is_crowd]
         boxes = coco_mask.toBbox([thing.rle for thing in things]).astype(np.int64) if things else []
@@ -126,29 +116,6 @@ def _shown(pixels: np.ndarray, first: int, length: int) -> slice:
     """Where the pixels [first, first + length) are among these, which ascend or descend; slice(0, 0) if nowhere."""
     found = np.flatnonzero((pixels >= first) & (pixels < first + length))
     return slice(found[0], found[-1] + 1) if len(found) else slice(0, 0)
-
-
-def read_image(image: CocoImage, max_pixels: int = MAX_PIXELS, rule: ImageRule = PLAIN) -> ReadImage:
-    """Reads the image, and the segments of a panoptic set. rule: what of the image becomes RGB.
-
-    COCO's annotations are made on the pixels as stored: where the size in the file is that of the stored image, an
-    EXIF orientation is not applied; where it is that of the turned image only, it is.
-
-    Raises UserError, naming the file, where it cannot be read, has another size, or an annotation cannot be used.
-    """
-    if image.fatal_mistakes:
-        raise UserError(f"{image.path}: {image.fatal_mistakes[0].detail}")
-    decoded = decode_image(image.path, max_pixels, upright=False, rule=rule)
-    if decoded.pixels.shape[1:] != image.size_hw and decoded.pixels.shape[:0:-1] == image.size_hw:
-        decoded = decode_image(image.path, max_pixels, rule=rule)
-    height, width = decoded.pixels.shape[1:]
-    if (height, width) != image.size_hw:
-        raise UserError(
-            f"{image.path} is {width} x {height} pixels, but {image.size_hw[1]} x {image.size_hw[0]} in the "
-            "annotations: export images and annotations together"
-        )
-    colors = None if image.segments_path is None else segment_colors(image, max_pixels)
-    return ReadImage(image, torch.from_numpy(decoded.pixels), colors)
 
 
 def truth_objects(image: CocoImage) -> list[tuple[int, Rle, bool, float]]:
