@@ -5,12 +5,11 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 from paths import ROOT
-from training_helpers import drawn, run_script, train_here
+from training_helpers import drawn, has_lines, has_mapped, run_script, start_script, train_here, wait_for
 
 from data.dataset import first_readable
 from data.sources.pairs import Pair
@@ -187,24 +186,21 @@ class TestReadersThatGoAway:
 
 
 def test_closing_the_terminal_saves_as_sigterm_does(tmp_path):
-    from training_helpers import metrics, start_script
-
     run = tmp_path / "run"
     process = start_script("linear", run, *drawn(tmp_path / "data"), "--epochs", "5000", "--log-interval", "1")
-    while not ((run / "linear_metrics.jsonl").exists() and len(metrics(run, "linear_")) >= 3):
-        assert process.poll() is None
-        time.sleep(0.05)
+    wait_for(process, lambda: has_lines(run, "linear_", 3))
     os.kill(process.pid, signal.SIGHUP)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 129 and list(run.glob("linear_checkpoint_step_*.pth")), err
 
 
-@pytest.mark.parametrize("after_s", [0.3, 0.6, 1.2, 2.4])
-def test_ctrl_c_soon_after_the_start_leaves_no_traceback(tmp_path, after_s):
-    from training_helpers import start_script
-
-    process = start_script("linear", tmp_path / "run", *drawn(tmp_path / "data"), "--epochs", "5000")
-    time.sleep(after_s)
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="tells from Linux's /proc what is loaded")
+@pytest.mark.parametrize("library", ["multiarray_umath", "libtorch_cpu", "scipy", "the folder"])
+def test_ctrl_c_soon_after_the_start_leaves_no_traceback(tmp_path, library):
+    """While NumPy, torch and SciPy are loaded, and when the folder of the run is made."""
+    run = tmp_path / "run"
+    process = start_script("linear", run, *drawn(tmp_path / "data"), "--epochs", "5000")
+    wait_for(process, run.exists if library == "the folder" else lambda: has_mapped(process, library))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode in (130, -signal.SIGINT) and "RecursionError" not in err and "Traceback" not in err, err

@@ -6,13 +6,17 @@ import resource
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 from paths import ROOT
 
 from checkpoint import checksum, read_checkpoint
 from data.drawn.sets import DEMO_CLASSES, make_demo_set
 from errors import run_job
+from memory import estimated_memory_bytes
 from training.config import parse_training_arguments
 from training.run import train
 
@@ -29,6 +33,11 @@ SMALL = {
 def drawn(folder: Path, train: int = 4, val: int = 2, size_px: int = 64) -> list[str]:
     """Draws images and returns the flags that name them."""
     make_demo_set(folder, train, val, size_px)
+    return data_flags(folder, size_px)
+
+
+def data_flags(folder: Path, size_px: int = 64) -> list[str]:
+    """The flags that name the drawn images of a folder."""
     return [
         *("--image-paths", f"{folder}/images/train/*.png", "--mask-paths", f"{folder}/masks/train/*.png"),
         *("--val-image-paths", f"{folder}/images/val/*.png", "--val-mask-paths", f"{folder}/masks/val/*.png"),
@@ -44,10 +53,23 @@ def words(head: str, checkpoint_dir: Path, *more: str) -> list[str]:
     ]
 
 
+_ESTIMATES: dict[str, int] = {}
+
+
+def remembered_estimate(backbone, spec, image_size: int, batch_size: int) -> int:
+    """An estimate of memory takes longer than a small training: it is made once for each model and size."""
+    parameters = [(p.numel(), p.element_size(), p.requires_grad) for p in backbone.parameters()]
+    key = repr((backbone.channels, backbone.strides, parameters, spec, image_size, batch_size))
+    if key not in _ESTIMATES:
+        _ESTIMATES[key] = estimated_memory_bytes(backbone, spec, image_size, batch_size)
+    return _ESTIMATES[key]
+
+
 def train_here(head: str, checkpoint_dir: Path, *more: str) -> int:
     """In this process; returns the exit code."""
     args = parse_training_arguments(head, words(head, checkpoint_dir, *more))
-    return run_job(lambda: train(args))
+    with patch("training.summary.estimated_memory_bytes", remembered_estimate):
+        return run_job(lambda: train(args))
 
 
 def run_script(head: str, checkpoint_dir: Path, *more: str, **options) -> subprocess.CompletedProcess:
@@ -64,10 +86,17 @@ def start_script(
     processes: int = 1,
     launcher: str = "torchrun",
     largest_file_bytes: int | None = None,
+    first: str = "",
 ) -> subprocess.Popen:
-    """In a process group of its own; several CPU processes through torchrun or accelerate launch."""
+    """In a process group of its own; several CPU processes through torchrun or accelerate launch.
+
+    first: code that is run before the script, in one process.
+    """
     script = ROOT / "demo" / f"train_{head}_head.py"
     start = [sys.executable]
+    if first:
+        path = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = sys.argv[1:]"
+        start += ["-c", f"{path}; {first}; runpy.run_path(sys.argv[0], run_name='__main__')"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if processes > 1:
         launchers = {
@@ -75,7 +104,9 @@ def start_script(
             "accelerate": ["accelerate.commands.launch", *ACCELERATE, "--num_processes", str(processes)],
         }
         start += ["-m", *launchers[launcher]]
-        environment |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+        environment |= {"CUDA_VISIBLE_DEVICES": ""}
+        if launcher == "accelerate" or sys.platform == "darwin":  # torchrun needs no variable where there is no GPU
+            environment |= {"ACCELERATE_USE_CPU": "true"}
 
     def prepare() -> None:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
@@ -92,6 +123,25 @@ def start_script(
         start_new_session=True,
         preexec_fn=prepare,
     )
+
+
+def wait_for(process: subprocess.Popen, condition: Callable[[], bool], limit_s: float = 120) -> None:
+    """Until the condition holds, while the process runs."""
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def has_lines(folder: Path, prefix: str, count: int) -> bool:
+    """Whether the run has logged as many lines."""
+    return (folder / f"{prefix}metrics.jsonl").exists() and len(metrics(folder, prefix)) >= count
+
+
+def has_mapped(process: subprocess.Popen, name: str) -> bool:
+    """Whether the process has loaded a library of that name; from Linux's /proc."""
+    return name in Path(f"/proc/{process.pid}/maps").read_text()
 
 
 def metrics(folder: Path, prefix: str = "", split: str | None = None) -> list[dict]:

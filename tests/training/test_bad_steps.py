@@ -117,3 +117,11 @@ def test_a_validation_with_nan_replaces_no_best_model(tmp_path, monkeypatch, spo
     assert best == ["linear_checkpoint_epoch_1.pth"]
     assert "not kept as the best" in capsys.readouterr().err
     assert [line["loss"] is None for line in metrics(tmp_path / "run", "linear_", "val")] == [False, True, True]
+
+
+def test_a_rate_that_explodes_ends_with_a_message(tmp_path, capsys):
+    """Really: weights grow until numbers overflow."""
+    options = ["--lr", "1e30", "--max-grad-norm", "0", "--epochs", "50", "--log-interval", "1"]
+    assert train_here("m2f", tmp_path / "run", *drawn(tmp_path / "data"), *options) == 2
+    err = capsys.readouterr().err
+    assert "10 steps in a row" in err and "try a lower --lr" in err

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from panoptic_helpers import panoptic_set
@@ -29,8 +30,8 @@ def test_a_few_images_are_learned(tmp_path):
     folder = tmp_path / "data" / "train"
     files = ["--coco-json", str(folder / "_annotations.coco.json"), "--coco-images", str(folder)]
     same = [f"--val-{word[2:]}" if word.startswith("--") else word for word in files]
-    options = ["--no-augmentation", "--weight-decay", "0.05", "--lr", "2e-3", "--batch-size", "4"]
-    steps = ["--max-steps", "160", "--val-interval", "160", "--best-metric", "map"]
+    options = ["--no-augmentation", "--weight-decay", "0.05", "--lr", "4e-3", "--batch-size", "4"]
+    steps = ["--max-steps", "55", "--val-interval", "55", "--best-metric", "map"]
     assert train_here("m2f", tmp_path / "run", *INSTANCE, *files, *same, *options, *steps) == 0
     last = metrics(tmp_path / "run", "", "val")[-1]
     assert last["ap50"] > 0.5 and last["map"] > 0.3
@@ -160,24 +161,33 @@ def test_flags_that_do_not_fit(tmp_path, words, message, capsys):
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory) -> tuple[Path, list[str]]:
+    """A run in one process, and its options but for the batch: without batch norms and stochastic depth, which see
+    one process's share."""
+    folder = tmp_path_factory.mktemp("one")
+    make_coco_demo_set(folder / "data", 8, 3, 64)
+    data = [*INSTANCE, "--coco-dir", str(folder / "data")]
+    options = [*data, "--epochs", "2", "--log-interval", "1", "--adapter", "pyramid", "--best-metric", "map"]
+    assert train_here("m2f", folder / "run", *options, "--batch-size", "4") == 0
+    return folder / "run", options
+
+
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
-def test_two_processes_give_the_losses_of_one(tmp_path, launcher):
-    """The same data, seed and global batch; without batch norms and stochastic depth, which see one process's share."""
-    make_coco_demo_set(tmp_path / "data", 8, 3, 64)
-    data = [*INSTANCE, "--coco-dir", str(tmp_path / "data")]
-    options = [*data, "--epochs", "3", "--log-interval", "1", "--adapter", "pyramid", "--best-metric", "map"]
-    assert train_here("m2f", tmp_path / "one", *options, "--batch-size", "4") == 0
+def test_two_processes_give_the_losses_of_one(tmp_path, one_process, launcher):
+    """The same data, seed and global batch."""
+    run, options = one_process
     done = run_script("m2f", tmp_path / "two", *options, "--batch-size", "2", processes=2, launcher=launcher)
     assert done.returncode == 0, done.stderr
-    one, two = (metrics(tmp_path / name, "", "train") for name in ("one", "two"))
-    assert len(one) == len(two) == 6
+    one, two = metrics(run, "", "train"), metrics(tmp_path / "two", "", "train")
+    assert len(one) == len(two) == 4
     for a, b in zip(one, two, strict=True):
         for name in ("class", "mask", "dice", "loss"):
             assert b[name] == pytest.approx(a[name], rel=1e-4)
     # Metrics over all images once, and files from one process alone.
-    for a, b in zip(*(metrics(tmp_path / name, "", "val") for name in ("one", "two")), strict=True):
+    for a, b in zip(*(metrics(folder, "", "val") for folder in (run, tmp_path / "two")), strict=True):
         assert b["ar100"] == pytest.approx(a["ar100"], abs=1e-3) and b["map"] == pytest.approx(a["map"], abs=1e-3)
-    assert {p.name for p in (tmp_path / "two").glob("*.pth")} == {"checkpoint_epoch_3.pth"}
+    assert {p.name for p in (tmp_path / "two").glob("*.pth")} == {"checkpoint_epoch_2.pth"}
 
 
 def test_panoptic_segmentation_is_learned(tmp_path):
@@ -185,8 +195,8 @@ def test_panoptic_segmentation_is_learned(tmp_path):
     flags = ["--coco-json", "--coco-images", "--coco-segments"]
     data = [word for pair in zip(flags, files, strict=True) for word in pair]
     data += [word for flag, path in zip(flags, files, strict=True) for word in (f"--val-{flag[2:]}", path)]
-    options = ["--task", "panoptic", "--image-size", "64", "--no-augmentation", "--lr", "2e-3", "--batch-size", "4"]
-    steps = ["--max-steps", "120", "--val-interval", "120", "--best-metric", "pq", "--weight-decay", "0.05"]
+    options = ["--task", "panoptic", "--image-size", "64", "--no-augmentation", "--lr", "4e-3", "--batch-size", "4"]
+    steps = ["--max-steps", "40", "--val-interval", "40", "--best-metric", "pq", "--weight-decay", "0.05"]
     assert train_here("m2f", tmp_path / "run", *data, *options, *steps) == 0
     last = metrics(tmp_path / "run", "", "val")[-1]
     assert last["pq"] > 0.6 and last["pq_stuff"] > 0.6 and last["pq_things"] > 0.4

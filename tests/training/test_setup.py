@@ -70,3 +70,14 @@ class TestMistakes:
             capsys, tmp_path, *data, "--backbone", "resnet18", "--adapter", "dinov3"
         )
         assert "Use --adapter dinov3" in self.fails(capsys, tmp_path, *data, "--adapter", "none")
+
+
+def test_mask_value_out_of_range(tmp_path, capsys):
+    """Reported before the first step, with every file."""
+    data = drawn(tmp_path / "data")
+    data[data.index("--num-classes") + 1] = "2"
+    assert train_here("upernet", tmp_path / "run", *data) == 2
+    err = capsys.readouterr().err
+    assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1
+    assert "6 masks hold values that are neither a class nor unlabelled" in err
+    assert all(f"train/000{i}.png" in err for i in range(4)) and not list(tmp_path.rglob("*.pth"))
