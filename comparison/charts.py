@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from comparison.chart_style import LOOKS, TEXT, WIDTH, Chart, Look, draw_chart
 from comparison.formats import amount, percent, points, short
@@ -146,12 +146,14 @@ def _costs(
     def draw(axes: Axes) -> None:
         for head in standings:
             look, low, high = looks[head.name], head.interval.low, head.interval.high
-            axes.plot([costs[head.name]] * 2, [100 * low, 100 * high], color=look.color, linewidth=1.2)
+            axes.plot([costs[head.name]] * 2, [100 * max(low, 0), 100 * min(high, 1)], color=look.color, linewidth=1.2)
             axes.plot([costs[head.name]], [100 * head.value], label=short(head.name), **_stroke(look, size=8))
         known = [cost for cost in costs.values() if cost > 0]
         if known and max(known) > 10 * min(known):
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_xlim(0, 1.15 * max(known, default=1))
         axes.set_xlabel(unit)

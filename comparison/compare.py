@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -197,7 +197,7 @@ def head_result(
         trained_parameters=count_parameters(segmenter.adapter) + count_parameters(segmenter.head),
         training_seconds=steps * timing.step_seconds,
         step_seconds=timing.step_seconds,
-        image_seconds=measured.image_seconds,
+        image_seconds=float("nan"),  # of all heads in turns, see group_of
         peak_memory_bytes=timing.peak_memory_bytes,
         checkpoint=str(checkpoint),
         checkpoint_bytes=checkpoint.stat().st_size,
@@ -214,6 +214,8 @@ def group_of(
     accelerator: Accelerator,
     has_gallery: bool,
 ) -> Group:
+    seconds = measurer.image_seconds(models)
+    results = [replace(result, image_seconds=seconds[result.name]) for result in results]
     sample_ids = measurer.sample_ids()
     gallery = gallery_of(measurer, models, results, sample_ids) if has_gallery else []
     return Group(data, sample_ids, results, gallery, facts_of(config, next(iter(models.values())), data, accelerator))

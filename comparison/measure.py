@@ -6,6 +6,7 @@ H W are an image's size in pixels, K the number of classes.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from statistics import median
 from typing import Any
 
@@ -33,14 +34,13 @@ OPACITY = 160
 class Measured:
     """values: of all metrics. by_class: (K,) of the comparison's metric, None where a class is absent.
 
-    confusion: (K, K) pixels of a semantic model, rows ground truth. image_seconds: median of an inference.
+    confusion: (K, K) pixels of a semantic model, rows ground truth.
     """
 
     values: dict[str, float]
     by_class: list[float | None]
     per_image: PerImage
     confusion: np.ndarray | None
-    image_seconds: float
 
 
 class ImageByImage:
@@ -53,11 +53,7 @@ class ImageByImage:
         self.data, self.batches, self.device, self.window_px = data, batches, device, window_px
 
     def measure(self, model: Segmenter) -> Measured:
-        states, seconds = [], []
-        for number, batch in enumerate(self._readable()):
-            states.append(self._evaluated(model, batch).state())
-            if number < TIMED_IMAGES:
-                seconds.append(self._timed(model, batch))
+        states = [self._evaluated(model, batch).state() for batch in self._readable()]
         whole = self._evaluator()
         result = whole.result(states)
         (by_class,) = result.by_class.values()
@@ -66,8 +62,15 @@ class ImageByImage:
             [None if np.isnan(value) else value for value in by_class.values()],
             self._per_image(states),
             sum(state.confusion for state in states).numpy() if self.data.task == "semantic" else None,
-            median(seconds),
         )
+
+    def image_seconds(self, models: dict[str, Segmenter]) -> dict[str, float]:
+        """Median seconds of an inference, the models in turns, so that what else the machine does slows all alike."""
+        seconds: dict[str, list[float]] = {name: [] for name in models}
+        for batch in islice(self._readable(), TIMED_IMAGES):
+            for name, model in models.items():
+                seconds[name].append(self._timed(model, batch))
+        return {name: median(values) for name, values in seconds.items()}
 
     def sample_ids(self) -> list[str]:
         return [batch.sample_ids[0] for batch in self._readable()]

@@ -1,4 +1,4 @@
-"""Numbers that are not finite: the step is skipped and reported, ten in a row end the run with all that a replay needs."""
+"""Numbers that are not finite: the step is skipped, and ten in a row end the run with all that a replay needs."""
 
 import math
 
