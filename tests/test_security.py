@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from messages import naming
 from PIL import Image
 from training_helpers import drawn, train_here
 
@@ -33,7 +34,7 @@ def malicious(tmp_path):
 
 def test_a_malicious_checkpoint_is_refused_and_runs_nothing(tmp_path, malicious):
     for read in (read_checkpoint, Segmenter.load):
-        with pytest.raises(ValueError, match=r"holds more than tensors and plain values.*nothing in it was run"):
+        with pytest.raises(ValueError, match=naming(malicious)):
             read(malicious)
 
 
@@ -57,7 +58,7 @@ def test_a_shard_index_cannot_leave_its_folder(tmp_path, name):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a.weight": name}}))
-    with pytest.raises(ValueError, match="which is no file beside it"):
+    with pytest.raises(ValueError, match=naming("model.safetensors.index.json", repr(name))):
         read_state(folder)
 
 

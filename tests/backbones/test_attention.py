@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from messages import naming
 from torch.nn import functional as F
 
 from backbones.frozen import XformersAttention, build_backbone, check_attention_backend
@@ -51,7 +52,7 @@ def test_masked_attention_stays_with_torch(monkeypatch):
 
 
 def test_asking_for_xformers_on_a_cpu_says_so():
-    with pytest.raises(ValueError, match="--attention xformers needs a CUDA device"):
+    with pytest.raises(ValueError, match=naming("--attention xformers", "CUDA")):
         check_attention_backend("xformers", torch.device("cpu"))
 
 

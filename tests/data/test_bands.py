@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from check_helpers import Maker, codes, only
 from image_files import with_orientation, write_png, write_tiff
+from messages import naming
 from PIL import Image
 from training_helpers import drawn, train_here
 
@@ -136,7 +137,7 @@ def test_without_tifffile_the_message_names_it(tmp_path, monkeypatch):
     path = tiff(tmp_path / "i.tif", BANDS, photometric="minisblack", planarconfig="contig")
     monkeypatch.setitem(sys.modules, "tifffile", None)
     refused = refusal(path)
-    assert refused.kind == "no reader" and "pip install tifffile" in str(refused)
+    assert refused.kind == "no reader" and "tifffile" in str(refused)
 
 
 def test_many_bands_count_for_the_limit(tmp_path):
@@ -150,7 +151,7 @@ def test_a_part_that_unfolds_far_beyond_the_image_is_refused(tmp_path):
     part = zlib.compress(bytes(2**24))
     tags = {256: (2,), 257: (2,), 258: (8,) * 5, 259: (8,), 262: (1,), 273: ("here",), 277: (5,), 278: (2,)}
     path = write_tiff(tmp_path / "bomb.tif", tags | {279: (len(part),)}, part)
-    with pytest.raises(DecodeError, match="unfolds to more than") as refused:
+    with pytest.raises(DecodeError, match=naming("bomb.tif")) as refused:
         decode_image(path, max_pixels=2**16, rule=ImageRule((1, 2, 3)))
     assert refused.value.kind == "too large"
     small = zlib.compress(bytes(range(20)))

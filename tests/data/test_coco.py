@@ -2,11 +2,11 @@
 
 import json
 import math
-import re
 from pathlib import Path
 
 import pytest
 from coco_helpers import CocoMaker, PanopticMaker, square
+from messages import naming
 from pycocotools import mask as coco_mask
 
 from data.sources.coco import find_splits, read_coco
@@ -100,16 +100,16 @@ def test_splits_share_the_classes_that_any_of_them_uses(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("val_categories", "told"),
+    ("val_categories", "category"),
     [
-        ([(1, "ant"), (2, "bee")], "category 2 is 'bee', but .*train.* has no category of that name"),
-        ([(1, "Ant"), (2, "x")], "category 1 is 'Ant', but .* has no category of that name"),
+        ([(1, "ant"), (2, "bee")], "category 2 is 'bee'"),
+        ([(1, "Ant"), (2, "x")], "category 1 is 'Ant'"),
     ],
 )
-def test_a_category_that_train_lacks_is_an_error(tmp_path, val_categories, told):
+def test_a_category_that_train_lacks_is_an_error(tmp_path, val_categories, category):
     train = split(tmp_path / "train", [1], [(1, "ant")])
     val = split(tmp_path / "val", [1, 2], val_categories)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(UserError, match=naming(category, train.json_path)):
         common_classes([train, val])
 
 
@@ -124,19 +124,19 @@ def test_categories_with_other_ids_are_matched_by_name(tmp_path):
     ]
     assert (train.by_name, val.by_name) == ([], ["ant", "cat"])
     doubtful = split(tmp_path / "doubtful", [1], [(1, "x"), (5, "x")])
-    with pytest.raises(UserError, match="has several categories of that name"):
+    with pytest.raises(UserError, match=naming("'x'", doubtful.json_path)):
         common_classes([split(tmp_path / "other", [3], [(3, "x"), (7, "x")]), doubtful])
 
 
 def test_one_name_for_two_used_categories_and_no_annotation_at_all(tmp_path):
     twice = split(tmp_path / "twice", [1, 4], [(1, "ant"), (4, "ant")])
-    with pytest.raises(ValueError, match=r"categories 1 and 4 are both named 'ant'"):
+    with pytest.raises(ValueError, match=naming("1 and 4", "'ant'")):
         common_classes([twice])
     with pytest.raises(ValueError, match="has no annotation"):
         common_classes([split(tmp_path / "none", [], [(1, "ant")])])
 
 
-# Files that are not of the format: (what is done to the content, what the message says)
+# Files that are not of the format: (what is done to the content, what the message names)
 
 
 def change(table: str, key: str, value):
@@ -155,68 +155,67 @@ def repeat(table: str, **fields):
 
 
 BROKEN = {
-    "no annotations": (lambda c: c.pop("annotations"), "has no 'annotations'"),
-    "images is no list": (lambda c: c.update(images={}), "'images' is an object, expected a list"),
-    "no images": (lambda c: c.update(images=[]), "'images' is empty"),
-    "an entry is no object": (lambda c: c["images"].append(3), r"images\[1\] is a plain value"),
-    "image without id": (drop("images", "id"), r"images\[0\] has no 'id'"),
-    "image without size": (drop("images", "height"), r"images\[0\] has no 'height'"),
-    "annotation without image": (drop("annotations", "image_id"), r"annotations\[0\] has no 'image_id'"),
-    "category without name": (drop("categories", "name"), r"categories\[0\]: 'name' is None"),
-    "id true": (change("images", "id", True), r"images\[0\]: 'id' is True, expected a whole number"),
-    "id a fraction": (change("annotations", "category_id", 3.5), r"'category_id' is 3.5"),
-    "id a word": (change("categories", "id", "seven"), r"'id' is 'seven'"),
-    "ids partly text": (change("categories", "id", "7"), "number in some entries and text in others"),
-    "size zero": (change("images", "width", 0), r"images\[0\] is 0 x 20 pixels"),
-    "a side beyond all bounds": (change("images", "width", 1_000_001), "with sides up to 1,000,000"),
-    "size beyond all bounds": (change("images", "width", 10**9), "expected 1 x 1 to 2 gigapixels"),
-    "image twice": (repeat("images", file_name="b.png"), r"images\[0\] and images\[1\] have the same 'id' 1"),
-    "category twice": (repeat("categories", name="other"), "have the same 'id' 7"),
-    "file twice": (repeat("images", id=2, file_name="./a.png"), "have the same 'file_name'"),
-    "path upwards": (change("images", "file_name", "x/../../a.png"), "inside the folder of the images"),
-    "path upwards in Windows": (change("images", "file_name", "x\\..\\..\\a.png"), "inside the folder"),
-    "absolute path": (change("images", "file_name", "/etc/passwd"), "inside the folder of the images"),
-    "drive": (change("images", "file_name", "C:\\a.png"), "inside the folder of the images"),
-    "null byte": (change("images", "file_name", "a\0.png"), "inside the folder of the images"),
-    "half a surrogate": (change("images", "file_name", "a\ud800.png"), "inside the folder of the images"),
-    "empty name": (change("images", "file_name", ""), "expected a text"),
-    "panoptic": (change("annotations", "segments_info", []), "is a panoptic file"),
+    "no annotations": (lambda c: c.pop("annotations"), ["'annotations'"]),
+    "images is no list": (lambda c: c.update(images={}), ["'images'", "object", "list"]),
+    "no images": (lambda c: c.update(images=[]), ["'images'", "empty"]),
+    "an entry is no object": (lambda c: c["images"].append(3), ["images[1]"]),
+    "image without id": (drop("images", "id"), ["images[0]", "'id'"]),
+    "image without size": (drop("images", "height"), ["images[0]", "'height'"]),
+    "annotation without image": (drop("annotations", "image_id"), ["annotations[0]", "'image_id'"]),
+    "category without name": (drop("categories", "name"), ["categories[0]", "'name'", "None"]),
+    "id true": (change("images", "id", True), ["images[0]", "'id'", "True"]),
+    "id a fraction": (change("annotations", "category_id", 3.5), ["'category_id'", "3.5"]),
+    "id a word": (change("categories", "id", "seven"), ["'id'", "'seven'"]),
+    "ids partly text": (change("categories", "id", "7"), ["'id'", "number", "text"]),
+    "size zero": (change("images", "width", 0), ["images[0]", "0 x 20"]),
+    "a side beyond all bounds": (change("images", "width", 1_000_001), ["images[0]", "1,000,000"]),
+    "size beyond all bounds": (change("images", "width", 10**9), ["images[0]", "2 gigapixels"]),
+    "image twice": (repeat("images", file_name="b.png"), ["images[0]", "images[1]", "'id' 1"]),
+    "category twice": (repeat("categories", name="other"), ["categories", "'id' 7"]),
+    "file twice": (repeat("images", id=2, file_name="./a.png"), ["images[0]", "images[1]", "'file_name'"]),
+    "path upwards": (change("images", "file_name", "x/../../a.png"), ["images[0]", "'file_name'"]),
+    "path upwards in Windows": (change("images", "file_name", "x\\..\\..\\a.png"), ["images[0]", "'file_name'"]),
+    "absolute path": (change("images", "file_name", "/etc/passwd"), ["images[0]", "'file_name'"]),
+    "drive": (change("images", "file_name", "C:\\a.png"), ["images[0]", "'file_name'"]),
+    "null byte": (change("images", "file_name", "a\0.png"), ["images[0]", "'file_name'"]),
+    "half a surrogate": (change("images", "file_name", "a\ud800.png"), ["images[0]", "'file_name'"]),
+    "empty name": (change("images", "file_name", ""), ["images[0]", "'file_name'", "''"]),
+    "panoptic": (change("annotations", "segments_info", []), ["panoptic"]),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_one_message_names_file_and_entry(make, case):
     make.object(make.image("a.png"))
-    spoil, told = BROKEN[case]
+    spoil, parts = BROKEN[case]
     spoil(make.content)
-    with pytest.raises(ValueError, match=told) as error:
+    with pytest.raises(UserError, match=naming(*parts)) as error:
         make.read()
     assert str(error.value).startswith(str(make.json_path))
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "part"),
     [
-        (b"", "is empty"),
-        (b" \n", "is empty"),
-        (b'{"images": [', "no complete JSON"),
-        (b"[]", "holds a list, expected a COCO object"),
-        (b"null", "holds null"),
-        (b"\xff\xfe\x00", "no complete JSON"),
-        (b"[" * 100_000, "no complete JSON"),
-        (b'{"images": ' + b"9" * 5000 + b"}", "no complete JSON"),
+        (b"", "empty"),
+        (b" \n", "empty"),
+        (b'{"images": [', "JSON"),
+        (b"[]", "list"),
+        (b"null", "null"),
+        (b"\xff\xfe\x00", "JSON"),
+        (b"[" * 100_000, "JSON"),
+        (b'{"images": ' + b"9" * 5000 + b"}", "JSON"),
     ],
 )
-def test_files_that_are_no_coco_object(tmp_path, content, told):
+def test_files_that_are_no_coco_object(tmp_path, content, part):
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=told) as error:
+    with pytest.raises(UserError, match=naming(path, part)):
         read_coco(path, tmp_path)
-    assert str(path) in str(error.value)
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.json: cannot be read \(No such file"):
+    with pytest.raises(ValueError, match=naming("none.json", "No such file")):
         read_coco(tmp_path / "none.json", tmp_path)
 
 
@@ -224,40 +223,40 @@ def test_a_missing_file(tmp_path):
 
 NAN, INF = math.nan, math.inf
 FATAL = {
-    "box only": ({"segmentation": None, "bbox": [1, 1, 5, 5]}, "no-mask", "has a box but no segmentation"),
-    "keypoints only": ({"segmentation": [], "keypoints": [1, 2, 2]}, "no-mask", "has keypoints but no"),
-    "NaN": ({"segmentation": [[NAN, 1, 5, 1, 5, 5]]}, "bad-polygon", "NaN or infinite"),
-    "infinite": ({"segmentation": [[1, 1, INF, 1, 5, 5]]}, "bad-polygon", "NaN or infinite"),
-    "odd": ({"segmentation": [[1, 1, 5, 1, 5, 5, 9]]}, "bad-polygon", "a polygon of 7 numbers"),
-    "flat": ({"segmentation": [1, 1, 5, 1, 5, 5]}, "bad-polygon", "expected numbers x y x y"),
-    "pairs": ({"segmentation": [[[1, 1], [5, 1], [5, 5]]]}, "bad-polygon", "expected numbers x y x y"),
-    "text": ({"segmentation": [["1", "1", "5", "1", "5", "5"]]}, "bad-polygon", "expected numbers x y x y"),
-    "booleans": ({"segmentation": [[True] * 6]}, "bad-polygon", "expected numbers x y x y"),
-    "no polygon": ({"segmentation": "polygon"}, "bad-polygon", "neither polygons nor RLE"),
-    "far outside": ({"segmentation": [square(2, 2, 1e9)]}, "far-outside", "more than a whole image outside"),
-    "RLE of another size": ({"segmentation": {"size": [30, 20], "counts": [600]}}, "bad-rle", "changed round"),
-    "RLE too long": ({"segmentation": {"size": [20, 30], "counts": [0, 601]}}, "bad-rle", "do not add up"),
-    "RLE too short": ({"segmentation": {"size": [20, 30], "counts": [300, 299]}}, "bad-rle", "do not add up"),
-    "RLE of too many runs": ({"segmentation": {"size": [20, 30], "counts": [300, 299, 2]}}, "bad-rle", "do not add up"),
-    "RLE negative": ({"segmentation": {"size": [20, 30], "counts": [-1, 601]}}, "bad-rle", "do not add up"),
-    "RLE without counts": ({"segmentation": {"size": [20, 30]}}, "bad-rle", "expected whole numbers or text"),
-    "RLE text cut off": ({"segmentation": {"size": [20, 30], "counts": "o"}}, "bad-rle", "corrupt"),
-    "RLE text of other letters": ({"segmentation": {"size": [20, 30], "counts": "é\0"}}, "bad-rle", "corrupt"),
-    "RLE text empty": ({"segmentation": {"size": [20, 30], "counts": ""}}, "bad-rle", "corrupt"),
-    "crowd 2": ({"iscrowd": 2}, "bad-crowd", "expected 0 or 1"),
-    "unknown category": ({"category_id": 99}, "unknown-category", "no category with the id 99"),
+    "box only": ({"segmentation": None, "bbox": [1, 1, 5, 5]}, "no-mask"),
+    "keypoints only": ({"segmentation": [], "keypoints": [1, 2, 2]}, "no-mask"),
+    "NaN": ({"segmentation": [[NAN, 1, 5, 1, 5, 5]]}, "bad-polygon"),
+    "infinite": ({"segmentation": [[1, 1, INF, 1, 5, 5]]}, "bad-polygon"),
+    "odd": ({"segmentation": [[1, 1, 5, 1, 5, 5, 9]]}, "bad-polygon"),
+    "flat": ({"segmentation": [1, 1, 5, 1, 5, 5]}, "bad-polygon"),
+    "pairs": ({"segmentation": [[[1, 1], [5, 1], [5, 5]]]}, "bad-polygon"),
+    "text": ({"segmentation": [["1", "1", "5", "1", "5", "5"]]}, "bad-polygon"),
+    "booleans": ({"segmentation": [[True] * 6]}, "bad-polygon"),
+    "no polygon": ({"segmentation": "polygon"}, "bad-polygon"),
+    "far outside": ({"segmentation": [square(2, 2, 1e9)]}, "far-outside"),
+    "RLE of another size": ({"segmentation": {"size": [30, 20], "counts": [600]}}, "bad-rle"),
+    "RLE too long": ({"segmentation": {"size": [20, 30], "counts": [0, 601]}}, "bad-rle"),
+    "RLE too short": ({"segmentation": {"size": [20, 30], "counts": [300, 299]}}, "bad-rle"),
+    "RLE of too many runs": ({"segmentation": {"size": [20, 30], "counts": [300, 299, 2]}}, "bad-rle"),
+    "RLE negative": ({"segmentation": {"size": [20, 30], "counts": [-1, 601]}}, "bad-rle"),
+    "RLE without counts": ({"segmentation": {"size": [20, 30]}}, "bad-rle"),
+    "RLE text cut off": ({"segmentation": {"size": [20, 30], "counts": "o"}}, "bad-rle"),
+    "RLE text of other letters": ({"segmentation": {"size": [20, 30], "counts": "é\0"}}, "bad-rle"),
+    "RLE text empty": ({"segmentation": {"size": [20, 30], "counts": ""}}, "bad-rle"),
+    "crowd 2": ({"iscrowd": 2}, "bad-crowd"),
+    "unknown category": ({"category_id": 99}, "unknown-category"),
 }
 
 
 @pytest.mark.parametrize("case", FATAL)
 def test_a_mistake_of_one_annotation_makes_its_image_unusable(make, case):
-    fields, code, told = FATAL[case]
+    fields, code = FATAL[case]
     image = make.image("a.png")
     make.object(image)
     make.object(image, **fields)
     (mistake,) = make.read().images[0].fatal_mistakes
     assert mistake.code == code and mistake.annotation_id == 2
-    assert mistake.detail.startswith("annotation 2") and re.search(told, mistake.detail)
+    assert mistake.detail.startswith("annotation 2")
 
 
 @pytest.mark.parametrize(
@@ -311,27 +310,27 @@ def test_panoptic_mistakes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "parts"),
     [
-        (lambda c: c["categories"][0].pop("isthing"), "'isthing' is None, expected 0 or 1"),
-        (lambda c: c["annotations"][0].pop("segments_info"), "is it a file of instances"),
-        (lambda c: c["annotations"].clear(), "1 of 1 images have no annotation, the first a.png"),
-        (lambda c: c["annotations"].append(c["annotations"][0]), "have the same 'image_id'"),
-        (lambda c: c["annotations"][0].update(file_name="../a.png"), "inside the folder"),
-        (lambda c: c["annotations"][0]["segments_info"].append({"id": 5, "category_id": 1}), "same 'id' 5"),
+        (lambda c: c["categories"][0].pop("isthing"), ["'isthing'", "None"]),
+        (lambda c: c["annotations"][0].pop("segments_info"), ["'segments_info'"]),
+        (lambda c: c["annotations"].clear(), ["1 of 1", "a.png"]),
+        (lambda c: c["annotations"].append(c["annotations"][0]), ["annotations[0]", "annotations[1]", "'image_id'"]),
+        (lambda c: c["annotations"][0].update(file_name="../a.png"), ["annotations[0]", "'file_name'"]),
+        (lambda c: c["annotations"][0]["segments_info"].append({"id": 5, "category_id": 1}), ["'id' 5"]),
     ],
 )
-def test_panoptic_files_not_of_the_format(tmp_path, spoil, told):
+def test_panoptic_files_not_of_the_format(tmp_path, spoil, parts):
     make = PanopticMaker(tmp_path / "set")
     spoil(make.content)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(UserError, match=naming("panoptic.json", *parts)):
         make.read()
 
 
 def test_an_instance_file_is_not_taken_for_a_panoptic_one(make):
     make.object(make.image("a.png"))
     make.read()
-    with pytest.raises(ValueError, match="is it a file of instances"):
+    with pytest.raises(ValueError, match=naming(make.json_path, "instances")):
         read_panoptic(make.json_path, make.folder, make.folder)
 
 
@@ -348,10 +347,10 @@ def test_splits_of_a_folder(tmp_path, val):
 def test_a_folder_without_train_or_with_two_validation_splits(tmp_path):
     for name in ("valid", "val"):
         CocoMaker(tmp_path / name).json_path.write_text("{}")
-    with pytest.raises(ValueError, match="has both valid and val"):
+    with pytest.raises(ValueError, match=naming("valid", "val")):
         find_splits(tmp_path)
     (tmp_path / "val" / "_annotations.coco.json").unlink()
-    with pytest.raises(ValueError, match=r"has no train/_annotations\.coco\.json"):
+    with pytest.raises(ValueError, match=naming("train/_annotations.coco.json")):
         find_splits(tmp_path)
 
 

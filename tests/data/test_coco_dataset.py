@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from coco_helpers import CocoMaker, PanopticMaker, square
+from messages import naming
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import DataLoader
@@ -115,7 +116,7 @@ def test_an_image_with_an_unusable_annotation_is_never_trained_on(make):
     assert sample.sample_id == "0.png" and "annotation 3 has no outline but no segmentation" in sample.skipped[0]
     skipped = EvalDataset(CocoSource(images), EvalTransform(32, MEAN, STD))[1]
     assert isinstance(skipped, Skipped) and "annotation 3" in skipped.message
-    with pytest.raises(ValueError, match="none of the 1 training samples can be read"):
+    with pytest.raises(ValueError, match=naming("bad.png", "annotation 3")):
         train_set(images[1:])[0, 0]
 
 
@@ -217,7 +218,7 @@ def test_annotations_are_of_the_stored_pixels_unless_the_size_says_otherwise(mak
 
 def test_another_size_than_in_the_annotations(make):
     make.object(make.image("a.png", (20, 30), file_hw=(21, 30), orientation=6))
-    with pytest.raises(ValueError, match=r"a\.png is 30 x 21 pixels, but 30 x 20 in the annotations"):
+    with pytest.raises(ValueError, match=naming("a.png", "30 x 21", "30 x 20")):
         CocoSource([]).read(make.read().images[0])
 
 
@@ -252,5 +253,5 @@ def test_panoptic_samples_and_truth(tmp_path):
 def test_segments_of_another_size(tmp_path):
     make = PanopticMaker(tmp_path / "set")
     make.ids = make.ids[:3]
-    with pytest.raises(ValueError, match=r"a_segments\.png is 6 x 3 pixels, expected 6 x 4"):
+    with pytest.raises(ValueError, match=naming("a_segments.png", "6 x 3", "6 x 4")):
         CocoSource([]).read(make.read().images[0])

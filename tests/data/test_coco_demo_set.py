@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from messages import naming
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -81,7 +82,7 @@ def test_a_whole_set_is_left_alone_and_nothing_is_drawn_over(tmp_path):
     make_coco_demo_set(folder, train=2, val=1, size_px=64)
     assert (folder / "train" / "0000.png").read_text() == "touched since"
     for make in (make_coco_demo_set, make_demo_set):
-        with pytest.raises(ValueError, match="remove it, or name another folder"):
+        with pytest.raises(ValueError, match=naming(folder)):
             make(folder, train=2, val=1, seed=1)
-    with pytest.raises(ValueError, match="at least 1 training image"):
+    with pytest.raises(ValueError, match=naming("1 training", "32 px")):
         make_coco_demo_set(tmp_path / "none", train=0)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from image_files import with_orientation, write_png, write_tiff
+from messages import naming
 from paths import ROOT
 from PIL import Image
 
@@ -106,7 +107,7 @@ def test_an_orientation_that_means_nothing_counts_as_none(tmp_path):
 
 
 def test_32_bit_images_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"f\.tif holds float32 values.*--value-range"):
+    with pytest.raises(ValueError, match=naming("f.tif", "float32", "--value-range")):
         decode_image(saved(IDS.astype(np.float32), tmp_path / "f.tif"))
 
 
@@ -163,7 +164,7 @@ def test_as_colours_every_mask_is_what_it_looks_like(tmp_path):
     ):
         mask = decode_mask(saved(picture, tmp_path / "m.png"), as_colors=True)
         assert mask.is_color and mask.values.dtype == np.int32 and (mask.values == packed(looks)).all()
-    with pytest.raises(ValueError, match=r"m\.png has mode I;16, but --palette needs colours of 8 bits"):
+    with pytest.raises(ValueError, match=naming("m.png", "I;16", "--palette")):
         decode_mask(saved(IDS.astype(np.uint16), tmp_path / "m.png"), as_colors=True)
 
 
@@ -176,11 +177,11 @@ def test_of_several_frames_the_first_is_read(tmp_path):
 
 def test_masks_that_would_lose_their_ids_are_refused(tmp_path):
     row = struct.pack(">6H", 1, 1, 1, 300, 300, 300)
-    with pytest.raises(ValueError, match="16-bit channels"):
+    with pytest.raises(DecodeError, match=naming("m.png", "16-bit")):
         decode_mask(write_png(tmp_path / "m.png", [row], 2, 16, colour_type=2))
-    with pytest.raises(ValueError, match="mode F"):
+    with pytest.raises(DecodeError, match=naming("f.tif", "mode F")):
         decode_mask(saved(IDS.astype(np.float32), tmp_path / "f.tif"))
-    with pytest.raises(ValueError, match="mode CMYK"):
+    with pytest.raises(DecodeError, match=naming("c.tif", "CMYK")):
         decode_mask(saved(Image.fromarray(COLOURS).convert("CMYK"), tmp_path / "c.tif"))
 
 
@@ -192,7 +193,7 @@ def test_masks_whose_compression_blurs_ids_are_refused(tmp_path):
         saved(COLOURS, tmp_path / "simple.webp"),
         saved(COLOURS, tmp_path / "extended.webp", exif=exif),
     ):
-        with pytest.raises(DecodeError, match=rf"{lossy.name} is a .*(JPEG|WebP), whose compression blurs") as refused:
+        with pytest.raises(DecodeError, match=rf"{lossy.name}.*(JPEG|WebP)") as refused:
             decode_mask(lossy)
         assert refused.value.kind == "lossy"
     grey = np.repeat(IDS[..., None], 3, axis=2)
@@ -214,9 +215,10 @@ def test_damaged_files_are_named(tmp_path, read):
         ("altered.png", whole[:60] + bytes(40) + whole[100:]),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name} cannot be read as an image"):
+        with pytest.raises(DecodeError, match=naming(name)) as refused:
             read(tmp_path / name)
-    with pytest.raises(DecodeError, match=r"none\.png does not exist") as refused:
+        assert refused.value.kind == "damaged"
+    with pytest.raises(DecodeError, match=naming("none.png")) as refused:
         read(tmp_path / "none.png")
     assert refused.value.kind == "missing"
 
@@ -228,11 +230,11 @@ def test_too_many_pixels_are_refused_before_they_unfold(tmp_path, read):
     data[16:24] = struct.pack(">II", 60000, 60000)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"bomb\.png has 3600 megapixels, more than the 180 .*--max-megapixels"):
+    with pytest.raises(DecodeError, match=naming("bomb.png", "3600", "180", "--max-megapixels")):
         read(path)
     grey = saved(IDS, tmp_path / "m.png")
     assert read(grey, max_pixels=35)
-    with pytest.raises(DecodeError, match=r"more than the 3\.4e-05 allowed") as refused:
+    with pytest.raises(DecodeError, match=naming("m.png", "3.4e-05")) as refused:
         read(grey, max_pixels=34)
     assert refused.value.kind == "too large"
 
@@ -242,7 +244,7 @@ def test_tiles_far_larger_than_the_image_are_refused_before_they_unfold(tmp_path
     data = zlib.compress(bytes(10))
     tags = {256: (16,), 257: (16,), 258: (8,), 259: (8,), 262: (1,), 277: (1,), 324: ("here",), 325: (len(data),)}
     path = write_tiff(tmp_path / "bomb.tif", tags | {322: (40000,), 323: (40000,)}, data)
-    with pytest.raises(DecodeError, match=r"bomb\.tif has 1600 megapixels") as refused:
+    with pytest.raises(DecodeError, match=naming("bomb.tif", "1600")) as refused:
         read(path)
     assert refused.value.kind == "too large" and pixels_by_header(path) == 1_600_000_000
     tile = zlib.compress(bytes(256 * 256))
@@ -261,7 +263,7 @@ def test_formats_that_are_not_asked_for_are_not_even_opened(tmp_path, read, monk
     monkeypatch.setattr("PIL.IcoImagePlugin.IcoFile", lambda *args: started.append(args))
     monkeypatch.setattr("PIL.IcnsImagePlugin.IcnsFile", lambda *args: started.append(args))
     for name in ("x.png", "x.ico", "x.icns"):
-        with pytest.raises(DecodeError, match=r"cannot be read as an image.*PNG"):
+        with pytest.raises(DecodeError, match=naming(name, "PNG")):
             read(tmp_path / name)
         assert pixels_by_header(tmp_path / name) == 0
     assert not started

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from messages import naming
 
 from data.label_files import read_class_names, read_label_map, read_palette
 from errors import UserError
@@ -36,36 +37,36 @@ def test_all_forms_of_a_palette_say_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "parts"),
     [
-        ("", "holds 0 colours, expected 1 to 255"),
-        ("{}", "holds 0 colours"),
-        ([f"#{k:06x}" for k in range(256)], "holds 256 colours"),
-        ("r g b name\n1 2 3 a", "line 1: 'r g b name': expected R G B and a name"),
-        ("1 2 " + "9" * 5000, "line 1: .*: expected R G B and a name"),
-        ("a:1,2," + "9" * 5000 + "::", "line 1: .*: expected R G B and a name"),
-        ("# ok\n1 2 256 a", "line 2: .* is no colour: expected .* from 0 to 255"),
-        ("1 2 3 a\n#010203 b", "line 2: the colour #010203 is also that of line 1.*--label-map"),
-        ("1 2 3 a\n1 2 4 a", "line 2: the name 'a' occurs more than once"),
-        ({"a": [1, 2]}, r"'a': \[1, 2\] is no colour"),
-        ({"a": [1, 2, True]}, "'a': .* is no colour"),
-        ([[1, 2, 3], "red"], "entry 1: 'red' is no colour"),
-        ('{"a": "#000000", "a": "#000001"}', "'a' occurs more than once"),
-        ('{"a": ', "is no JSON"),
+        ("", ["0 colours", "255"]),
+        ("{}", ["0 colours"]),
+        ([f"#{k:06x}" for k in range(256)], ["256 colours"]),
+        ("r g b name\n1 2 3 a", ["line 1", "'r g b name'", "R G B"]),
+        ("1 2 " + "9" * 5000, ["line 1", "R G B"]),
+        ("a:1,2," + "9" * 5000 + "::", ["line 1", "R G B"]),
+        ("# ok\n1 2 256 a", ["line 2", "0 to 255"]),
+        ("1 2 3 a\n#010203 b", ["line 2", "#010203", "line 1", "--label-map"]),
+        ("1 2 3 a\n1 2 4 a", ["line 2", "'a'"]),
+        ({"a": [1, 2]}, ["'a': [1, 2]"]),
+        ({"a": [1, 2, True]}, ["'a': [1, 2, True]"]),
+        ([[1, 2, 3], "red"], ["entry 1", "'red'"]),
+        ('{"a": "#000000", "a": "#000001"}', ["'a'"]),
+        ('{"a": ', ["JSON"]),
     ],
 )
-def test_mistakes_in_a_palette_are_named(tmp_path, content, message):
-    with pytest.raises(ValueError, match=rf"^--palette .*p\.txt.*{message}"):
+def test_mistakes_in_a_palette_are_named(tmp_path, content, parts):
+    with pytest.raises(ValueError, match=naming("--palette", "p.txt", *parts)):
         read_palette(written(tmp_path / "p.txt", content))
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):
-    with pytest.raises(ValueError, match=r"^--palette .*none\.txt: cannot be read \(No such file"):
+    with pytest.raises(ValueError, match=naming("--palette", "none.txt", "No such file")):
         read_palette(tmp_path / "none.txt")
-    with pytest.raises(ValueError, match=r"^--label-map .*: cannot be read \(Is a directory"):
+    with pytest.raises(ValueError, match=naming("--label-map", "Is a directory")):
         read_label_map(tmp_path, None)
     (tmp_path / "utf16.txt").write_bytes("1 2 3 a".encode("utf-16"))
-    with pytest.raises(ValueError, match=r"utf16\.txt: expected a text file in UTF-8"):
+    with pytest.raises(ValueError, match=naming("utf16.txt", "UTF-8")):
         read_palette(tmp_path / "utf16.txt")
 
 
@@ -83,39 +84,39 @@ def test_a_label_map_merges_renames_orders_and_drops(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "parts"),
     [
-        ("road: 1", "is no JSON"),
-        ([1], 'expected "classes"'),
-        ({"ignore": []}, 'expected "classes"'),
-        ({"classes": {}}, "holds 0 classes, expected 1 to 255"),
-        ({"classes": {str(k): k for k in range(256)}}, "holds 256 classes"),
-        ({"classes": {"a": 1}, "ignored": [2]}, "'ignored' is not known"),
-        ({"classes": {" ": 1}}, "empty name"),
-        ({"classes": {"a": []}}, "'a' has no ids"),
-        ('{"classes": {"a": 1, "a": 2}}', "'a' occurs more than once"),
-        ({"classes": {"a": [1, 1]}}, "the id 1 is in 'a' and in 'a'"),
-        ({"classes": {"a": 1, "b": [2, 1]}}, "the id 1 is in 'a' and in 'b'"),
-        ({"classes": {"a": 1}, "ignore": 1}, "the id 1 is in 'a' and in 'ignore'"),
-        ({"classes": {"a": True}}, "'a': True is no id"),
-        ({"classes": {"a": 1.0}}, r"'a': 1\.0 is no id"),
-        ({"classes": {"a": -1}}, "'a': -1 is no id"),
-        ({"classes": {"a": 65536}}, "'a': 65536 is no id: .* 0 to 65535"),
-        ({"classes": {"a": None}}, "'a': None is no id"),
-        ({"classes": {"a": "Void"}}, "'Void' is a name: expected ids"),
+        ("road: 1", ["JSON"]),
+        ([1], ['"classes"']),
+        ({"ignore": []}, ['"classes"']),
+        ({"classes": {}}, ["0 classes", "255"]),
+        ({"classes": {str(k): k for k in range(256)}}, ["256 classes"]),
+        ({"classes": {"a": 1}, "ignored": [2]}, ["'ignored'"]),
+        ({"classes": {" ": 1}}, ["name"]),
+        ({"classes": {"a": []}}, ["'a'", "ids"]),
+        ('{"classes": {"a": 1, "a": 2}}', ["'a'"]),
+        ({"classes": {"a": [1, 1]}}, ["id 1 ", "'a' and in 'a'"]),
+        ({"classes": {"a": 1, "b": [2, 1]}}, ["id 1 ", "'a'", "'b'"]),
+        ({"classes": {"a": 1}, "ignore": 1}, ["id 1 ", "'a'", "'ignore'"]),
+        ({"classes": {"a": True}}, ["'a': True"]),
+        ({"classes": {"a": 1.0}}, ["'a': 1.0"]),
+        ({"classes": {"a": -1}}, ["'a': -1"]),
+        ({"classes": {"a": 65536}}, ["'a': 65536", "0 to 65535"]),
+        ({"classes": {"a": None}}, ["'a': None"]),
+        ({"classes": {"a": "Void"}}, ["'Void'", "ids"]),
     ],
 )
-def test_mistakes_in_a_label_map_are_named(tmp_path, content, message):
-    with pytest.raises(ValueError, match=rf"^--label-map .*map\.json: .*{message}"):
+def test_mistakes_in_a_label_map_are_named(tmp_path, content, parts):
+    with pytest.raises(ValueError, match=naming("--label-map", "map.json", *parts)):
         read_label_map(written(tmp_path / "map.json", content), None)
 
 
 def test_names_and_ids_that_the_palette_lacks_are_refused(tmp_path):
     path = written(tmp_path / "map.json", {"classes": {"a": "Anmial"}})
-    with pytest.raises(ValueError, match="'Anmial' is no name of the --palette: did you mean 'Animal'"):
+    with pytest.raises(ValueError, match=naming("'Anmial'", "--palette", "'Animal'")):
         read_label_map(path, ["Void", "Animal"])
     path = written(tmp_path / "map.json", {"classes": {"a": 0}, "ignore": [2]})
-    with pytest.raises(ValueError, match=r'"ignore": the --palette has no id 2: its colours are 0 to 1'):
+    with pytest.raises(ValueError, match=naming('"ignore"', "--palette", "id 2", "0 to 1")):
         read_label_map(path, ["Void", "Animal"])
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from messages import naming
 from panoptic_helpers import panoptic_set
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -144,9 +145,9 @@ def test_windows_whole_images_and_limits(semantic, tmp_path):
     shapes.clear()
     Predictor(segmenter).predict(wide)
     assert shapes == [(1, 3, 64, 192)]
-    with pytest.raises(ValueError, match=r"picture_192\.png has 0\.012288 megapixels"):
+    with pytest.raises(ValueError, match=naming("picture_192.png", "0.012288")):
         Predictor(segmenter, max_megapixels=0.01).predict(wide)
-    with pytest.raises(ValueError, match=r"RGB pixels \(H, W, 3\) of uint8, not float64 \(4, 4, 3\)"):
+    with pytest.raises(ValueError, match=naming("(H, W, 3)", "uint8", "float64 (4, 4, 3)")):
         Predictor(segmenter).predict(np.zeros((4, 4, 3)))
 
 
@@ -171,7 +172,7 @@ def test_a_folder_keeps_its_shape_and_a_broken_file_stops_nothing(semantic, tmp_
     words = ["-m", semantic / "run", "-d", pictures / "sub" / "..", "-od", out, "--save", "masks"]
     assert run(*words, "-r") == 1
     err = capsys.readouterr().err
-    assert err.count("error:") == 1 and "broken.png cannot be read" in err
+    assert err.count("error:") == 1 and "broken.png" in err
     names = {os.path.relpath(path, out / "masks") for path in out.rglob("*") if path.is_file()}
     others = {path.name for path in pictures.glob("*.png")} - {first.name, "broken.png"}
     assert names == {"../predictions.json", f"{first.stem}.png", f"{first.name}.png", f"sub/{first.name}", *others}
@@ -310,9 +311,9 @@ def test_a_folder_of_checkpoints_means_the_best(semantic, tmp_path):
     assert find_checkpoint(run_folder).name == "upernet_checkpoint_step_99.pth"
 
     shutil.copy(run_folder / "upernet_checkpoint_step_99.pth", run_folder / "checkpoint_epoch_1.pth")
-    with pytest.raises(ValueError, match=r"runs of several heads, name one: .*upernet_checkpoint"):
+    with pytest.raises(ValueError, match=naming("upernet_checkpoint")):
         find_checkpoint(run_folder)
-    with pytest.raises(ValueError, match="holds no checkpoint"):
+    with pytest.raises(ValueError, match=naming("checkpoint")):
         run_folder.joinpath("empty").mkdir()
         find_checkpoint(run_folder / "empty")
 
@@ -390,7 +391,7 @@ def test_no_result_at_all_is_an_empty_list_and_said(objects, tmp_path, capsys):
     words = ["-m", objects / "run", "-d", objects / "data" / "valid", "-od", tmp_path / "out", "--save", "coco"]
     assert run(*words, "-t", "1") == 0
     assert json.loads((tmp_path / "out" / "coco.json").read_text()) == []
-    assert "loadRes does not take" in capsys.readouterr().err
+    assert "loadRes" in capsys.readouterr().err
 
 
 def test_ids_of_an_annotation_file_make_results_that_can_be_evaluated(objects, tmp_path, capsys):
@@ -422,11 +423,11 @@ def test_ids_of_an_annotation_file_make_results_that_can_be_evaluated(objects, t
         image | {"file_name": f"x{image['file_name']}"} for image in truth["images"] if image["id"] == 501
     ]
     path.write_text(json.dumps(truth))
-    assert run(*words) == 2 and "lists none of the images" in capsys.readouterr().err
+    assert run(*words) == 2 and "--coco-ids" in capsys.readouterr().err
     path.write_text(json.dumps({"images": [{"id": 1, "file_name": "a.png"}]}))
     (pictures / "sub").mkdir()
     jobs = [Job(k, pictures / name, name, "", {}) for k, name in enumerate(("a.png", "sub/a.png"))]
-    with pytest.raises(UserError, match=r"a\.png and sub/a\.png would both be image 1"):
+    with pytest.raises(UserError, match=naming("a.png", "sub/a.png", "image 1")):
         with_ids(jobs, path)
 
 
@@ -456,13 +457,13 @@ def test_panoptic_files_can_be_read_as_training_data(segments, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-i", "a.png"], "--output goes with --image-path"),
-        (["-i", "a.png", "-d", "in", "-od", "out"], "expected either --image-path"),
-        (["-d", "in", "-od", "in"], "another folder than --input-dir"),
-        (["-i", "a.png", "-o", "b.png", "--save", "mask"], "--save mask: expected some of overlays, masks, json, coco"),
-        (["-i", "a.png", "-o", "b.png", "--coco-ids", "x.json"], "--coco-ids goes with --save coco"),
-        (["-i", "a.png", "-o", "b.png", "-r"], "--recursive goes with --input-dir"),
-        (["-i", "a.png", "-o", "b.png", "-t", "2"], "--threshold 2: must be from 0 to 1"),
+        (["-i", "a.png"], "--output"),
+        (["-i", "a.png", "-d", "in", "-od", "out"], "either --image-path"),
+        (["-d", "in", "-od", "in"], "--input-dir"),
+        (["-i", "a.png", "-o", "b.png", "--save", "mask"], "--save mask: "),
+        (["-i", "a.png", "-o", "b.png", "--coco-ids", "x.json"], "--coco-ids"),
+        (["-i", "a.png", "-o", "b.png", "-r"], "--recursive"),
+        (["-i", "a.png", "-o", "b.png", "-t", "2"], "--threshold 2:"),
     ],
 )
 def test_flags_that_do_not_fit(words, message, capsys):
@@ -475,26 +476,26 @@ def test_mistakes_are_one_line(semantic, objects, tmp_path, capsys):
     picture = picture_of(semantic, (64, 64))
     one = ["-i", picture, "-o", tmp_path / "out.png"]
     for model, words, message in (
-        (semantic, [*one, "--save", "coco"], "--save coco: this model gives class maps"),
+        (semantic, [*one, "--save", "coco"], "--save coco:"),
         (
             semantic,
             ["-i", picture, "-o", tmp_path / "out.tif"],
-            "should end as what is saved there (overlays: .png or .jpg or .jpeg; masks: .png)",
+            "out.tif",
         ),
-        (semantic, ["-i", picture, "-o", picture], "would be written over the image"),
-        (semantic, ["-i", tmp_path / "gone.png", "-o", tmp_path / "out.png"], "gone.png: there is no such file"),
-        (semantic, ["-d", tmp_path, "-od", tmp_path / "out"], "holds no image; --recursive"),
-        (semantic, ["-d", tmp_path / "gone", "-od", tmp_path / "out"], "cannot be read (No such file"),
-        (objects, [*one, "--eval-mode", "slide"], "this model finds objects (instance)"),
+        (semantic, ["-i", picture, "-o", picture], str(picture)),
+        (semantic, ["-i", tmp_path / "gone.png", "-o", tmp_path / "out.png"], "gone.png: "),
+        (semantic, ["-d", tmp_path, "-od", tmp_path / "out"], "--recursive"),
+        (semantic, ["-d", tmp_path / "gone", "-od", tmp_path / "out"], "gone"),
+        (objects, [*one, "--eval-mode", "slide"], "--eval-mode slide"),
     ):
         assert run("-m", model / "run", *words) == 2, message
         err = capsys.readouterr().err
         assert err.startswith("error: ") and err.count("\n") == 1 and message in err
     (tmp_path / "file").write_text("")
     assert run("-m", semantic / "run", "-i", picture, "-o", tmp_path / "file" / "out.png") == 2
-    assert "could not be written" in capsys.readouterr().err
+    assert str(tmp_path / "file" / "out.png") in capsys.readouterr().err
     assert run("-m", semantic / "run", *one, "-t", "0.5") == 0
-    assert "--threshold changes nothing" in capsys.readouterr().err
+    assert "--threshold" in capsys.readouterr().err
 
 
 def test_bfloat16_gives_nearly_the_same(semantic, tmp_path):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from messages import names
 from training_helpers import drawn, metrics, train_here
 
 from checkpoint import read_checkpoint
@@ -69,7 +70,7 @@ def test_ten_bad_steps_in_a_row_end_the_run_and_can_be_replayed(tmp_path, monkey
     spoil(monkeypatch, set(range(2, 100)), with_nan_loss)
     assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "20") == 2
     err = capsys.readouterr().err
-    assert "up to step 12" in err and "--lr" in err and "nonfinite_step_12.pth" in err
+    assert names(err, "step 12", "--lr", "nonfinite_step_12.pth")
     monkeypatch.undo()
 
     (path,) = (tmp_path / "run").glob("upernet_nonfinite_step_12.pth")
@@ -124,4 +125,4 @@ def test_a_rate_that_explodes_ends_with_a_message(tmp_path, capsys):
     options = ["--lr", "1e30", "--max-grad-norm", "0", "--epochs", "50", "--log-interval", "1"]
     assert train_here("m2f", tmp_path / "run", *drawn(tmp_path / "data"), *options) == 2
     err = capsys.readouterr().err
-    assert "10 steps in a row" in err and "try a lower --lr" in err
+    assert names(err, "10 steps", "--lr", "nonfinite_step_")

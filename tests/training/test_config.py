@@ -4,6 +4,7 @@ import json
 from dataclasses import FrozenInstanceError, asdict, replace
 
 import pytest
+from messages import names
 from paths import ROOT
 
 from errors import UserError
@@ -58,29 +59,29 @@ def test_validation_images_imply_validation():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "part"),
     [
-        (["--image-size", "500"], "--image-size 500: must be a multiple of 32, 512 for example"),
-        (["--num-classes", "0"], "--num-classes 0: must be from 1 to 255"),
-        (["--num-classes", "300"], "--num-classes 300: must be from 1 to 255"),
-        (["--importance-ratio", "1.5"], "--importance-ratio 1.5: must be from 0 to 1"),
-        (["--oversample-ratio", "0.5"], "--oversample-ratio 0.5: must be at least 1"),
-        (["--hidden-dim", "0"], "--hidden-dim 0: must be at least 1"),
-        (["--conf", "x"], "unrecognized arguments: --conf x"),
-        (["--lr", "-1"], "--lr -1.0: must be at least 0"),
-        (["--batch-size", "0"], "--batch-size 0: must be at least 1"),
-        (["--val-fraction", "1.5"], "--val-fraction 1.5: must be between 0 and 1"),
-        (["--val-image-paths", "a"], "--val-image-paths and --val-mask-paths go together"),
-        (["--scale-range", "2", "1"], "expected 0 < LOW <= HIGH"),
+        (["--image-size", "500"], "--image-size 500:"),
+        (["--num-classes", "0"], "--num-classes 0:"),
+        (["--num-classes", "300"], "--num-classes 300:"),
+        (["--importance-ratio", "1.5"], "--importance-ratio 1.5:"),
+        (["--oversample-ratio", "0.5"], "--oversample-ratio 0.5:"),
+        (["--hidden-dim", "0"], "--hidden-dim 0:"),
+        (["--conf", "x"], "arguments: --conf x"),
+        (["--lr", "-1"], "--lr -1.0:"),
+        (["--batch-size", "0"], "--batch-size 0:"),
+        (["--val-fraction", "1.5"], "--val-fraction 1.5:"),
+        (["--val-image-paths", "a"], "--val-image-paths and --val-mask-paths"),
+        (["--scale-range", "2", "1"], "LOW <= HIGH"),
         (["--max-steps", "0"], "--max-steps 0"),
         (["--learning-rate", "1"], "--learning-rate"),
     ],
 )
-def test_mistakes_are_told_with_the_flag(words, message, capsys):
+def test_mistakes_are_reported_with_the_flag(words, part, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(*words)
     assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    assert part in capsys.readouterr().err
 
 
 def config(tmp_path, content) -> str:
@@ -107,46 +108,46 @@ def test_config_fills_in_and_the_command_line_wins(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "parts"),
     [
-        ({"hiden_dim": 64}, "unknown key 'hiden_dim'; did you mean hidden_dim?"),
-        ({"lr": "fast"}, "lr cannot be 'fast'"),
-        ({"lr": [1, 2]}, "lr takes one value, not a list"),
-        ({"validate": 1}, "validate must be true or false"),
-        ({"m2f_size": "huge"}, "m2f_size must be one of meta, paper"),
-        ({"image_size": 100}, "must be a multiple of 32"),
-        ({"hidden_dim": 0}, "--hidden-dim 0: must be at least 1"),
-        ([1], "expected an object"),
-        ("{", "is not JSON"),
+        ({"hiden_dim": 64}, ["'hiden_dim'", "hidden_dim?"]),
+        ({"lr": "fast"}, ["lr ", "'fast'"]),
+        ({"lr": [1, 2]}, ["lr ", "list"]),
+        ({"validate": 1}, ["validate ", "true", "false"]),
+        ({"m2f_size": "huge"}, ["m2f_size ", "meta, paper"]),
+        ({"image_size": 100}, ["--image-size 100:"]),
+        ({"hidden_dim": 0}, ["--hidden-dim 0:"]),
+        ([1], ["object"]),
+        ("{", ["JSON"]),
     ],
 )
-def test_mistakes_in_a_config_are_told(tmp_path, capsys, content, message):
+def test_mistakes_in_a_config_are_reported(tmp_path, capsys, content, parts):
     with pytest.raises(SystemExit) as stop:
         parse("--config", config(tmp_path, content))
     assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    assert names(capsys.readouterr().err, *parts)
 
 
-def test_a_missing_config_is_told(capsys):
+def test_a_missing_config_is_reported(capsys):
     with pytest.raises(SystemExit):
         parse("--config", "nowhere.json")
-    assert "--config nowhere.json: cannot be read" in capsys.readouterr().err
+    assert "--config nowhere.json:" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "parts"),
     [
-        ({"epochs": 1.9}, "epochs must be a whole number, not 1.9"),
-        ({"batch_size": True}, "batch_size must be a whole number, not true"),
-        ({"lr": False}, "lr must be a number, not false"),
-        ({"checkpoint_dir": 0.5}, "checkpoint_dir must be text, not 0.5"),
+        ({"epochs": 1.9}, ["epochs ", "whole number", "1.9"]),
+        ({"batch_size": True}, ["batch_size ", "whole number", "true"]),
+        ({"lr": False}, ["lr ", "number", "false"]),
+        ({"checkpoint_dir": 0.5}, ["checkpoint_dir ", "text", "0.5"]),
     ],
 )
-def test_values_of_another_kind_in_a_config_file_are_refused(tmp_path, capsys, content, message):
+def test_values_of_another_kind_in_a_config_file_are_refused(tmp_path, capsys, content, parts):
     (tmp_path / "c.json").write_text(json.dumps(content))
     with pytest.raises(SystemExit):
         parse_training_arguments("upernet", [*PATHS, "--config", str(tmp_path / "c.json")])
-    assert message in capsys.readouterr().err
+    assert names(capsys.readouterr().err, "c.json", *parts)
 
 
 def test_null_in_a_config_file_is_the_flags_own_default(tmp_path):

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from messages import naming
 from panoptic_helpers import panoptic_set
 from training_helpers import assert_same_state, log_without_speed, metrics, run_script, train_here
 
@@ -72,7 +73,7 @@ def test_validation_comes_with_every_step_checkpoint(tmp_path, coco):
 
 def test_more_objects_than_queries_is_said(tmp_path, coco, capsys):
     assert train_here("m2f", tmp_path / "run", *coco, "--num-queries", "1", "--max-steps", "1") == 0
-    assert "--num-queries 1 find no more than that" in capsys.readouterr().err
+    assert "--num-queries 1 " in capsys.readouterr().err
 
 
 def test_that_coco_counts_100_objects_of_a_class_is_said(tmp_path, coco, capsys):
@@ -126,7 +127,7 @@ def test_validation_is_on_the_file_that_is_named(tmp_path, coco):
 
 def test_another_number_of_classes_than_the_file_has_is_refused(coco):
     for given, found in (("3", 4), ("91", 4)):
-        with pytest.raises(UserError, match=rf"--num-classes {given}, but .* {found} categories"):
+        with pytest.raises(UserError, match=naming(f"--num-classes {given}", f"{found} categories")):
             CocoSets.of(parse_training_arguments("m2f", [*coco, "--num-classes", given]))
     for fine in (["--num-classes", "4"], ["--num-classes", "150"], []):
         assert len(CocoSets.of(parse_training_arguments("m2f", [*coco, *fine])).class_names) == 4
@@ -144,21 +145,21 @@ def test_a_cvat_export_is_a_folder_of_coco(tmp_path, coco, inner):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "flags"),
     [
-        (["--val-coco-json", "a.json", "--image-paths", "a", "--mask-paths", "b"], "--val-coco-json go with --task"),
-        (["--task", "instance"], "needs either --coco-dir, or --coco-json with --coco-images"),
-        (["--task", "instance", "--coco-json", "a.json"], "--coco-json and --coco-images go together"),
-        (["--task", "panoptic", "--coco-dir", "d"], "needs --coco-json, --coco-images and --coco-segments"),
-        (["--task", "instance", "--coco-dir", "d", "--image-paths", "x"], "takes its images from COCO files"),
-        (["--task", "instance", "--coco-dir", "d", "--eval-mode", "slide"], "--eval-mode slide does not apply"),
-        (["--coco-dir", "d"], "--image-paths and --mask-paths are required"),
+        (["--val-coco-json", "a.json", "--image-paths", "a", "--mask-paths", "b"], "--val-coco-json"),
+        (["--task", "instance"], "--coco-dir, or --coco-json with --coco-images"),
+        (["--task", "instance", "--coco-json", "a.json"], "--coco-json and --coco-images"),
+        (["--task", "panoptic", "--coco-dir", "d"], "--coco-json, --coco-images and --coco-segments"),
+        (["--task", "instance", "--coco-dir", "d", "--image-paths", "x"], "--image-paths"),
+        (["--task", "instance", "--coco-dir", "d", "--eval-mode", "slide"], "--eval-mode slide"),
+        (["--coco-dir", "d"], "--image-paths and --mask-paths"),
     ],
 )
-def test_flags_that_do_not_fit(tmp_path, words, message, capsys):
+def test_flags_that_do_not_fit(tmp_path, words, flags, capsys):
     with pytest.raises(SystemExit) as stop:
         train_here("m2f", tmp_path / "run", *words)
-    assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert stop.value.code == 2 and flags in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +215,7 @@ def test_the_test_split_is_checked_and_its_evaluation_made_up_for(tmp_path, caps
     content = image.read_bytes()
     image.unlink()
     assert train_here("m2f", tmp_path / "run", *options) == 2
-    assert f"{image} does not exist" in capsys.readouterr().err
+    assert str(image) in capsys.readouterr().err
     image.write_bytes(content)
     assert train_here("m2f", tmp_path / "run", *options) == 0
 

@@ -76,4 +76,4 @@ def test_a_recipe_for_another_head_is_refused(capsys):
     words = ["--config", str(ROOT / "configs/upernet_vits.json"), "--image-paths", "x", "--mask-paths", "y"]
     with pytest.raises(SystemExit) as stop:
         parse_training_arguments("m2f", words)
-    assert stop.value.code == 2 and "is a recipe for demo/train_upernet_head.py" in capsys.readouterr().err
+    assert stop.value.code == 2 and "demo/train_upernet_head.py" in capsys.readouterr().err

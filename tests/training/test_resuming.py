@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from messages import names
 from training_helpers import assert_same_state, drawn, log_without_speed, metrics, train_here
 
 from checkpoint import read_checkpoint, sealed
@@ -55,23 +56,23 @@ def test_resuming_in_place_repeats_no_line_of_the_log(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changed", "parts"),
     [
-        (["--hidden-dim", "64"], "another head and adapter: {'hidden_dim': 32}, now {'hidden_dim': 64}"),
-        (["--dice-weight", "1"], "{'options': {'dice_weight': 0.0}}, now {'options': {'dice_weight': 1.0}}"),
-        (["--backbone", "vit_tiny_patch16_384"], "another backbone: vit_tiny_patch16_224, now vit_tiny_patch16_384"),
-        (["--class-names", *"abcde"], "another class names"),
-        (["--seed", "1"], "another seed: 0, now 1"),
+        (["--hidden-dim", "64"], ["{'hidden_dim': 32}", "{'hidden_dim': 64}"]),
+        (["--dice-weight", "1"], ["{'options': {'dice_weight': 0.0}}", "{'options': {'dice_weight': 1.0}}"]),
+        (["--backbone", "vit_tiny_patch16_384"], ["backbone", "vit_tiny_patch16_224", "vit_tiny_patch16_384"]),
+        (["--class-names", *"abcde"], ["class names", "class 0"]),
+        (["--seed", "1"], ["seed", "0, now 1"]),
     ],
 )
-def test_resuming_another_run_is_refused(tmp_path, capsys, changed, message):
+def test_resuming_another_run_is_refused(tmp_path, capsys, changed, parts):
     data = drawn(tmp_path / "data")
     assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "1") == 0
     capsys.readouterr()
     checkpoint = str(tmp_path / "run" / "upernet_checkpoint_step_1.pth")
     more = ["--max-steps", "2", "--resume-checkpoint", checkpoint, *changed]
     assert train_here("upernet", tmp_path / "other", *data, *more) == 2
-    assert message in capsys.readouterr().err
+    assert names(capsys.readouterr().err, *parts)
 
 
 def test_resuming_with_another_meaning_of_the_masks_is_refused(tmp_path, capsys):
@@ -82,7 +83,7 @@ def test_resuming_with_another_meaning_of_the_masks_is_refused(tmp_path, capsys)
     (tmp_path / "map.json").write_text(json.dumps({"classes": swapped}))
     more = ["--label-map", str(tmp_path / "map.json"), "--max-steps", "2", "--resume-checkpoint", "auto"]
     assert train_here("linear", tmp_path / "run", *data, *more) == 2
-    assert "another meaning of mask values: {'label_map': []}, now {'label_map': [[1], [0]" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, "{'label_map': []}", "{'label_map': [[1], [0]")
 
 
 def test_resuming_on_other_weights_of_the_backbone_is_refused(tmp_path, capsys):
@@ -94,7 +95,7 @@ def test_resuming_on_other_weights_of_the_backbone_is_refused(tmp_path, capsys):
     state["backbone"]["fingerprint"] = "0" * 16
     torch.save(sealed(state), path)
     assert train_here("linear", tmp_path / "run", *data, "--max-steps", "2", "--resume-checkpoint", str(path)) == 2
-    assert "another weights of the backbone: 0000000000000000, now" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, "weights of the backbone", "0" * 16)
 
 
 def test_other_learning_rate_and_epochs_are_allowed_and_said(tmp_path, capsys):
@@ -183,7 +184,7 @@ def test_held_out_images_may_not_change_on_resuming(tmp_path, capsys):
     assert train_here("linear", tmp_path / "held_out", *few, "--validate", "--max-steps", "1") == 0
     assert train_here("linear", tmp_path / "held_out", *many, "--validate") == 2
     err = capsys.readouterr().err
-    assert "the images are others than then (train 3 -> 5" in err and "held out" in err
+    assert "train 3 -> 5" in err and err.splitlines()[-1].startswith("error:")
     assert train_here("linear", tmp_path / "all", *few, "--max-steps", "1") == 0
     assert train_here("linear", tmp_path / "all", *many) == 0
-    assert "the images are others than in the run resumed: train 4 -> 6" in capsys.readouterr().err
+    assert "train 4 -> 6" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What is checked before the first step: a mistake gives one message that names the culprit, and exit code 2."""
 
 import pytest
+from messages import names
 from training_helpers import drawn, train_here
 
 pytestmark = pytest.mark.slow
@@ -16,18 +17,18 @@ class TestMistakes:
 
     def test_no_images(self, tmp_path, capsys):
         err = self.fails(capsys, tmp_path, "--image-paths", "nowhere/*.png", "--mask-paths", "nowhere/*.png")
-        assert err.startswith("error: --image-paths 'nowhere/*.png' matches no file")
+        assert err.startswith("error: --image-paths 'nowhere/*.png' ")
 
     def test_folder_holds_a_run(self, tmp_path, capsys):
         data = drawn(tmp_path / "data")
         assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "1") == 0
-        assert "already holds a run" in self.fails(capsys, tmp_path, *data, "--max-steps", "1")
+        assert names(self.fails(capsys, tmp_path, *data, "--max-steps", "1"), tmp_path / "run", "--overwrite")
         assert train_here("linear", tmp_path / "run", *data, "--max-steps", "1") == 0  # another head may join
         elsewhere = tmp_path / "elsewhere"
         assert train_here("upernet", elsewhere, *data, "--max-steps", "1") == 0
         foreign = str(elsewhere / "upernet_checkpoint_step_1.pth")
         more = ["--max-steps", "9", "--resume-checkpoint", foreign]
-        assert "already holds a run" in self.fails(capsys, tmp_path, *data, *more)
+        assert names(self.fails(capsys, tmp_path, *data, *more), tmp_path / "run", "--overwrite")
         assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "4") == 2
         old = tmp_path / "run" / "upernet_checkpoint_epoch_9.pth"
         old.write_bytes(b"of the old run")
@@ -37,13 +38,13 @@ class TestMistakes:
     def test_a_first_start_that_failed_does_not_block_the_second(self, tmp_path, capsys):
         data = drawn(tmp_path / "data")
         wrong = [word if word != "5" else "2" for word in data]
-        assert "neither a class nor unlabelled" in self.fails(capsys, tmp_path, *wrong, "--max-steps", "1")
+        assert names(self.fails(capsys, tmp_path, *wrong, "--max-steps", "1"), "--num-classes", "train/0000.png")
         assert train_here("upernet", tmp_path / "run", *data, "--max-steps", "1") == 0
 
     def test_folder_that_cannot_be_written_to(self, tmp_path, capsys):
         data = drawn(tmp_path / "data")
         (tmp_path / "run").write_text("a file")
-        assert "cannot be written to" in self.fails(capsys, tmp_path, *data)
+        assert names(self.fails(capsys, tmp_path, *data), "--checkpoint-dir", tmp_path / "run")
 
     @pytest.mark.parametrize("name", [".upernet_lock", "upernet_metrics.jsonl", "upernet_run.json"])
     def test_a_folder_in_the_place_of_a_file(self, tmp_path, capsys, name):
@@ -60,16 +61,14 @@ class TestMistakes:
         data = drawn(tmp_path / "data")
         broken = tmp_path / "broken.pth"
         broken.write_bytes(b"PK\x03\x04 half a file")
-        assert "cannot be read" in self.fails(capsys, tmp_path, *data, "--resume-checkpoint", str(broken))
+        assert str(broken) in self.fails(capsys, tmp_path, *data, "--resume-checkpoint", str(broken))
         missing = str(tmp_path / "missing.pth")
-        assert "there is no such file" in self.fails(capsys, tmp_path, *data, "--resume-checkpoint", missing)
+        assert missing in self.fails(capsys, tmp_path, *data, "--resume-checkpoint", missing)
 
     def test_adapter_that_does_not_fit(self, tmp_path, capsys):
         data = drawn(tmp_path / "data")
-        assert "Use --adapter none" in self.fails(
-            capsys, tmp_path, *data, "--backbone", "resnet18", "--adapter", "dinov3"
-        )
-        assert "Use --adapter dinov3" in self.fails(capsys, tmp_path, *data, "--adapter", "none")
+        assert "--adapter none" in self.fails(capsys, tmp_path, *data, "--backbone", "resnet18", "--adapter", "dinov3")
+        assert "--adapter dinov3" in self.fails(capsys, tmp_path, *data, "--adapter", "none")
 
 
 def test_mask_value_out_of_range(tmp_path, capsys):
@@ -79,5 +78,5 @@ def test_mask_value_out_of_range(tmp_path, capsys):
     assert train_here("upernet", tmp_path / "run", *data) == 2
     err = capsys.readouterr().err
     assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1
-    assert "6 masks hold values that are neither a class nor unlabelled" in err
+    assert names(err, "6 masks", "--num-classes")
     assert all(f"train/000{i}.png" in err for i in range(4)) and not list(tmp_path.rglob("*.pth"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from messages import naming
 from PIL import Image
 from training_helpers import drawn, has_lines, metrics, run_script, start_script, train_here, wait_for, words
 
@@ -51,7 +52,7 @@ def test_a_checkpoint_holds_the_head_alone_and_gives_the_model_back(tmp_path):
     del state["format"], state["checksum"]
     state["backbone"]["fingerprint"] = "0" * 16
     torch.save(sealed(state), path)
-    with pytest.raises(ValueError, match="was trained on other weights"):
+    with pytest.raises(ValueError, match=naming(path, "weights of vit_tiny_patch16_224")):
         Segmenter.load(path)
 
 
@@ -148,7 +149,7 @@ def test_held_out_images_are_fixed_and_never_trained_on(tmp_path, capsys):
     options = ["--num-classes", "5", "--image-size", "64", "--max-steps", "1", "--validate", "--val-fraction", "0.3"]
     assert train_here("linear", tmp_path / "run", *data, *options) == 0
     out = capsys.readouterr().out
-    assert "7 images to train on" in out and "3 images (held out of the training data" in out
+    assert "7 images" in out and "3 images" in out
     args = parse_training_arguments("linear", words("linear", tmp_path / "run", *data, *options))
     splits, again = MaskSets.of(args).splits, MaskSets.of(args).splits
     assert again == splits and len(splits["val"].pairs) == 3
@@ -197,7 +198,7 @@ def test_a_lost_loader_worker_ends_the_run_with_a_message(tmp_path):
     os.kill(children_of(process.pid)[-1], signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2 and "Traceback" not in err, err
-    assert "a process that reads images was ended from outside" in err and "--num-workers than 2" in err
+    assert "--num-workers" in err and "--resume-checkpoint auto" in err
     assert list(run.glob("linear_checkpoint_step_*.pth"))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from golden_rule import fill
+from messages import naming
 from paths import GOLDEN, ROOT
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -133,7 +134,7 @@ def test_every_backbone_that_mask2former_was_released_on_is_known(name):
 
 
 def test_stage_norms_are_for_hierarchical_backbones():
-    with pytest.raises(ValueError, match="--adapter stage_norm gives four maps of the same stride on a plain ViT"):
+    with pytest.raises(ValueError, match=naming("--adapter stage_norm", "ViT")):
         build_adapter(HeadSpec("m2f", "stage_norm", 2, 32), BackboneFacts([8] * 4, [16] * 4))
 
 
@@ -162,7 +163,7 @@ def test_classes_without_names_are_taken_in_order(swin_folder):
     report, segmenter = begun(path, "swin", list("abcdef"))
     theirs = load_file(swin_folder / "model.safetensors")["class_predictor.weight"]
     assert torch.equal(segmenter.head.predictor.class_embed.weight, theirs) and "in the order" in report.notes[-1]
-    with pytest.raises(ValueError, match="does not name its classes"):
+    with pytest.raises(ValueError, match=naming(path, "--keep-matching-classes")):
         begun(path, "swin", ["wall"], keep=True)
 
 
@@ -334,23 +335,23 @@ def test_hostile_pickles_are_refused_in_little_memory(tmp_path, case):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04", b"not a pickle", pickle.dumps([1])])
-def test_a_damaged_pickle_is_told(tmp_path, content):
+def test_a_damaged_pickle_is_refused(tmp_path, content):
     path = tmp_path / "model.pkl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"--init-head .*model\.pkl"):
         read_released(str(path))
 
 
-def test_other_files_are_told(tmp_path):
+def test_other_files_are_refused(tmp_path):
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pth")
     buffer = io.BytesIO()
     torch.save({"sem_seg_head.predictor.query_feat.weight": torch.zeros(2, 3)}, buffer)
     (tmp_path / "partial.pth").write_bytes(buffer.getvalue())
-    for name, words in (
-        ("nowhere.pth", "no such file or folder"),
-        ("other.pth", "no head that is known here .*fc.weight.*--weights"),
-        ("partial.pth", "class_embed.weight' is missing"),
-        ("", "holds none of model.safetensors"),
+    for name, parts in (
+        ("nowhere.pth", ["nowhere.pth"]),
+        ("other.pth", ["other.pth", "fc.weight", "--weights"]),
+        ("partial.pth", ["partial.pth", "class_embed.weight'"]),
+        ("", ["model.safetensors"]),
     ):
-        with pytest.raises(ValueError, match=f"--init-head .*{words}"):
+        with pytest.raises(ValueError, match=naming("--init-head", *parts)):
             read_released(str(tmp_path / name))

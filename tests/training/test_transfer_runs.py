@@ -125,17 +125,17 @@ def test_made_up_names_are_no_names(tmp_path, data, own, capsys):
     assert matching(some, ["class 0", "class 1", "Sky", "class 3"]) == [(2, 2)]
 
 
-def test_another_backbone_under_our_own_head_is_told(tmp_path, data, own, capsys):
+def test_another_backbone_under_our_own_head_is_reported(tmp_path, data, own, capsys):
     options = ["--backbone", "vit_tiny_patch16_384", "--init-head", str(own)]
     assert begin(tmp_path, data, *options) == 0
-    assert "the head was trained on vit_tiny_patch16_224" in capsys.readouterr().out
+    assert "trained on vit_tiny_patch16_224" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("head", "options", "message"),
     [
-        ("m2f", ["--hidden-dim", "64"], "Pass the sizes that it was made with: --hidden-dim 32 --m2f-size paper"),
-        ("upernet", [], "is a head of the kind m2f, this script trains upernet; use demo/train_m2f_head.py"),
+        ("m2f", ["--hidden-dim", "64"], "--hidden-dim 32 --m2f-size paper"),
+        ("upernet", [], "demo/train_m2f_head.py"),
     ],
 )
 def test_a_head_that_does_not_fit_is_refused(tmp_path, data, own, capsys, head, options, message):
@@ -146,17 +146,17 @@ def test_a_head_that_does_not_fit_is_refused(tmp_path, data, own, capsys, head, 
 
 def test_a_backbone_that_comes_along_must_be_the_one_named(tmp_path, data, swin, capsys):
     assert begin(tmp_path, data, "--init-head", str(swin), "--weights", "auto") == 2
-    assert "pass --backbone swin_tiny_patch4_window7_224" in capsys.readouterr().err
+    assert "--backbone swin_tiny_patch4_window7_224" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--init-head", "a.pth", "--resume-checkpoint", "b.pth"], "--init-head and --resume-checkpoint FILE exclude"),
-        (["--keep-matching-classes"], "--keep-matching-classes goes with --init-head"),
-        (["--lr-milestones", "0.9", "0.6"], "--lr-milestones 0.9 0.6: expected rising shares"),
-        (["--lr-milestones", "1.5"], "--lr-milestones 1.5: expected rising shares"),
-        (["--backbone-lr-multiplier", "-1"], "--backbone-lr-multiplier -1.0: must be at least 0"),
+        (["--init-head", "a.pth", "--resume-checkpoint", "b.pth"], "--init-head and --resume-checkpoint"),
+        (["--keep-matching-classes"], "--keep-matching-classes"),
+        (["--lr-milestones", "0.9", "0.6"], "--lr-milestones 0.9 0.6:"),
+        (["--lr-milestones", "1.5"], "--lr-milestones 1.5:"),
+        (["--backbone-lr-multiplier", "-1"], "--backbone-lr-multiplier -1.0:"),
     ],
 )
 def test_mistakes_on_the_command_line(words, message, capsys):

@@ -140,7 +140,7 @@ def test_a_run_does_not_change_between_frozen_and_unfrozen(run, tmp_path, capsys
     folder, data = run
     first = str(folder / "linear_checkpoint_epoch_1.pth")
     assert train_here("linear", tmp_path / "again", *data, "--epochs", "2", "--resume-checkpoint", first) == 2
-    assert "another --unfreeze-backbone: True, now False" in capsys.readouterr().err
+    assert "--unfreeze-backbone: True, now False" in capsys.readouterr().err
 
 
 def test_the_factor_on_its_rate_may_change_on_resuming(run, tmp_path):
