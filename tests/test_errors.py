@@ -206,6 +206,6 @@ def test_ctrl_c_soon_after_the_start_leaves_no_traceback(tmp_path, library):
     assert process.returncode in (130, -signal.SIGINT) and "RecursionError" not in err and "Traceback" not in err, err
 
 
-def test_scripts_tell_a_mistake_in_one_line(tmp_path):
+def test_scripts_report_a_mistake_in_one_line(tmp_path):
     done = run_script("upernet", tmp_path / "run", "--image-paths", "nowhere/*", "--mask-paths", "nowhere/*")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr

@@ -59,7 +59,7 @@ def test_every_file_gives_a_result_or_one_message(kind, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "sign"), [("crash", "SIGSEGV"), ("bug", "IndexError"), ("memory", "MemoryError")])
-def test_a_defect_is_told_with_its_case_which_alone_shows_it_again(kind, sign, tmp_path):
+def test_a_defect_is_reported_with_its_case_which_alone_shows_it_again(kind, sign, tmp_path):
     with pytest.raises(pytest.fail.Exception, match=sign) as caught:
         read_cases(kind, 0, 200, tmp_path)
     number = int(str(caught.value).partition("case ")[2].partition(":")[0])

@@ -41,7 +41,7 @@ def test_best_classes_equal_the_argmax_of_the_whole(monkeypatch):
     assert torch.equal(best_classes(lambda part: resize_rows(maps, (31, 50), part), (31, 50), 7).long(), whole)
 
 
-def test_truth_at_another_size_takes_the_class_at_the_centre():
+def test_ground_truth_at_another_size_takes_the_class_at_the_centre():
     truth = torch.arange(24).view(4, 6)
     assert torch.equal(truth_at(truth, (4, 6)), truth)
     assert torch.equal(truth_at(truth, (8, 12)), truth.repeat_interleave(2, 0).repeat_interleave(2, 1))

@@ -66,7 +66,7 @@ def test_uncompressed_run_lengths(make):
     assert mask.sum() == 40 and mask[:, 1:3].all()  # column by column
 
 
-def test_polygons_are_cut_at_the_border_and_short_ones_left_out(make):
+def test_polygons_are_cut_at_the_border_and_short_ones_skipped(make):
     image = make.image("a.png")
     make.object(image, segmentation=[square(25, 15, 20), [1, 1, 5, 5]])
     coco_set = make.read()
@@ -271,7 +271,7 @@ def test_a_mistake_of_one_annotation_makes_its_image_unusable(make, case):
         {"size": [20, 30], "counts": [600]},
     ],
 )
-def test_an_object_without_a_pixel_is_left_out_alone(make, segmentation):
+def test_an_object_without_a_pixel_is_skipped_alone(make, segmentation):
     make.object(make.image("a.png"), segmentation=segmentation)
     coco_set = make.read()
     assert coco_set.images[0].objects == [] and coco_set.images[0].fatal_mistakes == []

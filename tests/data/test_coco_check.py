@@ -113,7 +113,7 @@ def test_the_frame_is_that_of_most_images_with_an_orientation(make, stored, upri
         assert len(only(report, "mixed-frames").files) == 1
 
 
-def test_mistakes_are_told_with_file_and_annotation(make):
+def test_mistakes_are_reported_with_file_and_annotation(make):
     a, b = make.image("a.png"), make.image("b.png")
     make.object(a)
     make.object(b, segmentation=None, bbox=[1, 1, 4, 4])
@@ -129,7 +129,7 @@ def test_mistakes_are_told_with_file_and_annotation(make):
     assert report.bad_sample_ids["train"] == ["b.png"] and report.can_skip
 
 
-def test_a_file_of_which_a_part_is_held_out_is_told_of_once(make):
+def test_a_file_of_which_a_part_is_held_out_is_reported_once(make):
     for name in ("a.png", "b.png"):
         make.object(make.image(name))
     make.object(77)

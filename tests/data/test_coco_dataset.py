@@ -225,7 +225,7 @@ def test_another_size_than_in_the_annotations(make):
 # The truth for metrics
 
 
-def test_truth_of_objects(make):
+def test_ground_truth_of_objects(make):
     image = make.image("a.png")
     make.object(image, 3, area=35.25)
     make.object(image, 7, iscrowd=1, area="none")
@@ -234,7 +234,7 @@ def test_truth_of_objects(make):
     assert coco_mask.decode(first[1]).sum() == 36 and isinstance(first[1]["counts"], bytes)
 
 
-def test_panoptic_samples_and_truth(tmp_path):
+def test_panoptic_samples_and_ground_truth(tmp_path):
     make = PanopticMaker(tmp_path / "set")
     (image,) = make.read().images
     numbers, segments = truth_segments(image)

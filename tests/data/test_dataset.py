@@ -103,7 +103,7 @@ def test_training_ends_where_no_sample_can_be_read(pairs):
         strict[0, 2]
 
 
-def test_evaluation_leaves_out_what_cannot_be_read(broken):
+def test_evaluation_skips_what_cannot_be_read(broken):
     dataset = EvalDataset(source(broken), EvalTransform(32, MEAN, STD))
     lost = dataset[5]
     assert isinstance(lost, Skipped) and lost.sample_id == "p5" and "gone.png does not exist" in lost.message

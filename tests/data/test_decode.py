@@ -44,7 +44,7 @@ def packed(rgb: np.ndarray) -> np.ndarray:
 # Images
 
 
-def test_rgb_and_transparency_left_out(tmp_path):
+def test_rgb_without_transparency(tmp_path):
     alpha = RNG.integers(0, 256, (5, 7, 1), np.uint8)
     assert (colours_of(saved(COLOURS, tmp_path / "rgb.png")) == COLOURS).all()
     assert (colours_of(saved(np.dstack([COLOURS, alpha]), tmp_path / "rgba.png")) == COLOURS).all()

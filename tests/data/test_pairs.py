@@ -64,7 +64,7 @@ def test_same_stems_pair_whatever_the_extension_in_natural_order(folder):
     ],
 )
 @pytest.mark.parametrize("stems", [("scene_1", "scene_2", "scene_3"), ("lone",), ("a", "ab", "abc"), ("x_a", "y_a")])
-def test_shared_endings_are_left_out(folder, image_end, mask_end, stems):
+def test_shared_endings_are_removed(folder, image_end, mask_end, stems):
     touch(*(f"i/{s}{image_end}.png" for s in stems), *(f"m/{s}{mask_end}.png" for s in stems))
     pairs = paired("i", "m").values()
     assert set(pairs) == {(f"i/{s}{image_end}.png", f"m/{s}{mask_end}.png") for s in stems}
@@ -82,7 +82,7 @@ def test_numbers_are_never_taken_for_endings(folder, numbers):
 
 
 @pytest.mark.parametrize("layout", ["{kind}/{split}/{stem}", "{split}/{kind}/{stem}", "x/{kind}/{split}/deep/{stem}"])
-def test_repeated_names_are_told_apart_by_folders(folder, layout):
+def test_repeated_names_are_distinguished_by_folders(folder, layout):
     names = [("train", "a"), ("train", "b"), ("val", "a")]
     touch(*(layout.format(kind="images", split=s, stem=n) + ".jpg" for s, n in names))
     touch(*(layout.format(kind="masks", split=s, stem=n) + "_mask.png" for s, n in names))
@@ -210,7 +210,7 @@ def test_split_depends_on_the_seed_and_checks_its_input():
 # Files that are no images
 
 
-def test_what_a_glob_matches_beside_images_is_skipped_and_told(folder):
+def test_what_a_glob_matches_beside_images_is_skipped_and_reported(folder):
     touch("i/Thumbs.db", "i/notes.txt", "i/b.png", "m/b.png", "m/readme", "m/table.csv")
     Image.new("L", (4, 4)).save("i/plain", format="PNG")
     Image.new("L", (4, 4)).save("m/plain.mask", format="PNG")

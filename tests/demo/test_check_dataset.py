@@ -54,7 +54,7 @@ def test_names_that_are_not_utf8(make):
     assert json.loads(done.stdout)["findings"][0]["files"][0].endswith(os.fsdecode(b"caf\xe9.png: 9 (48 pixels)"))
 
 
-def test_the_script_tells_mistakes_and_starts_without_torch(make, tmp_path):
+def test_the_script_reports_mistakes_and_starts_without_torch(make, tmp_path):
     make.pair("a", [0, 1])
     done = run(make, "--label-map", str(tmp_path / "nowhere.json"))
     assert (done.returncode, done.stdout) == (2, "") and done.stderr.count("\n") == 1 and "nowhere.json" in done.stderr

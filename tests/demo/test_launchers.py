@@ -20,7 +20,7 @@ INSTANCE_LAUNCHER = "demo/run_train_instance_example.sh"
         (["--overwrite"], "runs"),
     ],
 )
-def test_launchers_take_a_new_folder_unless_they_go_on(tmp_path, words, folder):
+def test_launchers_take_a_new_folder_unless_they_resume(tmp_path, words, folder):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "checkpoint_epoch_1.pth").write_bytes(b"")
     script = f'set -euo pipefail; source "{ROOT}/demo/example_folder.sh" name "$@"; echo "$CHECKPOINT_DIR"'

@@ -149,7 +149,7 @@ def test_predictions_inside_a_crowd_are_not_wrong():
 
 
 @pytest.mark.parametrize("pictures", [0, 2])
-def test_without_any_truth_all_is_nan(pictures):
+def test_without_any_ground_truth_all_is_nan(pictures):
     found = [[InstancePrediction(0, rle_of(box(0, 0, 5, 5)), 0.5)]] * pictures
     for predicted in (found, [[] for _ in range(pictures)]):
         assert all(math.isnan(value) for value in values(instance_metrics([[]] * pictures, predicted, 2)))

@@ -82,7 +82,7 @@ def test_what_stands_under_ignored_pixels_does_not_change_the_matching():
     assert torch.equal(match(outputs, target, 512, 2.0, 5.0, 5.0, [torch.Generator().manual_seed(0)]), before)
 
 
-def test_truth_between_labelled_and_ignored_pixels_is_that_of_the_labelled_ones():
+def test_ground_truth_between_labelled_and_ignored_pixels_is_that_of_the_labelled_ones():
     masks = torch.ones(1, 4, 4, dtype=torch.bool)
     valid = torch.ones(4, 4, dtype=torch.bool)
     masks[..., 2:] = valid[:, 2:] = False
@@ -210,7 +210,7 @@ def test_pixel_losses_of_an_unlabelled_batch_are_zero(dice_weight):
     assert total.item() == 0 and logits.grad.abs().sum() == 0
 
 
-def test_pixel_loss_takes_truths_of_different_sizes():
+def test_pixel_loss_takes_ground_truths_of_different_sizes():
     logits = torch.randn(2, CLASSES, 4, 4, generator=torch.Generator().manual_seed(0))
     small, large = torch.zeros(8, 8, dtype=torch.int64), torch.ones(16, 12, dtype=torch.int64)
     together = pixel_loss(logits, [Target(semantic=small), Target(semantic=large)])["cross_entropy"].item()

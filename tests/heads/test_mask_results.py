@@ -69,7 +69,7 @@ def test_instances_equal_transformers(seed):
         )
 
 
-def test_what_is_left_out_of_the_instances():
+def test_what_is_skipped_in_the_instances():
     """By hand: query 0 is of class 0 (0.75) or 1 (0.25), query 1 has an empty mask, query 2 is of class 2 (0.9)."""
     class_logits = torch.tensor([[0.75, 0.25, 0, 0], [0, 1, 0, 0], [0, 0, 0.9, 0.1]]).log()
     mask_logits = torch.full((3, 2, 2), -50.0)

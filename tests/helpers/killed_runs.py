@@ -1,6 +1,7 @@
 """A training that is killed and started again, over and over: run by test_crash_safety.py in a process of its own.
 
-Words: number of kills, longest life in seconds, then those of the training script. The imports, which take most of a
+Arguments: number of kills, longest life in seconds, then those of the training script. Every third life ends soon after
+it has written a checkpoint, the others at any moment. The imports, which take most of a
 start, are done once; each life is a forked process, begun as the training script begins.
 """
 
@@ -10,6 +11,7 @@ import random
 import signal
 import sys
 import time
+from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState
@@ -33,13 +35,23 @@ def life(words: list[str]) -> int:
     return child
 
 
+def has_ended(child: int) -> bool:
+    """Its status is left for waitpid."""
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def main() -> None:
     kills, longest_s = int(sys.argv[1]), float(sys.argv[2])
     words = sys.argv[3:]
     draw = random.Random(0)
-    for _ in range(kills):
+    folder = Path(words[words.index("--checkpoint-dir") + 1])
+    for number in range(kills):
+        before = set(folder.glob("*.pth"))
         child = life(words)
-        time.sleep(draw.uniform(0.2, 1) * longest_s)
+        if number % 3 == 2:  # this life gets as far as a checkpoint
+            while not (set(folder.glob("*.pth")) - before or has_ended(child)):
+                time.sleep(0.01)
+        time.sleep(draw.uniform(0.2, 1) * longest_s * (0.3 if number % 3 == 2 else 1))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         print(json.dumps({"killed": os.WIFSIGNALED(status)}), flush=True)

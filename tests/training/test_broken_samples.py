@@ -30,7 +30,7 @@ def break_after_check(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_sample_that_breaks_is_passed_over_and_told_once(tmp_path, break_after_check, workers, capsys):
+def test_a_sample_that_breaks_is_skipped_and_reported_once(tmp_path, break_after_check, workers, capsys):
     data = drawn(tmp_path / "data", train=4, val=2)
     masks = tmp_path / "data" / "masks"
     break_after_check([masks / "train" / "0001.png", masks / "val" / "0000.png"])
@@ -70,7 +70,7 @@ def test_skipping_at_the_start_is_remembered_on_resuming(tmp_path, capsys):
     assert "4 images to train on" in capsys.readouterr().out
 
 
-def test_what_another_process_could_not_read_is_told_too(tmp_path):
+def test_what_another_process_could_not_read_is_reported_too(tmp_path):
     """Of two processes the second one meets the broken image."""
     data = drawn(tmp_path / "data", train=4, val=2)
     run = tmp_path / "run"

@@ -23,7 +23,7 @@ def six_epochs(tmp_path) -> list[str]:
     return data
 
 
-def test_a_new_line_of_training_is_kept_and_followed(tmp_path, six_epochs, capsys):
+def test_a_new_lineage_is_kept_and_followed(tmp_path, six_epochs, capsys):
     """An older checkpoint is resumed: what came after it is set aside, not mixed up with what comes now."""
     run = tmp_path / "run"
     second = str(run / "linear_checkpoint_epoch_2.pth")
@@ -40,7 +40,7 @@ def test_a_new_line_of_training_is_kept_and_followed(tmp_path, six_epochs, capsy
     assert len(lines) == 1 and left not in lines
 
 
-def test_the_best_model_of_a_line_that_was_left_is_kept_but_not_followed(tmp_path, six_epochs, capsys):
+def test_the_best_model_of_a_lineage_that_was_left_is_kept_but_not_followed(tmp_path, six_epochs, capsys):
     """It may be further than the new line is: resuming from it would drop what was trained since."""
     run = tmp_path / "run"
     (best,) = (run / "linear_best_model").iterdir()

@@ -89,7 +89,7 @@ def test_that_coco_counts_100_objects_of_a_class_is_said(tmp_path, coco, capsys)
     assert "--num-queries" not in err and "counts the 100 best" in err
 
 
-def test_a_mistake_in_the_file_is_told_before_the_first_step(tmp_path, coco, capsys):
+def test_a_mistake_in_the_file_is_reported_before_the_first_step(tmp_path, coco, capsys):
     path = tmp_path / "data" / "train" / "_annotations.coco.json"
     content = json.loads(path.read_text())
     content["annotations"][0]["segmentation"] = [[0, 0, float("nan"), 4, 4, 4]]
@@ -101,7 +101,7 @@ def test_a_mistake_in_the_file_is_told_before_the_first_step(tmp_path, coco, cap
     assert train_here("m2f", tmp_path / "run", *coco, "--max-steps", "1", "--on-bad-sample", "skip") == 0
 
 
-def test_a_test_split_without_annotations_is_left_out_and_its_warnings_are_told(tmp_path, coco, capsys):
+def test_a_test_split_without_annotations_is_skipped_and_its_warnings_are_reported(tmp_path, coco, capsys):
     data = tmp_path / "data"
     shutil.copytree(data / "valid", data / "test")
     assert train_here("m2f", tmp_path / "first", *coco, "--max-steps", "1") == 0
@@ -164,8 +164,8 @@ def test_flags_that_do_not_fit(tmp_path, words, flags, capsys):
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory) -> tuple[Path, list[str]]:
-    """A run in one process, and its options but for the batch: without batch norms and stochastic depth, which see
-    one process's share."""
+    """A run in one process, and its options except for the batch: without batch norms and stochastic depth, which
+    see one process's share."""
     folder = tmp_path_factory.mktemp("one")
     make_coco_demo_set(folder / "data", 8, 3, 64)
     data = [*INSTANCE, "--coco-dir", str(folder / "data")]

@@ -138,7 +138,7 @@ def test_stage_norms_are_for_hierarchical_backbones():
         build_adapter(HeadSpec("m2f", "stage_norm", 2, 32), BackboneFacts([8] * 4, [16] * 4))
 
 
-def test_the_classifier_begins_anew_where_classes_differ_in_number_or_name(swin_folder):
+def test_the_classifier_starts_over_where_classes_differ_in_number_or_name(swin_folder):
     rows = ["head.predictor.class_embed.weight", "head.predictor.class_embed.bias"]
     theirs = load_file(swin_folder / "model.safetensors")["class_predictor.weight"]
     for names in (NAMES[:5], [*NAMES[:5], "cat"]):
