@@ -113,7 +113,7 @@ def test_an_image_with_an_unusable_annotation_is_never_trained_on(make):
     make.object(make.image("bad.png"), segmentation=None)
     images = make.read().images
     sample = train_set(images)[0, 1]
-    assert sample.sample_id == "0.png" and "annotation 3 has no outline but no segmentation" in sample.skipped[0]
+    assert sample.sample_id == "0.png" and "annotation 3 has no segmentation" in sample.skipped[0]
     skipped = EvalDataset(CocoSource(images), EvalTransform(32, MEAN, STD))[1]
     assert isinstance(skipped, Skipped) and "annotation 3" in skipped.message
     with pytest.raises(ValueError, match=naming("bad.png", "annotation 3")):
