@@ -1,5 +1,6 @@
 """From a configuration to a report: trains the heads, or takes finished runs, measures them, and reports."""
 
+import json
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
-from checkpoint import find_checkpoint, read_checkpoint
+from checkpoint import find_checkpoint, read_checkpoint, write_json
 from comparison.config import ALL, METRIC_OF, CompareConfig, command_of
 from comparison.finished_runs import (
     check_comparable,
@@ -38,7 +39,7 @@ from training.checkpoints import Resumed, RunFiles
 from training.config import TrainConfig
 from training.processes import make_accelerator
 from training.run import Run, prepare
-from training.setup import make_loaders
+from training.setup import end_workers, make_loaders
 from training.tasks import TaskData, prepare_data
 
 METRIC_TITLES = {"miou": "mIoU", "map": "AP", "pq": "PQ"}
@@ -54,7 +55,8 @@ def compare(config: CompareConfig) -> Path:
                 "a comparison runs in one process; train each head with its own script in several, then compare them "
                 "with --runs"
             )
-        groups = [finished(config, accelerator)] if config.runs else list(trained_groups(config, accelerator))
+        with ExitStack() as held:
+            groups = [finished(config, accelerator, held)] if config.runs else list(trained_groups(config, accelerator))
         comparison = comparison_of(config, groups)
         folder = Path(config.checkpoint_dir) / "report"
         write_report(comparison, folder)
@@ -86,10 +88,30 @@ def trained_groups(config: CompareConfig, accelerator: Accelerator) -> Iterator[
     sizes = sorted(config.train_sizes or [ALL], key=lambda size: -np.inf if size == ALL else -int(size))
     for size in sizes:
         for seed in range(config.seed, config.seed + config.seeds):
-            trainings = {HEADS[head].title: config.config_for(head, seed, size) for head in config.heads}
+            steps = steps_in_time(config, seed, size, accelerator) if config.minutes else {}
+            trainings = {
+                HEADS[head].title: config.config_for(head, seed, size, steps.get(head)) for head in config.heads
+            }
             is_first = size == sizes[0] and seed == config.seed
             with ExitStack() as held:
                 yield trained(trainings, accelerator, held, config.one_by_one, is_first)
+
+
+def steps_in_time(config: CompareConfig, seed: int, size: str, accelerator: Accelerator) -> dict[str, int]:
+    """Of each head: the steps that it takes in the minutes of the budget, by a trial.
+
+    They are kept in budget.json, so that a resumed comparison has the same ones.
+    """
+    trainings = {head: config.config_for(head, seed, size) for head in config.heads}
+    path = Path(next(iter(trainings.values())).checkpoint_dir) / "budget.json"
+    if not path.is_file():
+        runs: dict[str, Run] = {}
+        with ExitStack() as held:
+            for head, training in trainings.items():
+                runs[head] = prepare(training, accelerator, held, next(iter(runs.values())).shared if runs else None)
+            seconds = Together({head: run.trainer for head, run in runs.items()}).step_seconds()
+        write_json(path, {head: max(1, int(60 * config.minutes / seconds[head])) for head in trainings})
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def trained(
@@ -112,6 +134,7 @@ def trained(
             together.fit(names, stop)
 
     data = first.trainer.data
+    held.callback(end_workers, first.trainer.loaders.val)
     measurer = ImageByImage(data, together.validation_batches, accelerator.device, first.trainer.settings.window_px)
     timings = kept_timings(first.files.folder)
     models, results = {}, []
@@ -127,7 +150,7 @@ def trained(
     return group_of(first.config, data, measurer, models, results, accelerator, has_gallery)
 
 
-def finished(config: CompareConfig, accelerator: Accelerator) -> Group:
+def finished(config: CompareConfig, accelerator: Accelerator, held: ExitStack) -> Group:
     """Of --runs. Raises UserError where they are not of the same images, classes and validation images."""
     paths = [find_checkpoint(word) for word in config.runs]
     states = [read_checkpoint(path) for path in paths]
@@ -149,6 +172,7 @@ def finished(config: CompareConfig, accelerator: Accelerator) -> Group:
     for name, path, one in zip(names, paths, configs, strict=True):
         models[name] = Segmenter.load(path).to(accelerator.device)
         loader = make_loaders(one, models[name].backbone, data, accelerator).val
+        held.callback(end_workers, loader)
         window_px = one.image_size if one.eval_mode == "slide" else None
         measurer = ImageByImage(data, loader, accelerator.device, window_px)
         files = RunFiles.of(run_folder(path, one), one.head)

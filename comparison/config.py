@@ -33,8 +33,8 @@ METRIC_OF = {"semantic": "miou", "instance": "map", "panoptic": "pq"}
 """Of each task: the metric by which heads are compared."""
 
 ALL = "all"
-VALIDATIONS = 10
-"""About so many in a run, with --train-sizes, whose epochs differ in length."""
+TRIAL_STEPS = 6
+"""Steps that are timed before the training with --budget minutes=N; the first one does not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class CompareFlags:
     heads: tuple[str, ...] = flag(("m2f", "upernet", "linear"), "heads to compare", count="+", choices=tuple(HEADS))
     set: Words = flag(None, "values for one head, such as m2f.hidden-dim=256", count="+", metavar="HEAD.FLAG=VALUE")
     budget: str | None = flag(
-        None, "what each head gets, in place of --epochs and --max-steps", metavar="steps=N|epochs=N"
+        None, "what each head gets, in place of --epochs and --max-steps", metavar="steps=N|epochs=N|minutes=N"
     )
     seeds: int = flag(1, "runs of each head, with seeds from --seed on", low=1)
     train_sizes: Words = flag(
@@ -94,20 +94,28 @@ class CompareConfig(CompareFlags, CocoFlags, TrainConfig):
 
     @property
     def length(self) -> dict[str, int]:
-        """The fields of a training that --budget sets."""
+        """The fields of a training that --budget sets; with minutes, those of a trial."""
         if self.budget is None:
             return {}
         kind, _, number = self.budget.partition("=")
-        if kind not in ("steps", "epochs") or not number.isdecimal() or int(number) < 1:
-            raise UserError(f"--budget {self.budget}: expected steps=N or epochs=N")
-        return {"max_steps": int(number)} if kind == "steps" else {"max_steps": -1, "epochs": int(number)}
+        if kind not in ("steps", "epochs", "minutes") or not number.isdecimal() or int(number) < 1:
+            raise UserError(f"--budget {self.budget}: expected steps=N, epochs=N or minutes=N")
+        if kind == "epochs":
+            return {"max_steps": -1, "epochs": int(number)}
+        return {"max_steps": TRIAL_STEPS if kind == "minutes" else int(number)}
+
+    @property
+    def minutes(self) -> int:
+        """That each head may train, 0 where the budget is none of time."""
+        kind, _, number = (self.budget or "").partition("=")
+        return int(number) if kind == "minutes" else 0
 
     @property
     def metric(self) -> str:
         return METRIC_OF[self.task]
 
-    def config_for(self, head: str, seed: int, size: str = ALL) -> TrainConfig:
-        """The training of one head. size: number of training images, or ALL."""
+    def config_for(self, head: str, seed: int, size: str = ALL, max_steps: int | None = None) -> TrainConfig:
+        """The training of one head. size: number of training images, or ALL. max_steps: in place of the budget."""
         shared = {
             field.name: getattr(self, field.name) for field in fields(config_of(head)) if hasattr(self, field.name)
         }
@@ -120,7 +128,7 @@ class CompareConfig(CompareFlags, CocoFlags, TrainConfig):
                 "train_images": 0 if size == ALL else int(size),
                 "best_metric": self.metric if self.best_metric == "auto" else self.best_metric,
                 "checkpoint_dir": str(Path(self.checkpoint_dir) / folder),
-                **self.length,
+                **(self.length if max_steps is None else {"max_steps": max_steps}),
             }
             | dict(self._setting(word)[1:] for word in self.set or () if self._setting(word)[0] == head)
         )

@@ -8,10 +8,12 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
+from statistics import median
 
 import torch
 from torch.utils.data import DataLoader
 
+from comparison.config import TRIAL_STEPS
 from errors import StopRequest
 from structures import Batch
 from training.trainer import Trainer
@@ -53,19 +55,44 @@ class Together:
                 self._train_epoch({name: t for name, t in left.items() if place(t) == first}, left)
 
     def _train_epoch(self, group: dict[str, Trainer], left: dict[str, Trainer]) -> None:
-        """Trains those that are equally far, until the end of their epoch or until they meet another one."""
-        first, *_ = group.values()
+        """Trains those that are equally far, until the end of their epoch or until they meet another one.
+
+        Those that have fewer steps end before the others.
+        """
+        longest = max(group.values(), key=lambda trainer: trainer.plan.total_steps)
         ahead = {place(trainer) for name, trainer in left.items() if name not in group}
-        for micro_batches in first.batches_left():
+        for micro_batches in longest.batches_left():
             begin = time.perf_counter()
             micro_batches = [self.with_features(batch) for batch in micro_batches]
             shared_s = time.perf_counter() - begin
             for name, trainer in group.items():
                 self.seconds[name].append(shared_s + self._step(name, trainer, micro_batches))
-            if place(first) in ahead:
+            for trainer in group.values():
+                if trainer.is_end and trainer is not longest:
+                    trainer.finish_epoch()
+            group = {name: trainer for name, trainer in group.items() if not trainer.is_end or trainer is longest}
+            if place(longest) in ahead:
                 return
         for trainer in group.values():
             trainer.finish_epoch()
+
+    def step_seconds(self) -> dict[str, float]:
+        """Median seconds of a step of each head, with the backbone's share, on a few batches; nothing is kept of them.
+
+        The trainers are of no use afterwards.
+        """
+        first, *_ = self.trainers.values()
+        for number, micro_batches in zip(range(TRIAL_STEPS), first.batches_left(), strict=False):
+            begin = time.perf_counter()
+            micro_batches = [self.with_features(batch) for batch in micro_batches]
+            shared_s = time.perf_counter() - begin
+            for name, trainer in self.trainers.items():
+                begin = time.perf_counter()
+                trainer.model.train()
+                trainer.update(micro_batches)
+                if number:  # the first step also allocates
+                    self.seconds[name].append(shared_s + time.perf_counter() - begin)
+        return {name: median(seconds) for name, seconds in self.seconds.items()}
 
     def _step(self, name: str, trainer: Trainer, micro_batches: list[Batch]) -> float:
         """Seconds of a step without the validation that may follow it."""

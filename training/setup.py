@@ -57,10 +57,14 @@ def make_loaders(config: TrainConfig, backbone: FrozenBackbone, data: TaskData, 
 
 
 def end_workers(loader: DataLoader | None) -> None:
-    """They ignore SIGTERM, with which Python ends what is left of them at its own end, and would be waited for."""
+    """They ignore SIGTERM, with which Python ends what is left of them at its own end, and would be waited for.
+
+    Who uses the loader afterwards starts new ones.
+    """
     iterator = getattr(loader, "_iterator", None)
     if hasattr(iterator, "_shutdown_workers"):
         iterator._shutdown_workers()
+        loader._iterator = None
 
 
 RANDOM_WEIGHTS_BANNER = """

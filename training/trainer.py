@@ -219,20 +219,20 @@ class Trainer:
         progress = self.progress
         if self._is_epoch_over:
             progress.epoch, progress.samples = progress.epoch + 1, 0
-        is_validated = self._is_end or progress.epoch % self.settings.val_interval == 0 or self._is_step_due
+        is_validated = self.is_end or progress.epoch % self.settings.val_interval == 0 or self._is_step_due
         self.save_and_validate(is_validated)
 
     @property
     def is_step_left(self) -> bool:
         """Whether a step, or the end of an epoch whose steps are all done, is still to come."""
-        return not self._is_end or self._is_epoch_over
+        return not self.is_end or self._is_epoch_over
 
     @property
     def is_finished(self) -> bool:
         return not self.is_step_left and not self.progress.validation_due
 
     @property
-    def _is_end(self) -> bool:
+    def is_end(self) -> bool:
         return self.progress.step >= self.plan.total_steps
 
     @property
@@ -486,7 +486,7 @@ class Trainer:
 
     def _kept_path(self) -> Path | None:
         """Where the checkpoint of this moment, the end of an epoch or of a step, stays; None = nowhere."""
-        is_kept = self._is_step_due or self._is_end
+        is_kept = self._is_step_due or self.is_end
         if not self.progress.samples:
             is_kept = is_kept or self.progress.epoch % self.settings.save_interval == 0
         return self.files.folder / self.files.name(self.progress) if is_kept else None

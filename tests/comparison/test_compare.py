@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from training_helpers import SMALL, assert_same_state, drawn, train_here
 
-from comparison.compare import compare
+from comparison.compare import compare, steps_in_time
 from comparison.config import parse_compare_arguments
 from comparison.files import read_comparison
 from comparison.together import Together
 from errors import Interrupted, UserError, run_job
 from segmenter import Segmenter
 from training.config import parse_training_arguments
+from training.processes import make_accelerator
 from training.run import train
 from training.trainer import Trainer
 
@@ -52,7 +53,7 @@ def run(data: list[str], folder: Path, *more: str, **options) -> int:
 def compared(data, tmp_path_factory) -> Path:
     """A comparison of three heads, of two epochs each."""
     folder = tmp_path_factory.mktemp("compared")
-    assert run(data, folder, "--budget", "epochs=2", "--save-interval", "1") == 0
+    assert run(data, folder, "--budget", "epochs=2", "--save-interval", "1", "--num-workers", "1") == 0
     return folder
 
 
@@ -126,6 +127,39 @@ def test_one_after_the_other_gives_the_same(compared, data, tmp_path):
     for prefix in PREFIXES.values():
         name = f"{prefix}checkpoint_epoch_2.pth"
         assert_same_state(compared / "seed_0" / name, tmp_path / "seed_0" / name)
+
+
+def test_minutes_are_steps_of_each_head_which_resuming_keeps(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Together, "step_seconds", lambda self: {"upernet": 12.0, "linear": 6.7})
+    flags = ("--budget", "minutes=1", "--save-interval", "1")
+    assert run(data, tmp_path, *flags, heads=("upernet", "linear")) == 0
+    monkeypatch.setattr(Together, "step_seconds", lambda self: pytest.fail("timed again"))
+    assert run(data, tmp_path, *flags, "--resume-checkpoint", "auto", heads=("upernet", "linear")) == 0
+    results = read_comparison(tmp_path / "report" / "comparison.json").results
+    assert {result.head: result.curve[-1].step for result in results} == {"upernet": 5, "linear": 8}
+    for head, steps in (("upernet", 5), ("linear", 8)):  # of three in an epoch: both end within one
+        flags = [
+            *data,
+            "--max-steps",
+            str(steps),
+            "--drop-path",
+            "0.2",
+            "--best-metric",
+            "miou",
+            "--save-interval",
+            "1",
+        ]
+        flags += ["--lr", "0.0003"] if head == "upernet" else []
+        assert train_here(head, tmp_path / "alone", *flags) == 0
+        name = f"{PREFIXES[head]}checkpoint_step_{steps}.pth"
+        assert_same_state(tmp_path / "seed_0" / name, tmp_path / "alone" / name)
+
+
+def test_a_trial_times_steps_and_writes_nothing(data, tmp_path):
+    config = parse_compare_arguments(words(data, tmp_path, "--budget", "minutes=1", heads=("upernet", "linear")))
+    steps = steps_in_time(config, 0, "all", make_accelerator("auto"))
+    assert steps["linear"] >= steps["upernet"] >= 1
+    assert [path.name for path in (tmp_path / "seed_0").iterdir() if not path.name.startswith(".")] == ["budget.json"]
 
 
 def test_seeds_and_sizes_of_the_training_set(data, tmp_path):

@@ -46,6 +46,7 @@ def test_a_command_makes_the_configuration_again(head, flags):
     ("flags", "named"),
     [
         (["--budget", "hours=3"], "--budget"),
+        (["--budget", "minutes=0"], "--budget"),
         (["--budget", "steps=0"], "--budget"),
         (["--heads", "linear", "linear"], "--heads"),
         (["--heads", "linear", "--set", "m2f.lr=1"], "--set"),
