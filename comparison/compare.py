@@ -42,7 +42,13 @@ from training.run import Run, prepare
 from training.setup import end_workers, make_loaders
 from training.tasks import TaskData, prepare_data
 
-METRIC_TITLES = {"miou": "mIoU", "map": "AP", "pq": "PQ"}
+METRIC_TITLES = {
+    "miou": "mIoU",
+    "mean_accuracy": "mean accuracy",
+    "pixel_accuracy": "pixel accuracy",
+    "map": "AP",
+    "pq": "PQ",
+}
 GALLERY_IMAGES = 12
 
 

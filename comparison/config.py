@@ -4,6 +4,7 @@ Imports no torch: `--help` answers at once.
 """
 
 import argparse
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -33,6 +34,9 @@ METRIC_OF = {"semantic": "miou", "instance": "map", "panoptic": "pq"}
 """Of each task: the metric by which heads are compared."""
 
 ALL = "all"
+VALIDATIONS = 10
+"""So many of a run on a part of the training images, at least."""
+
 TRIAL_STEPS = 6
 """Steps that are timed before the training with --budget minutes=N; the first one does not count."""
 
@@ -126,12 +130,20 @@ class CompareConfig(CompareFlags, CocoFlags, TrainConfig):
                 "seed": seed,
                 "split_seed": self.seed if self.split_seed is None else self.split_seed,
                 "train_images": 0 if size == ALL else int(size),
+                "val_interval": self._val_interval(size),
                 "best_metric": self.metric if self.best_metric == "auto" else self.best_metric,
                 "checkpoint_dir": str(Path(self.checkpoint_dir) / folder),
                 **(self.length if max_steps is None else {"max_steps": max_steps}),
             }
             | dict(self._setting(word)[1:] for word in self.set or () if self._setting(word)[0] == head)
         )
+
+    def _val_interval(self, size: str) -> int:
+        """Epochs between validations: those of a few images are short, and there are many of them."""
+        if size == ALL:
+            return self.val_interval
+        steps_in_epoch = math.ceil(int(size) / (self.batch_size * self.gradient_accumulation_steps))
+        return max(self.val_interval, self.length["max_steps"] // steps_in_epoch // VALIDATIONS)
 
     def _setting(self, word: str) -> tuple[str, str, Any]:
         """(head, field, value) of a word such as m2f.hidden-dim=256."""

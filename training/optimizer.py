@@ -1,7 +1,13 @@
-"""AdamW for what is trained, in groups with and without weight decay."""
+"""AdamW in groups with and without weight decay; the moving average of the weights (--ema-decay)."""
 
-from torch import nn
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
 from torch.optim import AdamW
+
+from segmenter import Segmenter
 
 CODES = ("level_embed", "level_encoding", "pos_embed", "cls_token", "reg_token", "relative_position_bias_table")
 """Names of learned codes that are no nn.Embedding."""
@@ -42,3 +48,40 @@ def parameter_groups(parts: list[nn.Module], weight_decay: float, lr_multiplier:
 def set_lr(optimizer: AdamW, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_multiplier"]
+
+
+class Average:
+    """Averaged tensors of `Segmenter.trainable_state`, which are validated and used in the place of the raw ones.
+
+    The decay rises as (1 + step) / (10 + step) to its final value, so that the average forgets the initialization also
+    in a short run (as in TensorFlow's ExponentialMovingAverage). Whole numbers, such as counts of batches, are copied.
+    """
+
+    def __init__(self, segmenter: Segmenter, decay: float) -> None:
+        self.segmenter, self.decay = segmenter, decay
+        self.tensors = {name: tensor.clone() for name, tensor in segmenter.trainable_state().items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """step: number of this step, counted from 0, whose weights the segmenter has now."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        for name, tensor in self.segmenter.trainable_state().items():
+            if tensor.is_floating_point():
+                self.tensors[name].lerp_(tensor, share)
+            else:
+                self.tensors[name].copy_(tensor)
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """tensors: from a checkpoint, which may lie on another device."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[name])
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While it lasts the segmenter has the averaged weights."""
+        raw = {name: tensor.clone() for name, tensor in self.segmenter.trainable_state().items()}
+        self.segmenter.load_trainable_state(self.tensors)
+        try:
+            yield
+        finally:
+            self.segmenter.load_trainable_state(raw)

@@ -25,9 +25,8 @@ from evaluation.evaluate import Result, evaluate
 from segmenter import Segmenter
 from structures import Batch, LossScope, Target
 from training.checkpoints import Progress, RunFiles, keep_newest, save_best, save_checkpoint
-from training.ema import Average
 from training.logs import RunLog
-from training.optimizer import build_optimizer, set_lr
+from training.optimizer import Average, build_optimizer, set_lr
 from training.processes import largest_anywhere, mean_anywhere
 from training.schedule import lr_factor
 from training.tasks import TaskData

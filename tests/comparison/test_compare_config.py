@@ -20,6 +20,12 @@ def test_heads_share_the_flags_but_those_that_are_set_for_one():
     assert config.config_for("linear", 0, "20").train_images == 20
 
 
+def test_few_images_are_not_validated_after_every_short_epoch():
+    flags = ["--train-sizes", "5", "100", "all", "--budget", "steps=200", "--batch-size", "8"]
+    config = parse_compare_arguments([*DATA, *flags])
+    assert [config.config_for("linear", 0, size).val_interval for size in ("5", "100", "all")] == [20, 1, 1]
+
+
 @pytest.mark.parametrize(("budget", "steps", "epochs"), [("steps=70", 70, 100), ("epochs=7", -1, 7)])
 def test_the_budget_is_that_of_each_head(budget, steps, epochs):
     config = parse_compare_arguments([*DATA, "--budget", budget]).config_for("linear", 0)

@@ -7,7 +7,7 @@ from training_helpers import assert_same_state, drawn, metrics, train_here
 
 from checkpoint import read_checkpoint
 from segmenter import Segmenter
-from training.ema import Average
+from training.optimizer import Average
 
 DECAY = ("--ema-decay", "0.9")
 
