@@ -143,7 +143,7 @@ class CompareConfig(CompareFlags, CocoFlags, TrainConfig):
         if size == ALL:
             return self.val_interval
         steps_in_epoch = math.ceil(int(size) / (self.batch_size * self.gradient_accumulation_steps))
-        return max(self.val_interval, self.length["max_steps"] // steps_in_epoch // VALIDATIONS)
+        return max(self.val_interval, self.length.get("max_steps", 0) // steps_in_epoch // VALIDATIONS)
 
     def _setting(self, word: str) -> tuple[str, str, Any]:
         """(head, field, value) of a word such as m2f.hidden-dim=256."""
