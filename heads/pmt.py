@@ -111,14 +111,15 @@ class PMTDecoder(nn.Module):
         self.register_buffer("attn_mask_probs", torch.ones(num_blocks))
         # The same numbers on the host: whether a block is masked decides what is computed.
         self.chances = [1.0] * num_blocks
-        self.register_load_state_dict_post_hook(lambda module, _: module.read_chances())
+        self.register_load_state_dict_post_hook(PMTDecoder.read_chances)
 
     def set_chances(self, chances: list[float]) -> None:
         """chances: of each block, that a query keeps its mask there."""
         self.attn_mask_probs.copy_(torch.tensor(chances))
         self.read_chances()
 
-    def read_chances(self) -> None:
+    def read_chances(self, _: object = None) -> None:
+        """Also called by load_state_dict, with what did not fit."""
         if not self.attn_mask_probs.is_meta:
             self.chances = self.attn_mask_probs.tolist()
 
@@ -176,8 +177,7 @@ def allowed_patches(mask_queries: Tensor, pixels: Tensor, grid_hw: tuple[int, in
     (B, C, 4h, 4w); they are resized before the product, which is the same as resizing the masks, and costs less.
     """
     resized = F.interpolate(pixels.float(), size=grid_hw, mode="bilinear", align_corners=False)
-    with torch.autocast(pixels.device.type, enabled=False):
-        return torch.einsum("bqc,bcn->bqn", mask_queries.float(), resized.flatten(2)) > 0
+    return torch.einsum("bqc,bcn->bqn", mask_queries.float(), resized.flatten(2)) > 0
 
 
 def rope(grid_hw: tuple[int, int], head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -202,7 +202,7 @@ class ModelFlags:
         "",
         "initialize from the weights of this head: our own checkpoint, or a released Mask2Former of Meta's DINOv3, "
         "transformers (folder, .safetensors) or detectron2 (.pkl, .pth); those two bring their backbone along, unless "
-        "--weights says otherwise",
+        "--weights says otherwise; or a released PMT decoder (folder, .bin, .safetensors)",
         metavar="PATH",
     )
     keep_matching_classes: bool = flag(
