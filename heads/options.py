@@ -39,7 +39,7 @@ class Mask2FormerOptions(MaskLossOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PMTOptions(MaskLossOptions):
-    hidden_dim: int = flag(0, "width of the feed-forward layers, 0 = the backbone's", low=0)
+    hidden_dim: int = flag(0, "of the feed-forward layers, 0 = the backbone's", low=0)
     adapter: str = flag("auto", "the backbone's layers are taken as they are", choices=("auto", "layers"))
     num_queries: int = flag(200, "masks that an image can have", low=1)
     num_blocks: int = flag(6, "blocks of the decoder", low=1)
