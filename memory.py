@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from backbones.frozen import FrozenBackbone
-from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head
-from structures import Features
+from heads.build import HeadSpec, build_adapter, build_head
+from segmenter import facts_of
+from structures import Features, Layer
 
 BYTES_PER_TRAINED = 16
 """float32: weight, gradient and AdamW's two moments."""
@@ -22,14 +23,17 @@ def estimated_memory_bytes(backbone: FrozenBackbone, spec: HeadSpec, image_size:
     backbone's activations. A frozen one frees them layer by layer, so that the true peak is somewhat above; one that is
     trained keeps them, so that it is far above.
     """
+    facts = facts_of(backbone, spec)
     with torch.device("meta"):
-        adapter = build_adapter(spec, BackboneFacts(backbone.channels, backbone.strides)).train()
+        adapter = build_adapter(spec, facts).train()
         head = build_head(spec, adapter.out_channels).train()
         images = torch.empty(batch_size, 3, image_size, image_size)
         maps = [
             torch.empty(batch_size, channels, image_size // stride, image_size // stride)
             for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
         ]
+        prefix = torch.empty(batch_size, 0, backbone.channels[-1])  # a few tokens beside all patches
+        features = Features(maps, layers={number: Layer(maps[-1], prefix) for number in facts.layers})
     kept: dict[int, torch.UntypedStorage] = {}  # by identity: what two layers keep is kept once
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -39,7 +43,7 @@ def estimated_memory_bytes(backbone: FrozenBackbone, spec: HeadSpec, image_size:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-        head(adapter(images, Features(maps)))
+        head(adapter(images, features))
     activations = sum(storage.nbytes() for storage in kept.values())
     trained = count_parameters(adapter) + count_parameters(head)
     learning = sum(p.numel() for p in backbone.parameters() if p.requires_grad)

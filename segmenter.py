@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from backbones.frozen import FrozenBackbone, build_backbone, build_kept_backbone
 from checkpoint import find_checkpoint, read_checkpoint
 from errors import UserError
-from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head, resolved
+from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head, resolved, takes_layers
+from heads.options import HEADS
 from structures import Features, LossScope, Target
 
 BACKBONE = "backbone.model."
@@ -23,6 +24,12 @@ BACKBONE = "backbone.model."
 def backbone_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those of a trainable_state() that are the backbone's, as build_kept_backbone takes them; often none."""
     return {name.removeprefix(BACKBONE): t for name, t in state.items() if name.startswith(BACKBONE)}
+
+
+def facts_of(backbone: FrozenBackbone, spec: HeadSpec) -> BackboneFacts:
+    """What adapter and head are built with. Has the backbone give the layers that the head takes."""
+    layers = backbone.give_layers(HEADS[spec.head].layers) if takes_layers(spec) else []
+    return BackboneFacts(backbone.channels, backbone.strides, layers)
 
 
 class Segmenter(nn.Module):
@@ -36,7 +43,7 @@ class Segmenter(nn.Module):
 
     def __init__(self, backbone: FrozenBackbone, spec: HeadSpec):
         super().__init__()
-        facts = BackboneFacts(backbone.channels, backbone.strides)
+        facts = facts_of(backbone, spec)
         self.spec = resolved(spec, facts)
         self.backbone = backbone
         self.adapter = build_adapter(spec, facts)

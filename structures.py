@@ -7,6 +7,7 @@ B batch, C channels, H W image size in pixels, h w size of a feature map, N mask
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -24,26 +25,53 @@ from the identity adapter: the backbone's own maps, whatever their strides."""
 
 
 @dataclass
+class Layer:
+    """All tokens of one layer of a plain ViT, for heads that ask for them.
+
+    map: (B, C, h, w), the patches. prefix: (B, P, C), the class token and then the registers; P may be 0.
+    """
+
+    map: Tensor
+    prefix: Tensor
+
+
+@dataclass
 class Features:
     """What a frozen backbone says about a batch: one map a tapped layer, in backbone order.
 
     maps: list of (B, C_i, h_i, w_i); a ViT gives equal sizes, a hierarchical backbone strides 4, 8, 16, 32.
-    class_token: (B, C), or None where the backbone has none.
+    class_token: (B, C), or None where the backbone has none. layers: those that a head asked for, by their number; a
+    map may be in `maps` too.
     """
 
     maps: list[Tensor]
     class_token: Tensor | None = None
+    layers: dict[int, Layer] = field(default_factory=dict)
 
     def to(self, device, non_blocking: bool = False) -> Features:
-        token = self.class_token
-        return Features(
-            [m.to(device, non_blocking=non_blocking) for m in self.maps],
-            None if token is None else token.to(device, non_blocking=non_blocking),
-        )
+        return self._changed(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Features:
+        return self._changed(lambda t: t.pin_memory())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self._tensors().values())
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Features:
+        changed = {key: change(tensor) for key, tensor in self._tensors().items()}
         token = self.class_token
-        return Features([m.pin_memory() for m in self.maps], None if token is None else token.pin_memory())
+        return Features(
+            [changed[id(m)] for m in self.maps],
+            None if token is None else changed[id(token)],
+            {n: Layer(changed[id(layer.map)], changed[id(layer.prefix)]) for n, layer in self.layers.items()},
+        )
+
+    def _tensors(self) -> dict[int, Tensor]:
+        """Each once, by identity: what is in both `maps` and `layers` is moved and counted once."""
+        of_layers = [t for layer in self.layers.values() for t in (layer.map, layer.prefix)]
+        token = [] if self.class_token is None else [self.class_token]
+        return {id(t): t for t in [*self.maps, *token, *of_layers]}
 
 
 @dataclass

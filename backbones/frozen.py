@@ -7,6 +7,7 @@ B batch, C channels, H W image size in pixels, h w size of a feature map.
 
 import hashlib
 import inspect
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -25,7 +26,7 @@ from backbones.timm_models import ROPE_PERIODS, create, create_with, timm_name
 from backbones.weight_files import OWN_PREFIX, backbone_state, read_normalisation, read_tensors
 from backbones.weights import find_weights
 from errors import UserError
-from structures import PYRAMID_STRIDES, Features
+from structures import PYRAMID_STRIDES, Features, Layer
 
 _SAMPLES = 4096
 
@@ -111,6 +112,7 @@ class FrozenBackbone(nn.Module):
         self.taps = _taps(model, name)
         self.channels: list[int] = [model.feature_info[tap]["num_chs"] for tap in self.taps]
         self.strides: list[int] = [model.feature_info[tap]["reduction"] for tap in self.taps]
+        self._layers: set[int] = set()
         takes = inspect.signature(model.forward_intermediates).parameters
         has_class_token = getattr(model, "cls_token", None) is not None
         self._gives_prefix_tokens = has_class_token and "return_prefix_tokens" in takes
@@ -130,12 +132,25 @@ class FrozenBackbone(nn.Module):
         with torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
             return self._features(self._resize_to_multiple(images))
 
+    def give_layers(self, by_depth: Mapping[int, Sequence[int]]) -> list[int]:
+        """Return the numbers of the layers that a head takes; from now on forward gives them, with all their tokens.
+
+        by_depth: which layers, for ViTs of this many blocks; those of the maps for others. Empty where the backbone is
+        no plain ViT, which has no such layers.
+        """
+        if len(set(self.strides)) > 1:
+            return []
+        layers = list(by_depth.get(len(self.model.feature_info), self.taps))
+        self._layers.update(layers)
+        return layers
+
     def _features(self, images: Tensor) -> Features:
         options = {"return_prefix_tokens": True} if self._gives_prefix_tokens else {}
+        numbers = sorted({*self.taps, *self._layers})
         try:
             with self._autocast(images.device), attention_backend(self.attention):
                 taps = self.model.forward_intermediates(
-                    images, indices=self.taps, norm=self._is_normed, intermediates_only=True, **options
+                    images, indices=numbers, norm=self._is_normed, intermediates_only=True, **options
                 )
         except (AssertionError, RuntimeError) as error:  # how timm refuses an image size, or fails to add positions
             if isinstance(error, RuntimeError) and "must match the size of tensor" not in str(error):
@@ -143,8 +158,14 @@ class FrozenBackbone(nn.Module):
             height, width = images.shape[-2:]
             raise UserError(f"--backbone {self.name} takes no images of {height} x {width}: {error}") from None
         if not self._gives_prefix_tokens:
-            return Features(list(taps))
-        return Features([patches for patches, _ in taps], class_token=taps[-1][1][:, 0])
+            taps = [(patches, patches.new_zeros(len(patches), 0, patches.shape[1])) for patches in taps]
+        of_number = dict(zip(numbers, taps, strict=True))
+        return Features(
+            [of_number[tap][0] for tap in self.taps],
+            taps[-1][1][:, 0] if self._gives_prefix_tokens else None,
+            # Cloned: a part of all tokens would keep the whole in memory beside the maps.
+            {number: Layer(of_number[number][0], of_number[number][1].clone()) for number in sorted(self._layers)},
+        )
 
     def try_out(self, size_hw: tuple[int, int]) -> None:
         """Runs one image of this size through a model of timm, and a gradient back where it learns.

@@ -137,7 +137,7 @@ class RememberedFeatures:
                 batch.features = self.kept[number]
             elif batch.targets:
                 batch = self.together.with_features(batch)
-                size = sum(m.numel() * m.element_size() for m in batch.features.maps)
+                size = batch.features.nbytes
                 if self.kept_bytes + size <= REMEMBERED_BYTES:
                     self.kept[number] = batch.features.to("cpu")
                     self.kept_bytes += size

@@ -11,20 +11,28 @@ from torch import nn
 
 from errors import UserError
 from heads.adapters.dinov3 import DINOv3Adapter
-from heads.adapters.light import FeaturePyramidAdapter, IdentityAdapter, StageNormAdapter
+from heads.adapters.light import FeaturePyramidAdapter, IdentityAdapter, LayersAdapter, StageNormAdapter
 from heads.linear import LinearHead
 from heads.mask2former.head import Mask2FormerHead, mask2former_size
 from heads.masks.loss import MaskLossSettings
 from heads.options import HEADS as FACTS
+from heads.pmt import PMTHead
 from heads.upernet import UPerNetHead
+
+PMT_HEAD_DIM = 64
+"""Channels of each attention head, as in all released decoders, and as in DINOv3."""
 
 
 @dataclass(frozen=True)
 class BackboneFacts:
-    """What a trainable part must know of the frozen one: channels and strides (pixels) of its maps."""
+    """What a trainable part must know of the frozen one: channels and strides (pixels) of its maps.
+
+    layers: the numbers of those that the head takes with all their tokens, where it is such a head.
+    """
 
     channels: list[int]
     strides: list[float]
+    layers: list[int] = field(default_factory=list)
 
     @property
     def is_pyramid(self) -> bool:
@@ -47,6 +55,8 @@ def resolved(spec: HeadSpec, backbone: BackboneFacts) -> HeadSpec:
     """The spec with the adapter that "auto" stands for."""
     if spec.adapter != "auto":
         return spec
+    if takes_layers(spec):
+        return replace(spec, adapter="layers")
     return replace(spec, adapter="none" if takes_as_they_are(spec, backbone) else "dinov3")
 
 
@@ -55,11 +65,17 @@ def takes_as_they_are(spec: HeadSpec, backbone: BackboneFacts) -> bool:
     return backbone.is_pyramid or (is_known and FACTS[spec.head].takes_one_stride)
 
 
+def takes_layers(spec: HeadSpec) -> bool:
+    return spec.head in FACTS and FACTS[spec.head].layers is not None
+
+
 def build_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
     """Raises UserError where adapter and backbone do not fit."""
     name = resolved(spec, backbone).adapter
     if name not in ADAPTERS:
         raise UserError(f"--adapter {name}: expected auto or one of {', '.join(ADAPTERS)}")
+    if takes_layers(spec) != (name == "layers"):
+        raise UserError(f"--adapter {name} does not go with the head {spec.head}: use --adapter auto")
     return ADAPTERS[name](spec, backbone)
 
 
@@ -98,6 +114,15 @@ def _stage_norm_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
     return StageNormAdapter(backbone.channels)
 
 
+def _layers_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
+    if not backbone.layers:
+        raise UserError(
+            f"the head {spec.head} is for plain ViTs; this backbone's maps have strides {backbone.strides}. Choose "
+            "another --backbone, or another head."
+        )
+    return LayersAdapter(backbone.channels, backbone.layers)
+
+
 def _needs_strides(backbone: BackboneFacts, name: str) -> None:
     if not backbone.is_pyramid:
         raise UserError(
@@ -122,15 +147,36 @@ def _linear(spec: HeadSpec, in_channels: list[int]) -> nn.Module:
     return LinearHead(in_channels, spec.num_classes, spec.hidden_dim, **spec.options)
 
 
+def _pmt(spec: HeadSpec, in_channels: list[int]) -> nn.Module:
+    options = dict(spec.options)
+    width = in_channels[0]
+    if width % PMT_HEAD_DIM:
+        raise UserError(f"the head pmt needs a backbone whose width is a multiple of {PMT_HEAD_DIM}, not {width}")
+    num_blocks, num_queries = options.pop("num_blocks", 6), options.pop("num_queries", 200)
+    has_masked_attention = not options.pop("no_masked_attention", False)
+    return PMTHead(
+        in_channels,
+        spec.num_classes,
+        mlp_dim=spec.hidden_dim or width,
+        num_heads=width // PMT_HEAD_DIM,
+        num_blocks=num_blocks,
+        num_queries=num_queries,
+        loss_settings=MaskLossSettings(**options),
+        has_masked_attention=has_masked_attention,
+    )
+
+
 ADAPTERS: dict[str, Callable[[HeadSpec, BackboneFacts], nn.Module]] = {
     "dinov3": _dinov3_adapter,
     "pyramid": _pyramid_adapter,
     "none": _identity_adapter,
     "stage_norm": _stage_norm_adapter,
+    "layers": _layers_adapter,
 }
 
 HEADS: dict[str, Callable[[HeadSpec, list[int]], nn.Module]] = {
     "m2f": _mask2former,
     "upernet": _upernet,
     "linear": _linear,
+    "pmt": _pmt,
 }

@@ -1,6 +1,7 @@
 """What each head is, for those who do not build it: its title, its flags, the prefix of its files. Imports no torch."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from flags import flag
@@ -12,7 +13,20 @@ DICE = "of a dice loss beside cross-entropy"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mask2FormerOptions:
+class MaskLossOptions:
+    """The set loss of mask heads."""
+
+    class_weight: float = flag(2.0, "of the class loss and matching cost", low=0)
+    mask_weight: float = flag(5.0, "of the mask loss and matching cost", low=0)
+    dice_weight: float = flag(5.0, "of the dice loss and matching cost", low=0)
+    no_object_weight: float = flag(0.1, "of queries without an object", low=0)
+    num_points: int = flag(12544, "points at which a mask is compared", low=1)
+    oversample_ratio: float = flag(3.0, "points looked at for each one kept", low=1)
+    importance_ratio: float = flag(0.75, "share of points at unsure places", low=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask2FormerOptions(MaskLossOptions):
     hidden_dim: int = flag(2048, WIDTH, low=1)
     adapter: str = flag("auto", ADAPTER, choices=ADAPTERS)
     m2f_size: str = flag(
@@ -21,13 +35,15 @@ class Mask2FormerOptions:
         choices=("meta", "paper"),
     )
     num_queries: int = flag(100, "masks that an image can have", low=1)
-    class_weight: float = flag(2.0, "of the class loss and matching cost", low=0)
-    mask_weight: float = flag(5.0, "of the mask loss and matching cost", low=0)
-    dice_weight: float = flag(5.0, "of the dice loss and matching cost", low=0)
-    no_object_weight: float = flag(0.1, "of queries without an object", low=0)
-    num_points: int = flag(12544, "points at which a mask is compared", low=1)
-    oversample_ratio: float = flag(3.0, "points looked at for each one kept", low=1)
-    importance_ratio: float = flag(0.75, "share of points at unsure places", low=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PMTOptions(MaskLossOptions):
+    hidden_dim: int = flag(0, "of the feed-forward layers, 0 = the backbone's", low=0)
+    adapter: str = flag("auto", "the backbone's layers are taken as they are", choices=("auto", "layers"))
+    num_queries: int = flag(200, "masks that an image can have", low=1)
+    num_blocks: int = flag(6, "blocks of the decoder", low=1)
+    no_masked_attention: bool = flag(False, "queries look at all patches from the first step on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +67,9 @@ class HeadFacts:
     """title: for people. prefix: of the names of all files of its runs. options: its flags.
 
     finds_objects: whether it does instance and panoptic segmentation too. takes_one_stride: whether it takes maps of a
-    plain ViT as they are. classifier: the layer with a row per class; has_no_object: whether one more row comes last.
+    plain ViT as they are. layers: None where it takes maps; for a head that takes all tokens of a plain ViT's layers,
+    which ones of ViTs of this many blocks, those of the maps for others. classifier: the layer with a row per class;
+    has_no_object: whether one more row comes last. defaults: of flags of the training, where its recipe has others.
     """
 
     title: str
@@ -59,8 +77,10 @@ class HeadFacts:
     options: type
     finds_objects: bool = False
     takes_one_stride: bool = False
+    layers: Mapping[int, tuple[int, ...]] | None = None
     classifier: str = "head.classifier"
     has_no_object: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 HEADS = {
@@ -74,6 +94,16 @@ HEADS = {
     ),
     "upernet": HeadFacts("UPerNet", "upernet_", UPerNetOptions),
     "linear": HeadFacts("linear", "linear_", LinearOptions, takes_one_stride=True),
+    "pmt": HeadFacts(
+        "Plain Mask Transformer",
+        "pmt_",
+        PMTOptions,
+        finds_objects=True,
+        layers={24: (5, 11, 17, 23)},  # and not block 4, which Meta's heads take
+        classifier="head.decoder.class_head",
+        has_no_object=True,
+        defaults={"weight_decay": 0.05, "max_grad_norm": 0.01},
+    ),
 }
 
 

@@ -4,14 +4,15 @@ B batch, K classes, H W size of the ground truth.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from heads.head import Head
 from rows import resize_rows
 from structures import IGNORE_INDEX, LossScope, Target
 
 
-class PixelHead(nn.Module):
+class PixelHead(Head):
     """A subclass has a `forward` from a pyramid to logits (B, K, h, w). dice_weight: of the dice loss, 0 = none."""
 
     def __init__(self, dice_weight: float = 0.0):

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from backbones.frozen import FrozenBackbone, build_backbone
+from errors import UserError
 from heads.build import HeadSpec
 from heads.norm import BatchNorm2d
 from memory import estimated_memory_bytes
@@ -14,7 +15,12 @@ from structures import IGNORE_INDEX, Target
 from training.optimizer import build_optimizer
 from training.trainer import groups_of
 
-OPTIONS = {"m2f": {"m2f_size": "paper", "num_queries": 6, "num_points": 64}, "upernet": {}, "linear": {}}
+OPTIONS = {
+    "m2f": {"m2f_size": "paper", "num_queries": 6, "num_points": 64},
+    "upernet": {},
+    "linear": {},
+    "pmt": {"num_queries": 6, "num_points": 64, "num_blocks": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +49,10 @@ def build(backbone: FrozenBackbone, head: str, adapter: str = "auto") -> Segment
 def test_every_head_trains_on_every_kind_of_backbone(backbones, head, name, adapter):
     if head == "linear" and adapter == "pyramid":
         pytest.skip("the linear head takes the maps as they are")
+    if head == "pmt" and (adapter != "auto" or not name.startswith("vit")):
+        with pytest.raises(UserError, match="pmt"):
+            build(backbones[name], head, adapter)
+        return
     segmenter = build(backbones[name], head, adapter).train()
     images = torch.randn(2, 3, 64, 96)
     truth = torch.zeros(2, 64, 96, dtype=torch.int64)
@@ -101,6 +111,8 @@ def test_mask_scores_in_chunks_equal_the_whole(backbones, monkeypatch):
 @pytest.mark.parametrize("head", OPTIONS)
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
 def test_estimated_memory_is_what_a_real_step_keeps(backbones, head, name):
+    if head == "pmt" and not name.startswith("vit"):
+        pytest.skip("for plain ViTs only")
     segmenter = build(backbones[name], head).train()
     kept = {}
 
@@ -130,6 +142,13 @@ def test_weight_decay_spares_biases_norms_and_codes(backbones):
     for p in free["params"]:
         last = names[id(p)]
         assert p.dim() == 1 or any(code in last for code in ("level_embed", "level_encoding", "query_"))
+
+
+def test_a_head_may_have_weight_decay_on_all(backbones):
+    segmenter = build(backbones["vit_tiny_patch16_224"], "pmt")
+    assert segmenter.head.decays_all
+    decayed, free = build_optimizer([segmenter.adapter, segmenter.head], 1e-4, 0.05, decays_all=True).param_groups
+    assert {id(p) for p in decayed["params"]} == {id(p) for p in segmenter.head.parameters()} and not free["params"]
 
 
 def test_groups_take_what_is_left():

@@ -9,7 +9,7 @@ import argparse
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, make_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any, ClassVar
 
 from backbones.names import ATTENTION_BACKENDS, BACKBONES
@@ -202,7 +202,7 @@ class ModelFlags:
         "",
         "initialize from the weights of this head: our own checkpoint, or a released Mask2Former of Meta's DINOv3, "
         "transformers (folder, .safetensors) or detectron2 (.pkl, .pth); those two bring their backbone along, unless "
-        "--weights says otherwise",
+        "--weights says otherwise; or a released PMT decoder (folder, .bin, .safetensors)",
         metavar="PATH",
     )
     keep_matching_classes: bool = flag(
@@ -305,7 +305,12 @@ def config_of(head: str) -> type[TrainConfig]:
     """The configuration of a head's training: config_of("m2f")(image_paths=(...,), mask_paths=(...,), epochs=50)."""
     facts = HEADS[head]
     bases = (facts.options, *((CocoFlags,) if facts.finds_objects else ()), TrainConfig)
-    made = make_dataclass(f"{facts.options.__name__}Config", [], bases=bases, frozen=True, kw_only=True)
+    usual = {each.name: each for each in fields(TrainConfig)}
+    own = [
+        (name, usual[name].type, field(default=value, metadata=usual[name].metadata))
+        for name, value in facts.defaults.items()
+    ]
+    made = make_dataclass(f"{facts.options.__name__}Config", own, bases=bases, frozen=True, kw_only=True)
     made.head = head
     return made
 
@@ -322,7 +327,7 @@ def parse_training_arguments(head: str, argv: Sequence[str]) -> TrainConfig:
     for title, parts in (
         ("data", data),
         ("backbone and adapter", (ModelFlags,)),
-        ("head and loss", (facts.options,)),
+        ("head and loss", tuple(part for part in facts.options.__mro__ if is_dataclass(part))),
         ("training", (ScheduleFlags, SeedFlags)),
         ("validation", (HeldOutFlags, ValidationFlags)),
         ("output and resuming", (OutputFlags,)),
@@ -330,4 +335,5 @@ def parse_training_arguments(head: str, argv: Sequence[str]) -> TrainConfig:
         group = parser.add_argument_group(title)
         for part in parts:
             add_flags(group, part)
+    parser.set_defaults(**facts.defaults)
     return parse(config_of(head), parser, argv, head)

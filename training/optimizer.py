@@ -12,6 +12,9 @@ from segmenter import Segmenter
 CODES = ("level_embed", "level_encoding", "pos_embed", "cls_token", "reg_token", "relative_position_bias_table")
 """Names of learned codes that are no nn.Embedding."""
 
+STATISTICS = ("running_mean", "running_var")
+"""Of batch norms."""
+
 
 def build_optimizer(
     parts: list[nn.Module],
@@ -19,18 +22,22 @@ def build_optimizer(
     weight_decay: float,
     backbone: nn.Module | None = None,
     backbone_lr_multiplier: float = 1.0,
+    decays_all: bool = False,
 ) -> AdamW:
     """AdamW; weight decay for matrices and kernels only, not for biases, norms and learned codes (embeddings).
 
-    parts: what learns at the full rate. backbone: what learns at a multiple of it, in groups of its own.
+    parts: what learns at the full rate; with decays_all, weight decay is for all of it. backbone: what learns at a
+    multiple of the rate, in groups of its own.
     """
-    groups = parameter_groups(parts, weight_decay, 1.0)
+    groups = parameter_groups(parts, weight_decay, 1.0, decays_all)
     if backbone is not None:
         groups += parameter_groups([backbone], weight_decay, backbone_lr_multiplier)
     return AdamW(groups, lr=lr)
 
 
-def parameter_groups(parts: list[nn.Module], weight_decay: float, lr_multiplier: float) -> list[dict]:
+def parameter_groups(
+    parts: list[nn.Module], weight_decay: float, lr_multiplier: float, decays_all: bool = False
+) -> list[dict]:
     """Two groups, one with weight decay and one without. Each keeps the factor that set_lr puts on its rate."""
     decayed, free = [], []
     for part in parts:
@@ -38,7 +45,8 @@ def parameter_groups(parts: list[nn.Module], weight_decay: float, lr_multiplier:
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.requires_grad:
                     is_code = isinstance(module, nn.Embedding) or name in CODES
-                    (free if parameter.dim() < 2 or is_code else decayed).append(parameter)
+                    is_free = not decays_all and (parameter.dim() < 2 or is_code)
+                    (free if is_free else decayed).append(parameter)
     return [
         {"params": decayed, "weight_decay": weight_decay, "lr_multiplier": lr_multiplier},
         {"params": free, "weight_decay": 0.0, "lr_multiplier": lr_multiplier},
@@ -54,11 +62,13 @@ class Average:
     """Averaged tensors of `Segmenter.trainable_state`, which are validated and used in the place of the raw ones.
 
     The decay rises as (1 + step) / (10 + step) to its final value, so that the average forgets the initialization also
-    in a short run (as in TensorFlow's ExponentialMovingAverage). Whole numbers, such as counts of batches, are copied.
+    in a short run (as in TensorFlow's ExponentialMovingAverage). Of buffers only statistics of batch norms are
+    averaged: others, such as counts of batches and what a head sets by the run's progress, are copied.
     """
 
     def __init__(self, segmenter: Segmenter, decay: float) -> None:
         self.segmenter, self.decay = segmenter, decay
+        self.buffers = {name for name, _ in segmenter.named_buffers()}
         self.tensors = {name: tensor.clone() for name, tensor in segmenter.trainable_state().items()}
 
     @torch.no_grad()
@@ -66,10 +76,14 @@ class Average:
         """step: number of this step, counted from 0, whose weights the segmenter has now."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         for name, tensor in self.segmenter.trainable_state().items():
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() and not self._is_set(name):
                 self.tensors[name].lerp_(tensor, share)
             else:
                 self.tensors[name].copy_(tensor)
+
+    def _is_set(self, name: str) -> bool:
+        """Whether the tensor is a buffer that the run sets, in place of one that follows the data."""
+        return name in self.buffers and not name.endswith(STATISTICS)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """tensors: from a checkpoint, which may lie on another device."""

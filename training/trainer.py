@@ -126,11 +126,12 @@ class Trainer:
         backbone = segmenter.backbone if segmenter.backbone.is_trained else None
         parts = [segmenter.adapter, segmenter.head]
         rates = (settings.lr, settings.weight_decay)
-        optimizer = build_optimizer(parts, *rates, backbone, settings.backbone_lr_multiplier)
+        decays_all = segmenter.head.decays_all
+        optimizer = build_optimizer(parts, *rates, backbone, settings.backbone_lr_multiplier, decays_all)
         self.model, self.optimizer = accelerator.prepare(segmenter, optimizer)
-        self.average = Average(segmenter, settings.ema_decay) if settings.ema_decay else None
         self.progress = Progress(settings.best_metric)
-        self.plan = self._plan()
+        self._make_plan()
+        self.average = Average(segmenter, settings.ema_decay) if settings.ema_decay else None
         self.validation_batches: Iterable[Batch] | None = loaders.val
         self.log = RunLog(files, settings.log_interval, accelerator.is_main_process)
         self.stop = StopRequest()
@@ -170,7 +171,7 @@ class Trainer:
             best = progress.best if best_metric in progress.best else {}
             progress = replace(progress, best_metric=best_metric, best=best)
         self.progress = progress
-        self.plan = self._plan()
+        self._make_plan()
         self.log.restore(state["log"])
         self._saved_step = progress.step
 
@@ -243,6 +244,13 @@ class Trainer:
         every = self.settings.checkpointing_steps
         return every > 0 and self.progress.step % every == 0
 
+    def _make_plan(self) -> None:
+        self.plan = self._plan()
+        self._set_progress_of_head()
+
+    def _set_progress_of_head(self) -> None:
+        self.segmenter.head.set_progress(self.progress.step / max(1, self.plan.total_steps))
+
     def _plan(self) -> Plan:
         """Of what a resumed run lacks, in epochs or steps, also where an epoch has another number of steps now."""
         s, progress, order = self.settings, self.progress, self.loaders.order
@@ -274,6 +282,7 @@ class Trainer:
         num_images = sum(len(b.images) for b in micro_batches) * self.accelerator.num_processes
         progress.step += 1
         progress.samples += num_images
+        self._set_progress_of_head()
         self._report(result, micro_batches, lr, num_images)
         if result.stop_signal:
             # Where --max-steps ends within an epoch no step is left that would bring the last validation.

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from structures import PYRAMID_STRIDES, Features, Pyramid
+from structures import PYRAMID_STRIDES, Features, Layer, Pyramid
 
 
 class FeaturePyramidAdapter(nn.Module):
@@ -55,6 +55,18 @@ class IdentityAdapter(nn.Module):
 
     def forward(self, images: Tensor, features: Features) -> Pyramid:
         return list(features.maps)
+
+
+class LayersAdapter(nn.Module):
+    """Layers of a plain ViT with all their tokens, for a head that asks for them; no parameters."""
+
+    def __init__(self, in_channels: list[int], layers: list[int]):
+        super().__init__()
+        self.out_channels = list(in_channels)
+        self.layers = list(layers)
+
+    def forward(self, images: Tensor, features: Features) -> list[Layer]:
+        return [features.layers[number] for number in self.layers]
 
 
 class StageNormAdapter(nn.Module):

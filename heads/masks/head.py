@@ -7,8 +7,9 @@ B batch, Q queries, K classes, L predictions.
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from heads.head import Head
 from heads.masks import results
 from heads.masks.loss import MaskLossSettings, MaskOutputs, mask_loss, mask_normalizers, to_mask_target
 from rows import resize_rows
@@ -18,7 +19,7 @@ from structures import Instance, LossScope, Segment, Target
 CHUNK_ELEMENTS = 2**26
 
 
-class MaskHead(nn.Module):
+class MaskHead(Head):
     """Set loss; per-pixel class scores, objects, and panoptic maps. A subclass has a `forward` to MaskOutputs."""
 
     def __init__(self, num_queries: int, loss_settings: MaskLossSettings | None = None):

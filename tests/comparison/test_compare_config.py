@@ -40,7 +40,7 @@ def test_the_budget_is_that_of_each_head(budget, steps, epochs):
         ["--value-range", "percentile", "--weights", "random", "--max-megapixels", "12.5"],
     ],
 )
-@pytest.mark.parametrize("head", ["m2f", "upernet", "linear"])
+@pytest.mark.parametrize("head", ["m2f", "upernet", "linear", "pmt"])
 def test_a_command_makes_the_configuration_again(head, flags):
     config = parse_training_arguments(head, [*DATA, *flags])
     python, script, *words = shlex.split(command_of(config, f"demo/train_{head}_head.py"))

@@ -24,3 +24,10 @@ def fill(key: str, shape: tuple[int, ...] | list[int]) -> np.ndarray:
     if key.endswith(("weight", "gamma")):
         return 1 + 0.1 * noise
     return 0.1 * noise
+
+
+def fill_pmt(key: str, shape: tuple[int, ...] | list[int]) -> np.ndarray:
+    """The float32 weight called `key` in a file of PMT: its layer scales and scalers are filled as weights."""
+    if key.endswith(".lambda1") or ".scalers." in key:
+        return 1 + 0.1 * standard_normal(key, shape)
+    return fill(key, shape)

@@ -46,9 +46,9 @@ def test_raw_weights_are_back_after_the_averaged_ones():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["m2f", "upernet"])
+@pytest.mark.parametrize("head", ["m2f", "upernet", "pmt"])
 def test_a_run_with_an_average_is_resumed_exactly(tmp_path, head):
-    prefix = {"m2f": "", "upernet": "upernet_"}[head]
+    prefix = "" if head == "m2f" else f"{head}_"
     flags = [*drawn(tmp_path / "data"), *DECAY, "--checkpointing-steps", "1", "--epochs", "3"]
     assert train_here(head, tmp_path / "whole", *flags) == 0
     middle = tmp_path / "whole" / f"{prefix}checkpoint_step_3.pth"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from panoptic_helpers import panoptic_set
 from paths import ROOT
 from PIL import Image
 
@@ -45,7 +46,15 @@ def pairs(folder: Path, args) -> list[str]:
 def test_the_recipes_that_are_promised_are_there():
     names = {path.stem for path in RECIPES}
     promised = {f"{head}_{size}" for head in ("m2f", "upernet", "linear") for size in ("vits", "vitl", "vit7b")}
-    promised |= {"m2f_instance_vitsplus", "m2f_instance_vitl", "m2f_ade20k_vit7b_meta"}
+    promised |= {
+        "pmt_vits",
+        "pmt_ade20k_vitl",
+        "pmt_instance_vitl",
+        "pmt_panoptic_vitl",
+        "m2f_instance_vitsplus",
+        "m2f_instance_vitl",
+        "m2f_ade20k_vit7b_meta",
+    }
     assert promised <= names
     assert all(any(name in stem for stem in names) for name in ("ade20k", "cityscapes", "voc", "camvid"))
 
@@ -57,12 +66,17 @@ def test_a_recipe_says_what_it_costs_and_trains(tmp_path, recipe, capsys):
     if content.get("task") == "instance":
         make_coco_demo_set(tmp_path / "data", 2, 1, 64)
         data = ["--coco-dir", str(tmp_path / "data")]
+    elif content.get("task") == "panoptic":
+        files = zip(
+            ("--coco-json", "--coco-images", "--coco-segments"), panoptic_set(tmp_path / "data", 2), strict=True
+        )
+        data = [word for pair in files for word in pair]
     else:
         data = pairs(tmp_path / "data", parsed(recipe, "--image-paths", "x", "--mask-paths", "y"))
     small = [*SMALL, "--max-steps", "1", "--batch-size", "2", "--gradient-accumulation-steps", "1"]
     if content["head"] != "linear":
         small += ["--hidden-dim", "32"]
-    if content["head"] == "m2f":
+    if content["head"] in ("m2f", "pmt"):
         small += ["--num-points", "128"]
     args = parsed(recipe, *data, *small, "--checkpoint-dir", str(tmp_path / "run"))
     for key, value in content.items():  # all of the recipe counts, except for what stands on the command line

@@ -28,7 +28,7 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
     assert log_without_speed(tmp_path / "resumed") == expected and len(expected) == 8  # 3 steps, a validation an epoch
 
 
-@pytest.mark.parametrize(("head", "step"), [("m2f", 1), ("m2f", 5), ("upernet", 3)])
+@pytest.mark.parametrize(("head", "step"), [("m2f", 1), ("m2f", 5), ("upernet", 3), ("pmt", 3)])
 def test_a_run_resumed_in_the_middle_of_an_epoch_equals_an_unbroken_one(tmp_path, head, step):
     """Also the lines of the log that add up steps before and after the break, and accumulated batches."""
     data = drawn(tmp_path / "data", train=7)

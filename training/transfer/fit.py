@@ -100,14 +100,16 @@ def transfer(
         theirs = released.class_names
         num_theirs = len(new[rows[0]]) - int(facts.has_no_object)
         pairs = matching(released, class_names) if keep_matching else []
-        if not (theirs == class_names if theirs else num_theirs == len(class_names)):
+        is_unnamed = not theirs or all(map(is_made_up, class_names))
+        if not (num_theirs == len(class_names) if is_unnamed else theirs == class_names):
             report.notes.append(class_note(released, class_names, num_theirs, pairs, keep_matching))
             report.reset = rows
             if pairs and facts.has_no_object:
                 pairs.append((len(class_names), num_theirs))
             new |= {name: with_rows(own[name], new[name], pairs) for name in rows}
-        elif not theirs:
-            report.notes.append("the file does not name its classes: they are taken in the order of this run's")
+        elif is_unnamed:
+            unnamed, others = ("this run", "the file's") if theirs else ("the file", "this run's")
+            report.notes.append(f"{unnamed} does not name its classes: they are taken in the order of {others}")
     segmenter.load_state_dict(new, strict=False)
     report.loaded = [name for name in new if name not in report.reset]
     report.missing = [name for name in own if name not in new]

@@ -1,7 +1,8 @@
 """The heads that `--init-head` reads, and our names for their tensors.
 
 Our own checkpoints; Meta's released Mask2Former for ADE20K on ViT-7B; transformers' and detectron2's Mask2Former on
-Swin or ResNet. The released files were not at hand: names are those of the published code, tests/golden/ has Meta's.
+Swin or ResNet; PMT's releases for ViT-S, B and L. The released files were not at hand: names are those of the published
+code, tests/golden/ has Meta's and PMT's.
 """
 
 import json
@@ -16,6 +17,7 @@ from backbones.keys import rename
 from backbones.mask2former_keys import TRANSFORMERS_ENCODER, mask2former_backbone, mask2former_backbone_name
 from backbones.weight_files import read_tensors
 from checkpoint import read_checkpoint
+from data.known_classes import BY_NUMBER
 from data.label_files import is_made_up
 from errors import UserError
 from heads.mask2former.head import Mask2FormerSize, mask2former_size
@@ -128,7 +130,7 @@ def from_own_checkpoint(path: Path) -> ReleasedHead:
     content = read_checkpoint(path)
     spec, about = content["spec"], content["backbone"]
     options = {"hidden_dim": spec["hidden_dim"], **spec["options"]}
-    sizes = [name for name in ("hidden_dim", "m2f_size", "num_queries") if name in options]
+    sizes = [name for name in ("hidden_dim", "m2f_size", "num_queries", "num_blocks") if name in options]
     flags = [f"--{name.replace('_', '-')} {options[name]}" for name in sizes]
     if options.get("use_all_maps"):
         flags.append("--use-all-maps")
@@ -225,10 +227,55 @@ def read_class_names(path: Path, num_classes: int) -> list[str] | None:
     return None if all(name == f"LABEL_{k}" for k, name in enumerate(names)) else names
 
 
+PMT_PREFIX = "decoder.lateral_projections."
+PMT_BACKBONES = {384: "dinov3_vits16", 768: "dinov3_vitb16", 1024: "dinov3_vitl16"}
+"""Of the released decoders, by their width."""
+
+_PMT_RULES = [
+    (r"_orig_mod\.", ""),  # of torch.compile
+    (r"^(module\.)?(network\.)?(bn|decoder)\.", r"head.\3."),
+]
+_FUSED = "attention.qkv_proj."
+
+
+def from_pmt(path: str, content: dict[str, Tensor]) -> ReleasedHead:
+    state = split_pmt_attention(rename(dict(content), _PMT_RULES))
+    head = {name: t for name, t in state.items() if name.startswith("head.")}
+    try:
+        num_queries, width = head["head.decoder.q.weight"].shape
+        num_classes = len(head["head.decoder.class_head.weight"]) - 1
+        mlp_dim = len(head["head.decoder.blocks.0.mlp.up_proj.weight"])
+    except KeyError as error:
+        raise UserError(f"--init-head {path}: looks like a PMT decoder, but {error} is missing") from None
+    num_blocks = len({name.split(".")[3] for name in head if name.startswith("head.decoder.blocks.")})
+    names = BY_NUMBER.get(num_classes)
+    return ReleasedHead(
+        path,
+        "PMT's decoder",
+        "pmt",
+        head,
+        f"--hidden-dim {mlp_dim} --num-queries {num_queries} --num-blocks {num_blocks}",
+        unused=sorted(state.keys() - head.keys()),
+        class_names=list(names) if names else None,
+        adapter="layers",
+        backbone=PMT_BACKBONES.get(width),
+    )
+
+
+def split_pmt_attention(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Query, key and value projections that were saved as one, apart again. Keys have no bias: a zero is dropped."""
+    for fused in [name for name in state if _FUSED in name]:
+        parts = zip("qkv", state.pop(fused).chunk(3), strict=True)
+        split = {fused.replace(_FUSED, f"attention.{part}_proj."): tensor for part, tensor in parts}
+        state |= {name: t for name, t in split.items() if not name.endswith("k_proj.bias") or t.any()}
+    return state
+
+
 SOURCES = {
     META_PREFIX: from_meta,
     TRANSFORMERS_PREFIX: from_transformers,
     DETECTRON2_PREFIX: from_detectron2,
+    PMT_PREFIX: from_pmt,
 }
 """By what stands in the names of its tensors."""
 
@@ -248,6 +295,6 @@ def read_released(word: str) -> ReleasedHead:
             return read(str(path), content)
     raise UserError(
         f"--init-head {path}: holds no head that is known here (its first tensor is {next(iter(content))}). Expected: "
-        "a checkpoint of this program, or a Mask2Former of Meta's DINOv3, transformers or detectron2. Weights of a "
-        "backbone go with --weights."
+        "a checkpoint of this program, a Mask2Former of Meta's DINOv3, transformers or detectron2, or a PMT decoder. "
+        "Weights of a backbone go with --weights."
     )
