@@ -41,7 +41,7 @@ def checked_segmentation(annotation: dict[str, Any], size_hw: tuple[int, int]) -
     """
     raw = annotation.get("segmentation")
     if raw is None or raw == [] or raw == [[]]:
-        instead = "a box, but " if annotation.get("bbox") else "keypoints, but " if annotation.get("keypoints") else ""
+        instead = "a box but " if annotation.get("bbox") else "keypoints but " if annotation.get("keypoints") else ""
         raise SegmentationError("no-mask", f"has {instead}no segmentation")
     if isinstance(raw, dict):
         rle, is_cut = _checked_rle(raw, size_hw), False
