@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch.utils.tensorboard import SummaryWriter
 
 from checkpoint import find_checkpoint, read_checkpoint, write_json
-from comparison.config import ALL, METRIC_OF, CompareConfig, command_of
+from comparison.config import ALL, METRIC_OF, NO_VALIDATION, CompareConfig, command_of
 from comparison.finished_runs import (
     check_comparable,
     config_from,
@@ -128,6 +128,8 @@ def trained(
     for name, training in trainings.items():
         runs[name] = prepare(training, accelerator, held, next(iter(runs.values())).shared if runs else None)
     first = next(iter(runs.values()))
+    if first.trainer.loaders.val is None:
+        raise UserError(NO_VALIDATION)
     together = Together({name: run.trainer for name, run in runs.items()})
     left = {name: run for name, run in runs.items() if not run.trainer.is_finished}
     with ExitStack() as closing:

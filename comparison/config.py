@@ -34,6 +34,8 @@ METRIC_OF = {"semantic": "miou", "instance": "map", "panoptic": "pq"}
 """Of each task: the metric by which heads are compared."""
 
 ALL = "all"
+NO_VALIDATION = "--validate, or --val-image-paths and so on, is missing: heads are compared by their validation"
+
 VALIDATIONS = 10
 """So many of a run on a part of the training images, at least."""
 
@@ -81,8 +83,8 @@ class CompareConfig(CompareFlags, CocoFlags, TrainConfig):
         wrong = [head for head in self.heads if self.task != "semantic" and not HEADS[head].finds_objects]
         if wrong:
             raise UserError(f"--heads {' '.join(wrong)}: does no --task {self.task}, only semantic segmentation")
-        if not self.is_validated:
-            raise UserError("--validate, or --val-image-paths and so on, is missing: heads are compared by it")
+        if not self.is_validated and not self.coco_dir:  # whose folder may hold a validation split
+            raise UserError(NO_VALIDATION)
         if self.train_sizes and not (self.budget or "").startswith("steps="):
             raise UserError("--train-sizes needs --budget steps=N: the same number of steps for all sizes")
         for size in self.train_sizes or ():

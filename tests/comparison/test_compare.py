@@ -4,13 +4,16 @@ import json
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from panoptic_helpers import panoptic_set
 from training_helpers import SMALL, assert_same_state, drawn, train_here
 
 from comparison.compare import compare, steps_in_time
 from comparison.config import parse_compare_arguments
 from comparison.files import read_comparison, write_comparison
 from comparison.together import Together
+from data.drawn.sets import make_coco_demo_set
 from errors import Interrupted, UserError, run_job
 from segmenter import Segmenter
 from training.config import parse_training_arguments
@@ -41,7 +44,14 @@ def words(
         *data,
         *("--backbone", "vit_tiny_patch16_224", "--weights", "random", "--batch-size", "2", "--num-workers", "0"),
         *("--warmup-epochs", "0", "--drop-path", "0.2", "--checkpoint-dir", str(folder)),
-        *("--heads", *heads, "--set", "upernet.lr=0.0003", *(word for head in heads for word in settings(head)), *more),
+        *(
+            "--heads",
+            *heads,
+            "--set",
+            *(["upernet.lr=0.0003"] if "upernet" in heads else []),
+            *(word for head in heads for word in settings(head)),
+            *more,
+        ),
     ]
 
 
@@ -179,6 +189,24 @@ def test_seeds_and_sizes_of_the_training_set(data, tmp_path, numbers_only):
     results = read_comparison(tmp_path / "report" / "comparison.json").results
     found = {(result.head, result.seed, result.train_size) for result in results}
     assert found == {(head, seed, size) for head in LIGHT for seed in (0, 1) for size in (2, 5)}
+
+
+@pytest.mark.parametrize(("task", "metric"), [("instance", "AP"), ("panoptic", "PQ")])
+def test_heads_that_find_objects_are_compared_by_them(tmp_path, numbers_only, task, metric):
+    if task == "instance":
+        make_coco_demo_set(tmp_path / "data", 3, 2, 64)
+        data = ["--coco-dir", str(tmp_path / "data")]
+    else:
+        json_file, images, segments = panoptic_set(tmp_path / "data", 3)
+        data = ["--coco-json", json_file, "--coco-images", images, "--coco-segments", segments]
+        data += ["--validate", "--val-fraction", "0.5"]
+    flags = ("--task", task, "--image-size", "64", "--budget", "steps=2")
+    assert run(data, tmp_path / "run", *flags, heads=("m2f", "pmt")) == 0
+    comparison = read_comparison(tmp_path / "run" / "report" / "comparison.json")
+    assert comparison.task == task and comparison.metric == metric and len(comparison.results) == 2
+    everything = np.ones(len(comparison.sample_ids), np.int64)
+    for result in comparison.results:
+        assert result.per_image.value(everything) == pytest.approx(result.metrics[metric], abs=1e-6)
 
 
 def test_finished_runs_are_compared(data, tmp_path, numbers_only):
