@@ -57,7 +57,7 @@ class ImageByImage:
         states = [self._evaluated(model, batch).state() for batch in self._readable()]
         whole = self._evaluator()
         result = whole.result(states)
-        (by_class,) = result.by_class.values()
+        by_class, *_ = result.by_class.values()  # that of the metric comes first
         return Measured(
             result.values,
             [None if np.isnan(value) else value for value in by_class.values()],

@@ -1,4 +1,7 @@
-"""Semantic segmentation: mIoU and accuracies from one confusion matrix, at the size of each mask. K classes."""
+"""Semantic segmentation: mIoU and accuracies from one confusion matrix, and boundary IoU, at the size of each mask.
+
+K classes.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from evaluation.boundary import boundary_areas, boundary_iou
 from evaluation.evaluate import Model, Result, truth_at
 from evaluation.inference import Window, padding_to, scores_of_views, windows_of
 from evaluation.options import Inference
@@ -60,9 +64,10 @@ def mean_of_known(values: Tensor) -> float:
 
 @dataclass(frozen=True)
 class SemanticState:
-    """Sums that can be added: confusion (K, K) int64, loss, and number of images."""
+    """Sums that can be added: confusion (K, K) int64, boundary (K, 3) int64, loss, and number of images."""
 
     confusion: Tensor
+    boundary: Tensor
     loss: float
     num_images: int
 
@@ -74,7 +79,13 @@ class SemanticEvaluator:
     Images of one batch have masks of one size (a batch of one always does).
     """
 
-    METRICS: ClassVar = {"loss": False, "miou": True, "mean_accuracy": True, "pixel_accuracy": True}
+    METRICS: ClassVar = {
+        "loss": False,
+        "miou": True,
+        "mean_accuracy": True,
+        "pixel_accuracy": True,
+        "boundary_iou": True,
+    }
 
     def __init__(
         self,
@@ -86,6 +97,7 @@ class SemanticEvaluator:
         self.class_names, self.inference, self.num_samples = class_names, inference or Inference(), num_samples
         self.colors = colors
         self.confusion = torch.zeros(len(class_names), len(class_names), dtype=torch.int64)
+        self.boundary = torch.zeros(len(class_names), 3, dtype=torch.int64)
         self.loss, self.num_images = 0.0, 0
         self.samples: list[Shown] = []
 
@@ -96,6 +108,7 @@ class SemanticEvaluator:
         self.num_images += len(batch.images)
         for image, truth, predicted in zip(batch.images, truths, classes, strict=True):
             self.confusion += confusion_matrix(predicted, truth, len(self.class_names)).cpu()
+            self.boundary += boundary_areas(predicted, truth, len(self.class_names)).cpu()
             if len(self.samples) < self.num_samples:
                 self.samples.append(Shown(image.cpu(), truth.byte().cpu(), predicted.cpu()))
 
@@ -127,29 +140,36 @@ class SemanticEvaluator:
         return torch.where(torch.stack(is_finite).all(), loss, torch.nan), classes
 
     def state(self) -> SemanticState:
-        return SemanticState(self.confusion, self.loss, self.num_images)
+        return SemanticState(self.confusion, self.boundary, self.loss, self.num_images)
 
     def result(self, states: Sequence[SemanticState]) -> Result:
-        """{"loss": mean per image, "miou", "mean_accuracy", "pixel_accuracy"} and the IoU of each class."""
+        """{"loss": mean per image, "miou", "mean_accuracy", "pixel_accuracy", "boundary_iou": mean over classes} and
+        IoU and boundary IoU of each class."""
         num_images = sum(state.num_images for state in states)
         confusion = sum(state.confusion for state in states)
+        boundary = boundary_iou(sum(state.boundary for state in states))
         values: dict[str, Any] = asdict(semantic_metrics(confusion))
-        ious = values.pop("iou")
+        per_class = {"iou": values.pop("iou"), "boundary_iou_of_class": boundary.tolist()}
+        values["boundary_iou"] = mean_of_known(boundary)
         loss = sum(state.loss for state in states) / num_images if num_images else float("nan")
-        by_class = {"iou": dict(zip(self.class_names, ious, strict=True))}
+        by_class = {name: dict(zip(self.class_names, of, strict=True)) for name, of in per_class.items()}
         return Result({"loss": loss, **values}, by_class, confusion.tolist())
 
     def to_plain(self, state: SemanticState) -> dict[str, Any]:
-        """confusion: [row, column, pixels] of what is not 0."""
+        """confusion: [row, column, pixels] of what is not 0; boundary: [class, *areas] too."""
         cells = state.confusion.nonzero().tolist()
         found = [[row, column, int(state.confusion[row, column])] for row, column in cells]
-        return {"loss": state.loss, "num_images": state.num_images, "confusion": found}
+        boundary = [[label, *areas] for label, areas in enumerate(state.boundary.tolist()) if any(areas)]
+        return {"loss": state.loss, "num_images": state.num_images, "confusion": found, "boundary": boundary}
 
     def from_plain(self, content: dict[str, Any]) -> SemanticState:
         confusion = torch.zeros_like(self.confusion)
         for row, column, pixels in content["confusion"]:
             confusion[row, column] = pixels
-        return SemanticState(confusion, content["loss"], content["num_images"])
+        boundary = torch.zeros_like(self.boundary)
+        for label, *areas in content["boundary"]:
+            boundary[label] = torch.tensor(areas)
+        return SemanticState(confusion, boundary, content["loss"], content["num_images"])
 
     def sheet(self, mean: Sequence[float], std: Sequence[float]) -> Image.Image | None:
         return comparison(self.samples, mean, std, self.class_names, self.colors) if self.samples else None
