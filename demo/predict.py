@@ -135,8 +135,8 @@ def predict(args: argparse.Namespace) -> int:
             if not is_out_of_memory(error):
                 raise
             raise UserError(
-                f"out of memory with {batch[0][0].path} and --batch {len(batch)}: pass a smaller --batch, or "
-                "--precision bf16 on a GPU, or run it where there is more memory"
+                f"out of memory with {batch[0][0].path} and --batch {len(batch)}: pass a smaller --batch, "
+                "--windows-at-once or --short-side, or --precision bf16 on a GPU, or run it where there is more memory"
             ) from error
         for (job, image), result in zip(batch, results, strict=True):
             save_result(job, image, result)

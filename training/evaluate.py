@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
@@ -41,11 +42,24 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One image. result: of this image alone. evaluator: which has just seen it, with one sample to look at."""
+    """One image. evaluator: which has seen this image alone, and keeps what was predicted in it."""
 
     sample_id: str
-    result: Result
     evaluator: Evaluator
+
+
+@dataclass(frozen=True)
+class PlainStates(Sequence):
+    """States of an evaluator, each made when it is asked for: of many classes they would fill the memory together."""
+
+    plain: list[dict[str, Any]]
+    evaluator: Evaluator
+
+    def __len__(self) -> int:
+        return len(self.plain)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.evaluator.from_plain(self.plain[index])
 
 
 class Evaluation:
@@ -66,15 +80,21 @@ class Evaluation:
         find = mask_data if self.segmenter.task == "semantic" else coco_data
         self.source, self.make_evaluator = find(config, self.segmenter, self.checkpoint)
         self.accelerator: Accelerator = make_accelerator(config.precision)
-        self.model = self.accelerator.prepare_model(self.segmenter, evaluation_mode=True).eval()
+        if self.accelerator.num_processes > 1:
+            raise UserError("an evaluation runs in one process: start it with python, not with torchrun")
+        if self.accelerator.mixed_precision == "bf16" and not self.segmenter.backbone.is_kept:
+            self.segmenter.backbone.cast_weights(
+                torch.bfloat16
+            )  # the same numbers as autocast alone, in half the memory
+        self.accelerator.prepare_model(self.segmenter, evaluation_mode=True)  # in place: its device and precision
         self.results = Path(config.output_dir) / RESULTS_FILE
         self.skipped: list[str] = []
-        self._states: dict[str, Any] = {}
+        self._states: dict[str, dict[str, Any]] = {}  # as plain values
 
-    @property
+    @cached_property
     def metric(self) -> str:
         """That by which images are worst."""
-        return next(name for name in self._evaluator().METRICS if name != "loss")
+        return next(name for name in self._reader.METRICS if name != "loss")
 
     @property
     def sample_ids(self) -> list[str]:
@@ -93,7 +113,7 @@ class Evaluation:
             lines = []
         lines = [line for line in lines[1:] if line["sample_id"] in known and is_complete(line["sample_id"])]
         for line in lines:
-            self._states[line["sample_id"]] = self._evaluator().from_plain(line["state"])
+            self._states[line["sample_id"]] = line["state"]
         kept = [self._identity, *lines]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self.results, lambda file: file.write(text.encode()))
@@ -104,21 +124,21 @@ class Evaluation:
         return asdict(self.inference)
 
     def run(self) -> Iterator[Evaluated]:
-        """Evaluates the images that are left, in their order, and keeps each in the file before it is handed out."""
+        """Evaluates the images that are left, in their order. Each is kept in the file when the next is asked for: what
+        the caller makes of it is done then."""
         left = [number for number, name in enumerate(self.sample_ids) if name not in self._states]
         for evaluated, state in self._evaluated(left):
-            line = {"sample_id": evaluated.sample_id, "state": evaluated.evaluator.to_plain(state)}
             self._states[evaluated.sample_id] = state
             yield evaluated
-            append_line(self.results, json.dumps(line))  # only now: what the caller makes of it is done too
+            append_line(self.results, json.dumps({"sample_id": evaluated.sample_id, "state": state}))
 
     def result(self) -> Result:
         """Of all images that could be read."""
-        return self._evaluator().result([self._states[name] for name in self.sample_ids if name in self._states])
+        return self._result([self._states[name] for name in self.sample_ids if name in self._states])
 
     def worst_first(self) -> list[tuple[str, dict[str, float]]]:
         """Each image and its values; those of which the metric is not known, for they have no label, come last."""
-        found = [(name, self._evaluator().result([state]).values) for name, state in self._states.items()]
+        found = [(name, self._result([self._states[name]]).values) for name in self.sample_ids if name in self._states]
         return sorted(found, key=lambda item: (item[1][self.metric] != item[1][self.metric], item[1][self.metric]))
 
     def sheet(self, names: Sequence[str]) -> Image.Image | None:
@@ -129,14 +149,16 @@ class Evaluation:
         evaluate(self.segmenter, batches, evaluator, self.accelerator.device, self.config.seed)
         return evaluator.sheet(self.segmenter.backbone.mean, self.segmenter.backbone.std)
 
-    def _evaluated(self, numbers: list[int]) -> Iterator[tuple[Evaluated, Any]]:
+    def _result(self, plain: list[dict[str, Any]]) -> Result:
+        return self._reader.result(PlainStates(plain, self._reader))
+
+    def _evaluated(self, numbers: list[int]) -> Iterator[tuple[Evaluated, dict[str, Any]]]:
         for batch in self._loader(numbers):
             self.skipped += batch.skipped
             if batch.targets:
-                evaluator = self._evaluator()
+                evaluator = self.make_evaluator(self.source, self.inference, 1)
                 evaluate(self.segmenter, [batch], evaluator, self.accelerator.device, self.config.seed)
-                state = evaluator.state()
-                yield Evaluated(batch.sample_ids[0], evaluator.result([state]), evaluator), state
+                yield Evaluated(batch.sample_ids[0], evaluator), evaluator.to_plain(evaluator.state())
 
     def _loader(self, numbers: list[int]) -> DataLoader:
         data = EvalDataset(self.source, eval_transform(self.inference, self.segmenter.backbone))
@@ -150,8 +172,10 @@ class Evaluation:
             worker_init_fn=ignore_signals,
         )
 
-    def _evaluator(self) -> Evaluator:
-        return self.make_evaluator(self.source, self.inference, 1)
+    @cached_property
+    def _reader(self) -> Evaluator:
+        """Sees no image: makes results of states."""
+        return self.make_evaluator(self.source, self.inference, 0)
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
@@ -162,7 +186,8 @@ class Evaluation:
             "model": checksum(self.segmenter.trainable_state()),
             "backbone": self.segmenter.backbone.fingerprint,
             "data": digest_of_files(self.source),
-            "labels": self.segmenter.labels,
+            "labels": repr(getattr(self.source, "labels", self.segmenter.labels)),
+            "images": self.source.rule.as_dict(),
             "inference": inference,
             "precision": self.accelerator.mixed_precision,
             "seed": self.config.seed,
@@ -184,10 +209,13 @@ def mask_data(config: EvaluateConfig, segmenter: Segmenter, checkpoint: Path) ->
                 f"these labels are {labels.num_classes} classes ({', '.join(found)}), but {checkpoint} knows "
                 f"{len(names)} ({', '.join(names)}): map them with --label-map to these names, in this order"
             )
-    pairs = match_files(config.image_paths, config.mask_paths).pairs
-    if not pairs:
+    pairing = match_files(config.image_paths, config.mask_paths)
+    if not pairing.pairs:
         raise UserError(f"--image-paths {' '.join(config.image_paths)}: no image has a mask of its name")
-    source = MaskSource(pairs, labels, max_pixels_of(config, segmenter), image_rule_of(config, segmenter))
+    alone = len(pairing.lone_images) + len(pairing.lone_masks)
+    if alone:
+        note(f"{alone} images and masks have no partner of their name: skipped")
+    source = MaskSource(pairing.pairs, labels, max_pixels_of(config, segmenter), image_rule_of(config, segmenter))
     return source, semantic_evaluator(names, labels)
 
 

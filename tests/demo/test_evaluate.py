@@ -140,8 +140,11 @@ def test_an_interrupted_evaluation_resumes_where_it_stopped(semantic, tmp_path, 
 def test_another_protocol_data_set_or_model_starts_over(semantic, tmp_path, counted, capsys):
     out = tmp_path / "out"
     evaluated(semantic, out, "--worst", "0")
-    for change in ("protocol", "data", "model"):
-        words = ["--eval-mode", "slide"] if change == "protocol" else []
+    classes = {f"class {k}": value for k, value in enumerate((0, 2, 1, 3, 4))}
+    (tmp_path / "map.json").write_text(json.dumps({"classes": classes}))
+    flags = {"protocol": ["--eval-mode", "slide"], "labels": ["--label-map", tmp_path / "map.json"]}
+    for change in ("protocol", "labels", "data", "model"):
+        words = flags.get(change, [])
         model = semantic / "run"
         if change == "data":
             path = next((semantic / "data" / "masks" / "val").glob("0000.png"))
@@ -159,9 +162,11 @@ def test_another_protocol_data_set_or_model_starts_over(semantic, tmp_path, coun
 def test_images_that_cannot_be_read_are_reported(semantic, tmp_path, capsys):
     drawn(tmp_path / "data", train=1, val=3)
     (tmp_path / "data" / "images" / "val" / "0001.png").write_bytes(b"no image")
+    (tmp_path / "data" / "images" / "val" / "alone.png").write_bytes(b"no mask either")
     out = tmp_path / "out"
     assert run("-m", semantic / "run", *masks(tmp_path), "--output-dir", out, "--json", out / "all.json") == 1
-    assert "0001.png" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "0001.png" in err and "1 images and masks have no partner" in err
     found = json.loads((out / "all.json").read_text())
     assert found["images"] == 2 and len(found["skipped"]) == 1
 
