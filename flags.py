@@ -43,7 +43,22 @@ def flag(
     count: number of words, "+" = one or more, None = one. is_file: a recipe may name a file that lies beside it.
     """
     about = {"help": help, "kind": kind, "low": low, "high": high, "choices": choices, "count": count}
+    about["is_switch"] = isinstance(default, bool)
     return dataclasses.field(default=default, metadata={**about, "metavar": metavar, "is_file": is_file})
+
+
+def unset(config: type) -> type:
+    """The flags of a configuration, each None where it is not given: for a script that takes such values from the run
+    of a checkpoint."""
+    made = [
+        (
+            field.name,
+            field.type,
+            dataclasses.field(default=None, metadata={**field.metadata, "kind": kind_of(field)}),
+        )
+        for field in dataclasses.fields(config)
+    ]
+    return dataclasses.make_dataclass(f"Unset{config.__name__}", made, frozen=True, kw_only=True)
 
 
 class Switch(argparse.Action):
@@ -65,8 +80,8 @@ def add_flags(group: Any, config: type) -> None:
         if field.name not in inspect.get_annotations(config):
             continue
         about, name = field.metadata, flag_of(field.name)
-        if isinstance(field.default, bool):
-            group.add_argument(name, action=Switch, help=about["help"])
+        if about["is_switch"]:
+            group.add_argument(name, action=Switch, default=field.default, help=about["help"])
             continue
         group.add_argument(
             name,
@@ -169,7 +184,7 @@ def read_recipe(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
 def convert(parser: argparse.ArgumentParser, path: str, field: dataclasses.Field, value: Any) -> Any:
     """A value of the recipe as the flag would have read it."""
     name, kind, count, choices = field.name, kind_of(field), field.metadata["count"], field.metadata["choices"]
-    if isinstance(field.default, bool):
+    if field.metadata["is_switch"]:
         if not isinstance(value, bool):
             parser.error(f"--config {path}: {name} must be true or false, not {value!r}")
         return value

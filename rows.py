@@ -23,6 +23,8 @@ def strips(size_hw: tuple[int, int], channels: int) -> Iterator[slice]:
 
 def resize_rows(maps: Tensor, size_hw: tuple[int, int], rows: slice | None = None) -> Tensor:
     """Rows `rows` of the maps (B, C, h, w) resized to size_hw, bilinear: (B, C, rows, W); None = all rows."""
+    if tuple(maps.shape[-2:]) == tuple(size_hw):
+        return maps if rows is None else maps[..., rows, :]
     if rows is None:
         return F.interpolate(maps, size=size_hw, mode="bilinear", align_corners=False)
     strip = _resized_axis(maps, -2, size_hw[0], rows)

@@ -107,6 +107,7 @@ class Batch:
     features: the backbone's output for exactly these images, where it was computed before.
     skipped: "sample id: reason" of every sample that could not be read. In training another one stands in for it; in
         evaluation it is skipped, and where nothing is left images are (0, 3, 0, 0) and targets empty.
+    views: the same images in further sizes (B, 3, h, w), for test-time augmentation; in training there are none.
     """
 
     images: Tensor
@@ -114,6 +115,7 @@ class Batch:
     sample_ids: list[str] = field(default_factory=list)
     features: Features | None = None
     skipped: list[str] = field(default_factory=list)
+    views: list[Tensor] = field(default_factory=list)
 
     def to(self, device, non_blocking: bool = False) -> Batch:
         return Batch(
@@ -122,12 +124,14 @@ class Batch:
             self.sample_ids,
             None if self.features is None else self.features.to(device, non_blocking),
             self.skipped,
+            [view.to(device, non_blocking=non_blocking) for view in self.views],
         )
 
     def pin_memory(self) -> Batch:
         features = None if self.features is None else self.features.pin_memory()
         targets = [t.pin_memory() for t in self.targets]
-        return Batch(self.images.pin_memory(), targets, self.sample_ids, features, self.skipped)
+        views = [view.pin_memory() for view in self.views]
+        return Batch(self.images.pin_memory(), targets, self.sample_ids, features, self.skipped, views)
 
 
 @dataclass(frozen=True)

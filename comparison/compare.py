@@ -143,7 +143,7 @@ def trained(
 
     data = first.trainer.data
     held.callback(end_workers, first.trainer.loaders.val)
-    measurer = ImageByImage(data, together.validation_batches, accelerator.device, first.trainer.settings.window_px)
+    measurer = ImageByImage(data, together.validation_batches, accelerator.device, first.trainer.settings.inference)
     timings = kept_timings(first.files.folder)
     models, results = {}, []
     for name, run in runs.items():
@@ -181,8 +181,7 @@ def finished(config: CompareConfig, accelerator: Accelerator, held: ExitStack) -
         models[name] = Segmenter.load(path).to(accelerator.device)
         loader = make_loaders(one, models[name].backbone, data, accelerator).val
         held.callback(end_workers, loader)
-        window_px = one.image_size if one.eval_mode == "slide" else None
-        measurer = ImageByImage(data, loader, accelerator.device, window_px)
+        measurer = ImageByImage(data, loader, accelerator.device, one.inference(one.image_size))
         files = RunFiles.of(run_folder(path, one), one.head)
         timing = timing_of(one, models[name], logged_step_seconds(files, one), 0)
         results.append(head_result(name, one, models[name], measurer, path, files, timing))

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from errors import UserError
+from evaluation.options import InferenceFlags
 from flags import Switch, add_flags, flag, flag_of, kind_of, parse
 from heads.options import HEADS
 from training.config import (
+    CocoFiles,
     CocoFlags,
     HeldOutFlags,
     ImageFlags,
@@ -176,10 +178,10 @@ def parse_compare_arguments(argv: Sequence[str]) -> CompareConfig:
     )
     for title, parts in (
         ("comparison", (CompareFlags,)),
-        ("data", (PairFlags, CocoFlags, LabelFlags, ImageFlags)),
+        ("data", (PairFlags, CocoFiles, CocoFlags, LabelFlags, ImageFlags)),
         ("backbone and adapter", (ModelFlags,)),
         ("training, of all heads", (ScheduleFlags, SeedFlags)),
-        ("validation", (HeldOutFlags, ValidationFlags)),
+        ("validation", (HeldOutFlags, ValidationFlags, InferenceFlags)),
         ("output and resuming", (OutputFlags,)),
     ):
         group = parser.add_argument_group(title)

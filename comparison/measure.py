@@ -20,6 +20,7 @@ from comparison.result import PerImage
 from evaluation.drawing import color_table
 from evaluation.evaluate import Evaluator, evaluate
 from evaluation.instance import InstanceTruth
+from evaluation.options import Inference
 from evaluation.visualize import Drawn, Shown, ShownObjects
 from segmenter import Segmenter
 from structures import IGNORE_INDEX, Batch
@@ -49,14 +50,14 @@ class ImageByImage:
     batches: of one image each, in the order of the source; those that cannot be read are skipped.
     """
 
-    def __init__(self, data: TaskData, batches: Any, device: torch.device, window_px: int | None) -> None:
-        self.data, self.batches, self.device, self.window_px = data, batches, device, window_px
+    def __init__(self, data: TaskData, batches: Any, device: torch.device, inference: Inference) -> None:
+        self.data, self.batches, self.device, self.inference = data, batches, device, inference
 
     def measure(self, model: Segmenter) -> Measured:
         states = [self._evaluated(model, batch).state() for batch in self._readable()]
         whole = self._evaluator()
         result = whole.result(states)
-        (by_class,) = result.by_class.values()
+        by_class, *_ = result.by_class.values()  # that of the metric comes first
         return Measured(
             result.values,
             [None if np.isnan(value) else value for value in by_class.values()],
@@ -85,7 +86,7 @@ class ImageByImage:
         return (batch for batch in self.batches if batch.targets)
 
     def _evaluator(self) -> Evaluator:
-        return self.data.evaluator("val", self.window_px, 1)
+        return self.data.evaluator("val", self.inference, 1)
 
     def _evaluated(self, model: Segmenter, batch: Batch) -> Evaluator:
         evaluator = self._evaluator()

@@ -24,12 +24,14 @@ class Sample:
     """One image (3, H, W), normalised, its target, and the name it has in messages.
 
     skipped: "sample id: reason" of every sample that could not be read and for which this one stands in.
+    views: the image in further sizes, for test-time augmentation.
     """
 
     image: Tensor
     target: Target
     sample_id: str
     skipped: tuple[str, ...] = ()
+    views: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,9 @@ class EvalDataset(Dataset):
             content = self.source.read(sample)
         except UserError as error:
             return Skipped(sample.sample_id, str(error))
-        image = self.transform(content.pixels)
+        image, *views = self.transform.views(content.pixels)
         places = resized_pixels(*content.pixels.shape[1:], [image.shape[1], image.shape[2]])
-        return Sample(image, content.eval_target(*places), sample.sample_id)
+        return Sample(image, content.eval_target(*places), sample.sample_id, views=tuple(views))
 
 
 def first_readable(source: Source, first: int) -> tuple[Any, Content, tuple[str, ...]]:
@@ -161,6 +163,7 @@ def collate(samples: Sequence[Sample | Skipped]) -> Batch:
         targets=[sample.target for sample in read],
         sample_ids=[sample.sample_id for sample in read],
         skipped=list(chain.from_iterable(skipped)),
+        views=[torch.stack(of_scale) for of_scale in zip(*(sample.views for sample in read), strict=True)],
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
@@ -135,22 +136,68 @@ class Window:
 
 
 class EvalTransform:
-    """The whole image in its own aspect: the short side becomes image_size, both sides multiples of STEP_PX."""
+    """Whole images in their own aspect, at one scale or several.
 
-    def __init__(self, image_size: int, mean: RGB, std: RGB) -> None:
-        _check_image_size(image_size)
+    image_size: the short side at scale 1, None = each image's own. scales: of the views, 1 first. is_exact: images get
+    the size that they should have, for sliding windows; else both sides become multiples of STEP_PX.
+    """
+
+    def __init__(
+        self,
+        image_size: int | None,
+        mean: RGB,
+        std: RGB,
+        scales: tuple[float, ...] = (1.0,),
+        is_exact: bool = False,
+    ) -> None:
+        if image_size is not None and not is_exact:
+            _check_image_size(image_size)
         self.image_size = image_size
         self.mean, self.std = list(mean), list(std)
+        self.scales, self.is_exact = scales, is_exact
 
     def __call__(self, image: Tensor) -> Tensor:
-        """(3, H, W) uint8 -> (3, h, w) float32, normalised."""
-        size_hw = eval_size_hw(image.shape[1], image.shape[2], self.image_size)
-        return _normalise(_resize_image(image, size_hw), self.mean, self.std)
+        """(3, H, W) uint8 -> (3, h, w) float32, normalised, at scale 1."""
+        return self._view(image, 1.0)
+
+    def views(self, image: Tensor) -> list[Tensor]:
+        """(3, H, W) uint8 -> (3, h, w) float32, normalised, one per scale."""
+        return [self._view(image, scale) for scale in self.scales]
+
+    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """The sizes (h, w) of the views of an image (H, W)."""
+        return [tuple(self._size_hw(height, width, scale)) for scale in self.scales]
+
+    def _view(self, image: Tensor, scale: float) -> Tensor:
+        resize = _resize_as_pillow if self.is_exact else _resize_image
+        return _normalise(resize(image, self._size_hw(*image.shape[1:], scale)), self.mean, self.std)
+
+    def _size_hw(self, height: int, width: int, scale: float) -> list[int]:
+        short_side = scaled_side(self.image_size or min(height, width), scale)
+        if self.is_exact:
+            return exact_size_hw(height, width, short_side)
+        return eval_size_hw(height, width, short_side, is_limited=self.image_size is not None)
 
 
-def eval_size_hw(height: int, width: int, image_size: int) -> list[int]:
-    """The size [h, w] in which an image is evaluated."""
-    zoom = min(image_size / min(height, width), LONGEST_OVER_SHORTEST * image_size / max(height, width))
+def scaled_side(side: int, scale: float) -> int:
+    """The short side of a view. Meta's rule: smaller views are rounded up to STEP_PX, others not at all."""
+    scaled = int(side * scale)
+    return -(-scaled // STEP_PX) * STEP_PX if scale < 1 else scaled
+
+
+def exact_size_hw(height: int, width: int, short_side: int) -> list[int]:
+    """The size [h, w] whose short side is this, as Meta's evaluation rounds the long one."""
+    short, long = sorted((height, width))
+    long_side = int(short_side * long / short + 0.5)
+    return [short_side, long_side] if height <= width else [long_side, short_side]
+
+
+def eval_size_hw(height: int, width: int, image_size: int, is_limited: bool = True) -> list[int]:
+    """The size [h, w] in which an image is evaluated whole. is_limited: the long side is LONGEST_OVER_SHORTEST times
+    the short one at most."""
+    zoom = image_size / min(height, width)
+    if is_limited:
+        zoom = min(zoom, LONGEST_OVER_SHORTEST * image_size / max(height, width))
     return [max(STEP_PX, STEP_PX * round(side * zoom / STEP_PX)) for side in (height, width)]
 
 
@@ -183,6 +230,15 @@ def _nearest(first: int, last: int, size: int) -> np.ndarray:
 
 def _resize_image(image: Tensor, size_hw: list[int]) -> Tensor:
     return F.resize(image, size_hw, antialias=True)
+
+
+def _resize_as_pillow(image: Tensor, size_hw: list[int]) -> Tensor:
+    """Bilinear with antialias by Pillow, as Meta's evaluation does it: torchvision's differs by a level in places."""
+    if list(image.shape[1:]) == size_hw:
+        return image
+    pixels = PIL.Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    resized = np.array(pixels.resize(size_hw[::-1], PIL.Image.Resampling.BILINEAR))
+    return torch.from_numpy(resized).permute(2, 0, 1).contiguous()
 
 
 def _inside(start: int, length: int, image_length: int, size: int) -> tuple[slice, int, int]:

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from errors import UserError, run_job, stopping_at_once
 from flags import add_flags, flag, parse
-from training.config import CocoFlags, DataConfig, HeldOutFlags, LabelFlags, PairFlags, SeedFlags
+from training.config import CocoFiles, CocoFlags, DataConfig, HeldOutFlags, LabelFlags, PairFlags, SeedFlags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,7 +56,7 @@ def parse_arguments(argv: Sequence[str]) -> CheckConfig:
         allow_abbrev=False,
     )
     data = parser.add_argument_group("data, as for training")
-    for part in (PairFlags, CocoFlags, LabelFlags, HeldOutFlags, SeedFlags):
+    for part in (PairFlags, CocoFiles, CocoFlags, LabelFlags, HeldOutFlags, SeedFlags):
         add_flags(data, part)
     add_flags(parser.add_argument_group("output"), ReportFlags)
     return parse(CheckConfig, parser, argv)

@@ -4,13 +4,15 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from errors import UserError, note, printable, run_job
-from flags import hyphenate
+from evaluation.options import InferenceFlags
+from flags import add_flags, hyphenate, unset
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from prediction.predictor import Predictor
 
 KINDS = ("overlays", "masks", "json", "coco")
+INFERENCE = [field.name for field in fields(InferenceFlags)]
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -48,8 +51,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="images at a time, where they have one size; without a number as many as fit, up to 16",
     )
-    images.add_argument("--eval-mode", choices=("whole", "slide"), default=None, help="(None = the run's)")
     images.add_argument("--max-megapixels", type=float, default=None, help="larger ones are refused (None = the run's)")
+    inference = parser.add_argument_group("how images are looked at (None = as the run validated)")
+    add_flags(inference, unset(InferenceFlags))
     output = parser.add_argument_group("output")
     output.add_argument("--output", "-o", type=Path, default=None, metavar="FILE", help="of --image-path")
     output.add_argument("--output-dir", "-od", type=Path, default=None, metavar="DIR", help="of --input-dir")
@@ -131,8 +135,8 @@ def predict(args: argparse.Namespace) -> int:
             if not is_out_of_memory(error):
                 raise
             raise UserError(
-                f"out of memory with {batch[0][0].path} and --batch {len(batch)}: pass a smaller --batch, or "
-                "--precision bf16 on a GPU, or run it where there is more memory"
+                f"out of memory with {batch[0][0].path} and --batch {len(batch)}: pass a smaller --batch, "
+                "--windows-at-once or --short-side, or --precision bf16 on a GPU, or run it where there is more memory"
             ) from error
         for (job, image), result in zip(batch, results, strict=True):
             save_result(job, image, result)
@@ -159,7 +163,10 @@ def build_predictor(args: argparse.Namespace) -> "Predictor":
     if args.threshold is not None and segmenter.task == "semantic":
         note("--threshold changes nothing: every pixel gets the class of the highest score")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Predictor(segmenter.to(device), args.threshold, args.eval_mode, args.max_megapixels, is_bf16)
+    inference = {name: getattr(args, name) for name in INFERENCE}
+    return Predictor(
+        segmenter.to(device), args.threshold, max_megapixels=args.max_megapixels, is_bf16=is_bf16, **inference
+    )
 
 
 def kinds_of(asked: list[str], task: str) -> list[str]:

@@ -1,8 +1,8 @@
-"""One evaluation: the loss over all images, what an evaluator of the task makes of predictions, and sliding windows.
+"""One evaluation: the loss over all images, and what an evaluator of the task makes of predictions.
 
 B batch, K classes, H W the size of the ground truth, h w the image's size."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from structures import Batch, Features, Target
+from structures import Batch, Features, LossScope, Target
 
 
 class Model(Protocol):
@@ -19,15 +19,19 @@ class Model(Protocol):
     head: Any
 
     def __call__(self, images: Tensor, features: Features | None = None) -> Any: ...
-    def loss(self, outputs: Any, targets: list[Target]) -> dict[str, Tensor]: ...
+    def loss(self, outputs: Any, targets: list[Target], scope: LossScope | None = None) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
 class Result:
-    """values: scalars such as {"loss", "miou"}; by_class: {metric: {class name: value}}, nan for an absent class."""
+    """values: scalars such as {"loss", "miou"}; by_class: {metric: {class name: value}}, nan for an absent class.
+
+    confusion: of class maps, pixels (K, K), rows ground truth, columns prediction.
+    """
 
     values: dict[str, float]
     by_class: dict[str, dict[str, float]]
+    confusion: list[list[int]] | None = None
 
 
 class Evaluator(Protocol):
@@ -47,6 +51,11 @@ class Evaluator(Protocol):
     def result(self, states: Sequence[Any]) -> Result:
         """Of the states of all processes, each image counted once."""
 
+    def to_plain(self, state: Any) -> dict[str, Any]:
+        """A state as plain values for a JSON file; from_plain gives an equal one back."""
+
+    def from_plain(self, content: dict[str, Any]) -> Any: ...
+
     def sheet(self, mean: Sequence[float], std: Sequence[float]) -> Image.Image | None:
         """A few images, ground truth and prediction for people; mean, std: of the normalisation."""
 
@@ -59,34 +68,6 @@ def evaluate(model: Model, batches: Iterable[Batch], evaluator: Evaluator, devic
         torch.manual_seed(seed)
         for batch in batches:
             evaluator.add(model, batch.to(device, non_blocking=True))
-
-
-Predict = Callable[[slice, slice], Tensor]
-"""(rows, columns) of a window -> its scores (B, K, rows, columns)."""
-
-
-def window_starts(length: int, window: int) -> list[int]:
-    """Starts of windows that cover [0, length) with an overlap of at least a third, the last one flush with the end."""
-    if length <= window:
-        return [0]
-    stride = max(1, window * 2 // 3)
-    return [*range(0, length - window, stride), length - window]
-
-
-@torch.no_grad()
-def predict_in_windows(predict: Predict, size_hw: tuple[int, int], window_px: int) -> Tensor:
-    """Scores (B, K, h, w) of an image of size_hw (h, w): the mean of the windows at each pixel."""
-    height, width = (min(side, window_px) for side in size_hw)
-    scores, count = None, None
-    for top in window_starts(size_hw[0], height):
-        for left in window_starts(size_hw[1], width):
-            rows, columns = slice(top, top + height), slice(left, left + width)
-            part = predict(rows, columns)
-            if scores is None:
-                scores, count = part.new_zeros(*part.shape[:2], *size_hw), part.new_zeros(size_hw)
-            scores[..., rows, columns] += part
-            count[rows, columns] += 1
-    return scores.div_(count)
 
 
 def truth_at(truth: Tensor, size_hw: tuple[int, int]) -> Tensor:

@@ -201,6 +201,30 @@ class InstanceEvaluator:
         by_class = dict(zip(self.class_names, values.pop("by_class"), strict=True))
         return Result({"loss": mean_loss(found), **values}, {"ap": by_class})
 
+    def to_plain(self, state: list[FoundInstances]) -> dict[str, Any]:
+        """objects: [label, score, [H, W], COCO's compressed run lengths]."""
+        return {
+            "images": [
+                {
+                    "sample_id": item.sample_id,
+                    "loss": item.loss,
+                    "objects": [
+                        [o.label, o.score, list(o.rle["size"]), o.rle["counts"].decode("ascii")] for o in item.objects
+                    ],
+                }
+                for item in state
+            ]
+        }
+
+    def from_plain(self, content: dict[str, Any]) -> list[FoundInstances]:
+        def objects(rows: list[list[Any]]) -> list[InstancePrediction]:
+            return [
+                InstancePrediction(label, {"size": size, "counts": counts.encode("ascii")}, score)
+                for label, score, size, counts in rows
+            ]
+
+        return [FoundInstances(one["sample_id"], one["loss"], objects(one["objects"])) for one in content["images"]]
+
     def sheet(self, mean: Sequence[float], std: Sequence[float]) -> Image.Image | None:
         return object_comparison(self.samples, mean, std, self.class_names) if self.samples else None
 

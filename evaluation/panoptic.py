@@ -152,6 +152,7 @@ class PanopticEvaluator:
         self.sums = PanopticSums.zeros(len(class_names))
         self.loss, self.num_images = 0.0, 0
         self.samples: list[ShownObjects] = []
+        self.maps: list[tuple[Tensor, list[Segment]]] = []  # what was predicted in these, at full size
 
     def add(self, model: Model, batch: Batch) -> None:
         outputs = model(batch.images, batch.features)
@@ -163,6 +164,7 @@ class PanopticEvaluator:
             predicted_map, predicted = model.head.panoptic(outputs, i, size_hw, self.is_thing)
             self.sums.add(truth_map, truth, predicted_map.cpu(), predicted)
             if len(self.samples) < self.num_samples:
+                self.maps.append((predicted_map.cpu(), predicted))
                 drawn = of_segments(predicted_map, predicted, self.class_names)
                 self.samples.append(shown_objects(batch.images[i], size_hw, self._drawn(truth_map, truth), drawn))
 
@@ -184,6 +186,19 @@ class PanopticEvaluator:
         values: dict[str, Any] = asdict(sums.result(self.is_thing))
         by_class = dict(zip(self.class_names, values.pop("by_class"), strict=True))
         return Result({"loss": loss, **values}, {"pq_of_class": by_class})
+
+    def to_plain(self, state: PanopticState) -> dict[str, Any]:
+        """sums: [class, sum of IoU, matched, wrong, missed] of classes that occur."""
+        rows = zip(*(part.tolist() for part in state.sums.parts()), strict=True)
+        sums = [[label, *row] for label, row in enumerate(rows) if any(row)]
+        return {"loss": state.loss, "num_images": state.num_images, "sums": sums}
+
+    def from_plain(self, content: dict[str, Any]) -> PanopticState:
+        sums = PanopticSums.zeros(len(self.class_names))
+        for label, *row in content["sums"]:
+            for part, value in zip(sums.parts(), row, strict=True):
+                part[label] = value
+        return PanopticState(sums, content["loss"], content["num_images"])
 
     def sheet(self, mean: Sequence[float], std: Sequence[float]) -> Image.Image | None:
         return object_comparison(self.samples, mean, std, self.class_names) if self.samples else None

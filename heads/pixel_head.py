@@ -27,7 +27,11 @@ class PixelHead(Head):
 
     def semantic(self, outputs: Tensor, size_hw: tuple[int, int], rows: slice | None = None) -> Tensor:
         """Class probabilities (B, K, H, W), float32, or only some rows of them."""
-        return resize_rows(outputs.float(), size_hw, rows).softmax(1)
+        return self.window_scores(outputs, size_hw, rows).softmax(1)
+
+    def window_scores(self, outputs: Tensor, size_hw: tuple[int, int], rows: slice | None = None) -> Tensor:
+        """Return what is averaged over sliding windows: the logits (B, K, H, W), float32, or only some rows of them."""
+        return resize_rows(outputs.float(), size_hw, rows)
 
 
 def pixel_normalizers(targets: list[Target]) -> dict[str, Tensor]:

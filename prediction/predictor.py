@@ -17,11 +17,12 @@ from data.image_rule import ImageRule
 from data.labels import LabelRule
 from data.transforms import EvalTransform
 from errors import UserError, note
-from evaluation.evaluate import predict_in_windows
+from evaluation.inference import scores_of_views
 from evaluation.instance import rle_of
+from evaluation.options import flags_of
 from memory import estimated_memory_bytes
 from prediction.results import FoundObject, FoundSegment, InstanceResult, PanopticResult, Result, SemanticResult
-from rows import best_classes, resize_rows
+from rows import best_classes
 from segmenter import Segmenter
 
 Image = str | Path | np.ndarray
@@ -38,9 +39,10 @@ class Predictor:
 
     segmenter: from Segmenter.load, on any device. threshold: least score of objects and segments, None = that of
     THRESHOLDS. eval_mode: "whole" or "slide", None = as the run validated. max_megapixels: larger files are refused,
-    None = the run's limit. is_bf16: the network computes in bfloat16.
+    None = the run's limit. is_bf16: the network computes in bfloat16. inference: other fields of InferenceFlags, such
+    as crop=896 or tta=True; those not given are as the run validated.
 
-    Raises UserError where eval_mode does not fit the task.
+    Raises UserError where eval_mode or inference does not fit the task.
     """
 
     def __init__(
@@ -50,20 +52,26 @@ class Predictor:
         eval_mode: str | None = None,
         max_megapixels: float | None = None,
         is_bf16: bool = False,
+        **inference: Any,
     ) -> None:
         of_run = segmenter.arguments
         self.segmenter = segmenter.eval()
         self.threshold = THRESHOLDS.get(segmenter.task, 0.0) if threshold is None else threshold
-        mode = eval_mode or of_run["eval_mode"]
-        if mode == "slide" and segmenter.task != "semantic":
-            raise UserError(f"--eval-mode slide: this model finds objects ({segmenter.task}), in whole images only")
-        self.window_px = of_run["image_size"] if mode == "slide" else None
+        flags = flags_of(of_run, {"eval_mode": eval_mode, **inference})
+        flags.check_inference(segmenter.task, of_run["image_size"])
+        self.inference = flags.inference(of_run["image_size"])
         self.max_pixels = round((max_megapixels or of_run["max_megapixels"]) * 1e6)
         self.image_rule = ImageRule.from_dict(of_run)
         self.is_bf16 = is_bf16
         self.has_noted_frame = False
         backbone = segmenter.backbone
-        self.transform = EvalTransform(of_run["image_size"], backbone.mean, backbone.std)
+        self.transform = EvalTransform(
+            self.inference.short_side_px,
+            backbone.mean,
+            backbone.std,
+            self.inference.scales,
+            is_exact=not self.inference.is_whole,
+        )
 
     @classmethod
     def load(cls, checkpoint: str | Path, weights: str | None = None, **options: Any) -> "Predictor":
@@ -109,7 +117,7 @@ class Predictor:
             return 1
         one, two = (
             estimated_memory_bytes(
-                self.segmenter.backbone, self.segmenter.spec, self.transform.image_size, batch_size=count
+                self.segmenter.backbone, self.segmenter.spec, self.segmenter.arguments["image_size"], batch_size=count
             )
             for count in (1, 2)
         )
@@ -121,34 +129,26 @@ class Predictor:
         size_hw = images[0].shape[:2]
         assert all(image.shape[:2] == size_hw for image in images)
         device = next(self.segmenter.parameters()).device
-        views = [self.transform(torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1)))) for p in images]
-        batch = torch.stack(views).to(device)
+        made = [self.transform.views(torch.from_numpy(np.ascontiguousarray(p.transpose(2, 0, 1)))) for p in images]
+        views = [torch.stack(of_scale).to(device) for of_scale in zip(*made, strict=True)]
         task = {"semantic": self._semantic, "instance": self._instance, "panoptic": self._panoptic}
-        return task[self.segmenter.task](batch, size_hw)
+        return task[self.segmenter.task](views, size_hw)
 
     def _outputs(self, images: Tensor) -> Any:
         """Of the head. bfloat16 ends here: scores are made from them in float32."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.is_bf16):
             return self.segmenter(images)
 
-    def _semantic(self, images: Tensor, size_hw: tuple[int, int]) -> list[Result]:
+    def _semantic(self, views: list[Tensor], size_hw: tuple[int, int]) -> list[Result]:
         head, names = self.segmenter.head, self.segmenter.class_names
-        if self.window_px is None:
-            outputs = self._outputs(images)
-            classes = best_classes(lambda rows: head.semantic(outputs, size_hw, rows), size_hw, len(names))
-        else:
-
-            def of_window(rows: slice, columns: slice) -> Tensor:
-                window = images[..., rows, columns]
-                return head.semantic(self._outputs(window), tuple(window.shape[-2:]))
-
-            scores = predict_in_windows(of_window, tuple(images.shape[-2:]), self.window_px)
-            classes = best_classes(lambda rows: resize_rows(scores, size_hw, rows), size_hw, len(names))
+        scores = scores_of_views(self._outputs, head, views, size_hw, len(names), self.inference)
+        classes = best_classes(scores, size_hw, len(names))
         rule = LabelRule.from_dict(self.segmenter.labels)
         return [SemanticResult(one, names, rule) for one in classes.cpu().numpy()]
 
-    def _instance(self, images: Tensor, size_hw: tuple[int, int]) -> list[Result]:
+    def _instance(self, views: list[Tensor], size_hw: tuple[int, int]) -> list[Result]:
         head, names, ids = self.segmenter.head, self.segmenter.class_names, self.segmenter.labels["category_ids"]
+        (images,) = views
         outputs, results = self._outputs(images), []
         for i in range(len(images)):
             found = head.instances(outputs, i, size_hw, threshold=self.threshold)
@@ -159,9 +159,10 @@ class Predictor:
             results.append(InstanceResult(objects, names, size_hw))
         return results
 
-    def _panoptic(self, images: Tensor, size_hw: tuple[int, int]) -> list[Result]:
+    def _panoptic(self, views: list[Tensor], size_hw: tuple[int, int]) -> list[Result]:
         names, ids = self.segmenter.class_names, self.segmenter.labels["category_ids"]
         is_thing = self.segmenter.labels["is_thing"]
+        (images,) = views
         outputs, results = self._outputs(images), []
         for i in range(len(images)):
             segment_map, found = self.segmenter.head.panoptic(outputs, i, size_hw, is_thing, self.threshold)

@@ -13,6 +13,7 @@ from comparison.config import parse_compare_arguments
 from demo import check_dataset, predict
 from heads.options import HEADS
 from training.config import parse_training_arguments
+from training.evaluate_config import parse_evaluate_arguments
 
 PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "checkpoints/README.md", *PAGES]
@@ -29,6 +30,7 @@ def known_flags() -> dict[str, set[str]]:
         *((head, f"train_{head}_head.py") for head in HEADS),
         ("check", "check_dataset.py"),
         ("predict", "predict.py"),
+        ("evaluate", "evaluate.py"),
         ("compare", "compare_heads.py"),
     ]:
         done = subprocess.run(
@@ -91,6 +93,8 @@ def test_commands_in_documents_parse(document, monkeypatch):
             assert parse_training_arguments(training[1], words)
         elif script == "demo/compare_heads.py":
             assert parse_compare_arguments(words)
+        elif script == "demo/evaluate.py":
+            assert parse_evaluate_arguments(words)
         else:
             assert {"demo/check_dataset.py": check_dataset, "demo/predict.py": predict}[script].parse_arguments(words)
 

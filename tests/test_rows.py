@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import rows
 from backbones.frozen import build_backbone
 from evaluation.evaluate import evaluate, truth_at
+from evaluation.options import Inference
 from evaluation.semantic import SemanticEvaluator
 from heads.build import HeadSpec
 from rows import best_classes, resize_rows, strips
@@ -54,8 +55,8 @@ OPTIONS = {"m2f": {"m2f_size": "paper", "num_queries": 60, "num_points": 64}, "u
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", OPTIONS)
-@pytest.mark.parametrize("window_px", [None, 64])
-def test_validation_of_a_large_image_holds_no_map_of_all_classes(head, window_px, monkeypatch):
+@pytest.mark.parametrize("inference", [Inference(), Inference(None, (64, 64), (42, 42))])
+def test_validation_of_a_large_image_holds_no_map_of_all_classes(head, inference, monkeypatch):
     """A mask of 1500 x 2000 pixels, 80 classes: scores of all classes at once would be 960 MB, with queries more."""
     monkeypatch.setattr(rows, "STRIP_ELEMENTS", 2**20)
     segmenter = Segmenter(
@@ -64,7 +65,7 @@ def test_validation_of_a_large_image_holds_no_map_of_all_classes(head, window_px
     truth = torch.arange(2000).expand(1500, 2000) // 25
     batch = Batch(torch.randn(1, 3, 64, 96), [Target(semantic=truth)], ["large"])
     with LargestTensor() as largest:
-        evaluator = SemanticEvaluator([str(k) for k in range(80)], window_px)
+        evaluator = SemanticEvaluator([str(k) for k in range(80)], inference)
         evaluate(segmenter.eval(), [batch], evaluator, torch.device("cpu"))
     assert evaluator.confusion.sum() == truth.numel()
     bool_map_of_all_pixels_in_int64 = truth.numel() * 8

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from backbones.names import ATTENTION_BACKENDS, BACKBONES
 from errors import UserError
+from evaluation.options import InferenceFlags
 from flags import add_flags, check_ranges, flag, parse
 from heads.options import HEADS
 from training.schedule import SCHEDULES
@@ -46,18 +47,24 @@ class PairFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CocoFlags:
-    """COCO files, for heads that find objects."""
+class CocoFiles:
+    """COCO files and their images."""
 
-    task: str = flag("semantic", "instance and panoptic take COCO data", choices=TASK_NAMES)
     coco_dir: str | None = flag(
         None,
         "with train/, valid/, test/: _annotations.coco.json and images; or annotations/ and images/ of CVAT",
         metavar="DIR",
     )
-    coco_json: str | None = flag(None, "COCO annotations to train on", metavar="FILE")
+    coco_json: str | None = flag(None, "COCO annotations", metavar="FILE")
     coco_images: str | None = flag(None, "their images", metavar="DIR")
-    coco_segments: str | None = flag(None, "PNGs of --task panoptic", metavar="DIR")
+    coco_segments: str | None = flag(None, "PNGs of a panoptic set", metavar="DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoFlags(CocoFiles):
+    """COCO files to train and validate on, for heads that find objects."""
+
+    task: str = flag("semantic", "instance and panoptic take COCO data", choices=TASK_NAMES)
     val_coco_json: str | None = flag(None, "COCO annotations to validate on", metavar="FILE")
     val_coco_images: str | None = flag(None, "their images", metavar="DIR")
     val_coco_segments: str | None = flag(None, "PNGs of --task panoptic", metavar="DIR")
@@ -84,6 +91,17 @@ class LabelFlags:
         count="+",
         metavar="VALUE",
     )
+
+
+def range_of(words: Words) -> list[float] | str | None:
+    """--value-range as [LOW, HIGH] or "percentile"; None where it is not given, or is neither."""
+    if words is None or [str(word) for word in words] == ["percentile"]:
+        return None if words is None else "percentile"
+    try:
+        low, high = map(float, words)
+    except ValueError:
+        return None
+    return [low, high] if low < high and math.isfinite(low) and math.isfinite(high) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,14 +153,7 @@ class DataConfig(PairFlags, LabelFlags, HeldOutFlags, SeedFlags):
 
     @property
     def range_of_values(self) -> list[float] | str | None:
-        """value_range as [LOW, HIGH] or "percentile"; None where it is not given, or is neither."""
-        if self.value_range is None or [str(word) for word in self.value_range] == ["percentile"]:
-            return None if self.value_range is None else "percentile"
-        try:
-            low, high = map(float, self.value_range)
-        except ValueError:
-            return None
-        return [low, high] if low < high and math.isfinite(low) and math.isfinite(high) else None
+        return range_of(self.value_range)
 
     def arguments(self) -> dict[str, Any]:
         """Plain values for run.json and checkpoints."""
@@ -239,7 +250,6 @@ class ScheduleFlags:
 @dataclass(frozen=True, kw_only=True)
 class ValidationFlags:
     val_interval: int = flag(1, "epochs between validations", low=1)
-    eval_mode: str = flag("whole", "slide: overlapping windows", choices=("whole", "slide"))
     best_metric: str = flag("loss", "decides about the best model: loss, miou, map, pq, ...", metavar="NAME")
 
 
@@ -265,7 +275,7 @@ class OutputFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(OutputFlags, ValidationFlags, ScheduleFlags, ModelFlags, ImageFlags, DataConfig):
+class TrainConfig(OutputFlags, InferenceFlags, ValidationFlags, ScheduleFlags, ModelFlags, ImageFlags, DataConfig):
     """A training, except for the head's own options, which `config_of` adds. head: "m2f", ..."""
 
     head: ClassVar[str]
@@ -293,8 +303,7 @@ class TrainConfig(OutputFlags, ValidationFlags, ScheduleFlags, ModelFlags, Image
             )
         if self.keep_matching_classes and not self.init_head:
             raise UserError("--keep-matching-classes goes with --init-head")
-        if self.task != "semantic" and self.eval_mode == "slide":
-            raise UserError(f"--task {self.task}: objects are found in whole images, --eval-mode slide does not apply")
+        self.check_inference(self.task, self.image_size)
 
     def arguments(self) -> dict[str, Any]:
         return {**super().arguments(), "head": self.head}
@@ -323,13 +332,13 @@ def parse_training_arguments(head: str, argv: Sequence[str]) -> TrainConfig:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    data = (PairFlags, *((CocoFlags,) if facts.finds_objects else ()), LabelFlags, ImageFlags)
+    data = (PairFlags, *((CocoFiles, CocoFlags) if facts.finds_objects else ()), LabelFlags, ImageFlags)
     for title, parts in (
         ("data", data),
         ("backbone and adapter", (ModelFlags,)),
         ("head and loss", tuple(part for part in facts.options.__mro__ if is_dataclass(part))),
         ("training", (ScheduleFlags, SeedFlags)),
-        ("validation", (HeldOutFlags, ValidationFlags)),
+        ("validation", (HeldOutFlags, ValidationFlags, InferenceFlags)),
         ("output and resuming", (OutputFlags,)),
     ):
         group = parser.add_argument_group(title)

@@ -167,7 +167,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator, held: ExitStack, shar
         backbone = shared.backbone if shared else None
         segmenter = build_segmenter(config, len(data.class_names), accelerator, resumed, backbone)
     with memory_sufficing(config, segmenter):
-        check_backbone(segmenter.backbone, config.image_size, data)
+        check_backbone(segmenter.backbone, config, data)
         init_head = resumed.state.get("init_head") if resumed else None
         if released:
             report = transfer(released, segmenter, data.class_names, config.keep_matching_classes)

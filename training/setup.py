@@ -13,8 +13,10 @@ from backbones.frozen import FrozenBackbone, build_backbone, build_kept_backbone
 from backbones.names import BACKBONES
 from backbones.weights import WeightsUnavailable, download, is_url
 from data.dataset import EpochBatches, EvalDataset, TrainDataset, collate
-from data.transforms import STEP_PX, Augmentation, EvalTransform, TrainTransform, eval_size_hw
+from data.transforms import STEP_PX, Augmentation, EvalTransform, TrainTransform
 from errors import UserError, ignore_signals
+from evaluation.inference import padded_window_size
+from evaluation.options import Inference
 from heads.build import HeadSpec
 from heads.options import head_options
 from segmenter import Segmenter, backbone_tensors
@@ -42,7 +44,7 @@ def make_loaders(config: TrainConfig, backbone: FrozenBackbone, data: TaskData, 
         "worker_init_fn": ignore_signals,
     }
     view = TrainTransform(config.image_size, augmentation(config), backbone.mean, backbone.std)
-    whole = EvalTransform(config.image_size, backbone.mean, backbone.std)
+    whole = eval_transform(config.inference(config.image_size), backbone)
     # In evaluation one image at a time: they differ in size, and big ones fill the memory.
     return Loaders(
         order,
@@ -54,6 +56,12 @@ def make_loaders(config: TrainConfig, backbone: FrozenBackbone, data: TaskData, 
             for split in ("val", "test")
         ),
     )
+
+
+def eval_transform(inference: Inference, backbone: FrozenBackbone) -> EvalTransform:
+    """What makes views of images, as `inference` looks at them."""
+    size = inference.short_side_px
+    return EvalTransform(size, backbone.mean, backbone.std, inference.scales, is_exact=not inference.is_whole)
 
 
 def end_workers(loader: DataLoader | None) -> None:
@@ -121,12 +129,12 @@ def find_backbone(config: TrainConfig, accelerator: Accelerator, resumed: Resume
     return backbone
 
 
-def check_backbone(backbone: FrozenBackbone, image_size: int, data: TaskData) -> None:
+def check_backbone(backbone: FrozenBackbone, config: TrainConfig, data: TaskData) -> None:
     """Tries the backbone at the sizes of training and validation, before the first step.
 
     Raises UserError, naming what works, where it cannot take them.
     """
-    square = (image_size, image_size)
+    square = (config.image_size, config.image_size)
     try:
         backbone.try_out(square)
     except UserError as error:
@@ -134,15 +142,18 @@ def check_backbone(backbone: FrozenBackbone, image_size: int, data: TaskData) ->
     if not data.sizes["val"]:
         return
     try:
-        backbone.try_out((image_size, image_size + STEP_PX))
+        backbone.try_out((config.image_size, config.image_size + STEP_PX))
     except UserError:
-        for size_hw in sorted({tuple(eval_size_hw(*size, image_size)) for size in data.image_sizes("val")}):
+        inference = config.inference(config.image_size)
+        transform = eval_transform(inference, backbone)
+        sizes = {size for image_hw in data.image_sizes("val") for size in transform.sizes(*image_hw)}
+        for size_hw in sorted({padded_window_size(size, inference) for size in sizes}):
             try:
                 backbone.try_out(size_hw)
             except UserError as error:
                 raise UserError(
-                    f"{error}, and validation keeps the aspect of each image. Validate on square images, or choose "
-                    f"another --backbone, {next(iter(BACKBONES))} for example"
+                    f"{error}, and validation keeps the aspect of each image. Validate on square images, with "
+                    f"--eval-mode slide, or choose another --backbone, {next(iter(BACKBONES))} for example"
                 ) from error
 
 
@@ -196,6 +207,6 @@ def trainer_settings(config: TrainConfig) -> TrainerSettings:
         "lr_milestones": tuple(config.lr_milestones),
         "save_interval": 1 if every == "epoch" else config.save_interval,
         "checkpointing_steps": 0 if every in (None, "epoch") else every,
-        "window_px": config.image_size if config.eval_mode == "slide" else None,
+        "inference": config.inference(config.image_size),
     }
     return TrainerSettings(**values)

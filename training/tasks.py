@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from data.check.finding import Report
 from data.check.report import error_message
+from data.labels import LabelRule
 from data.sources.masks import MaskSource
 from data.sources.objects import CocoSource, truth_objects, truth_segments
 from data.sources.source import Source
@@ -16,6 +17,7 @@ from errors import UserError, note, warn
 from evaluation.drawing import class_colors
 from evaluation.evaluate import Evaluator
 from evaluation.instance import MOST_DETECTIONS, InstanceEvaluator, InstanceTruth
+from evaluation.options import Inference
 from evaluation.panoptic import PanopticEvaluator
 from evaluation.semantic import SemanticEvaluator
 from training.checkpoints import Resumed
@@ -25,8 +27,8 @@ from training.sets import SETS, CocoSets, MaskSets, SampleIds, Sets
 
 FILES_NAMED = 3
 
-MakeEvaluator = Callable[[Source, int | None, int], Evaluator]
-"""Of a split, with the side of validation's windows (pixels, None = whole images) and the number of samples shown."""
+MakeEvaluator = Callable[[Source, Inference, int], Evaluator]
+"""Of a split, with how its images are looked at and the number of samples shown."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,11 @@ class TaskData:
         source = self.sources[split]
         return {source.size_hw(sample) for sample in source.samples}
 
-    def evaluator(self, split: str, window_px: int | None, num_samples: int) -> Evaluator:
-        return self.make_evaluator(self.sources[split], window_px, num_samples)
+    def evaluator(self, split: str, inference: Inference, num_samples: int) -> Evaluator:
+        return self.make_evaluator(self.sources[split], inference, num_samples)
 
 
 def semantic_data(config: TrainConfig, sets: MaskSets, report: Report, record: dict[str, Any]) -> TaskData:
-    def evaluator(source: MaskSource, window_px: int | None, num_samples: int) -> Evaluator:
-        colors = class_colors(len(sets.class_names), sets.labels.class_palette)
-        return SemanticEvaluator(sets.class_names, window_px, num_samples, colors)
-
     return TaskData(
         config.task,
         sets.class_names,
@@ -77,8 +75,16 @@ def semantic_data(config: TrainConfig, sets: MaskSets, report: Report, record: d
         record,
         {split: MaskSource(one.pairs, sets.labels, sets.max_pixels, sets.rule) for split, one in sets.splits.items()},
         sets.labels.describe(sets.class_names),
-        evaluator,
+        semantic_evaluator(sets.class_names, sets.labels),
     )
+
+
+def semantic_evaluator(class_names: list[str], labels: LabelRule) -> MakeEvaluator:
+    def make(source: MaskSource, inference: Inference, num_samples: int) -> Evaluator:
+        colors = class_colors(len(class_names), labels.class_palette)
+        return SemanticEvaluator(class_names, inference, num_samples, colors)
+
+    return make
 
 
 def coco_data(config: TrainConfig, sets: CocoSets, report: Report, record: dict[str, Any]) -> TaskData:
@@ -88,7 +94,6 @@ def coco_data(config: TrainConfig, sets: CocoSets, report: Report, record: dict[
         del sources["test"]  # the check has said so
     counts = {split: sum(len(image.objects) for image in source.samples) for split, source in sources.items()}
     stored = ["EXIF orientation is not applied: the annotations fit the images as stored"]
-    evaluators = {"instance": instance_evaluator, "panoptic": panoptic_evaluator}
     return TaskData(
         config.task,
         sets.class_names,
@@ -100,12 +105,12 @@ def coco_data(config: TrainConfig, sets: CocoSets, report: Report, record: dict[
             f"category ids {', '.join(map(str, train.category_ids))}",
             *(stored if report.train.frame == "stored" else []),
         ],
-        evaluators[config.task](train.class_names, train.is_thing),
+        OBJECT_EVALUATORS[config.task](train.class_names, train.is_thing),
     )
 
 
 def instance_evaluator(class_names: list[str], is_thing: list[bool]) -> MakeEvaluator:
-    def make(source: CocoSource, window_px: int | None, num_samples: int) -> Evaluator:
+    def make(source: CocoSource, inference: Inference, num_samples: int) -> Evaluator:
         image_of = {image.sample_id: image for image in source.samples}
 
         def truth_of(sample_id: str) -> tuple[tuple[int, int], list[InstanceTruth]]:
@@ -118,13 +123,16 @@ def instance_evaluator(class_names: list[str], is_thing: list[bool]) -> MakeEval
 
 
 def panoptic_evaluator(class_names: list[str], is_thing: list[bool]) -> MakeEvaluator:
-    def make(source: CocoSource, window_px: int | None, num_samples: int) -> Evaluator:
+    def make(source: CocoSource, inference: Inference, num_samples: int) -> Evaluator:
         image_of = {image.sample_id: image for image in source.samples}
         return PanopticEvaluator(
             class_names, is_thing, lambda name: truth_segments(image_of[name], source.max_pixels), num_samples
         )
 
     return make
+
+
+OBJECT_EVALUATORS = {"instance": instance_evaluator, "panoptic": panoptic_evaluator}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from checkpoint import link_atomically, read_checkpoint, sealed, write_atomicall
 from data.dataset import EpochBatches
 from errors import Interrupted, StopRequest, UserError, warn
 from evaluation.evaluate import Result, evaluate
+from evaluation.options import Inference
 from segmenter import Segmenter
 from structures import Batch, LossScope, Target
 from training.checkpoints import Progress, RunFiles, keep_newest, save_best, save_checkpoint
@@ -45,8 +46,8 @@ NUM_IMAGES_SHOWN = 4
 class TrainerSettings:
     """max_steps: instead of epochs, -1 = off. lr_milestones: shares of the run. save_interval, val_interval: in epochs.
 
-    ema_decay: 0 = no average. checkpointing_steps: 0 = none. keep_last: 0 = all. window_px: side of validation's
-    sliding windows, None = whole.
+    ema_decay: 0 = no average. checkpointing_steps: 0 = none. keep_last: 0 = all. inference: how validation looks
+    at images.
     """
 
     epochs: int
@@ -68,7 +69,7 @@ class TrainerSettings:
     keep_last: int
     val_interval: int
     log_interval: int
-    window_px: int | None
+    inference: Inference
 
 
 @dataclass(frozen=True)
@@ -461,7 +462,7 @@ class Trainer:
         """Over all processes. Raises Interrupted on a signal."""
         for buffer in [*self.segmenter.adapter.buffers(), *self.segmenter.head.buffers()]:
             broadcast(buffer)  # batch norms saw different images in each process; the first one's are kept
-        evaluator = self.data.evaluator(split, self.settings.window_px, NUM_IMAGES_SHOWN)
+        evaluator = self.data.evaluator(split, self.settings.inference, NUM_IMAGES_SHOWN)
         skipped: list[str] = []
         self.model.eval()
         device = self.accelerator.device

@@ -56,6 +56,11 @@ class MaskHead(Head):
             scores.flatten(2).baddbmm_(class_probability[:, part].transpose(1, 2), resized.flatten(2))
         return scores
 
+    def window_scores(self, outputs: MaskOutputs, size_hw: tuple[int, int], rows: slice | None = None) -> Tensor:
+        """Return what is averaged over sliding windows: the scores of `semantic`. Queries of different windows have
+        nothing to do with one another, so that nothing before their sum can be averaged."""
+        return self.semantic(outputs, size_hw, rows)
+
     def instances(
         self,
         outputs: MaskOutputs,

@@ -1,7 +1,6 @@
-"""Metrics against their definitions on sets of pixels, and windows that cover every pixel."""
+"""Metrics against their definitions on sets of pixels, and evaluations of several images and processes."""
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
@@ -10,10 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from evaluation.drawing import IGNORED_COLOR, class_colors
-from evaluation.evaluate import evaluate, predict_in_windows, window_starts
+from evaluation.evaluate import evaluate
+from evaluation.options import Inference
 from evaluation.semantic import SemanticEvaluator, confusion_matrix, semantic_metrics
 from evaluation.visualize import color_map
-from structures import IGNORE_INDEX, Batch, Target
+from structures import IGNORE_INDEX, Batch, LossScope, Target
 
 
 def maps(seed: int, classes: int) -> tuple[Tensor, Tensor]:
@@ -47,30 +47,6 @@ def test_nothing_labelled_is_nan():
     assert math.isnan(semantic_metrics(confusion_matrix(torch.zeros(4, 4, dtype=torch.int64), truth, 3)).miou)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.integers(1, 400), st.integers(32, 96))
-def test_windows_cover_everything_and_overlap(length: int, window: int):
-    starts = window_starts(length, window)
-    covered = [0] * length
-    for start in starts:
-        assert start >= 0 and (start + window <= length or length <= window)
-        for i in range(start, min(start + window, length)):
-            covered[i] += 1
-    assert min(covered) >= 1
-    assert all(b - a <= window * 2 // 3 for a, b in pairwise(starts))
-
-
-def test_windows_give_what_the_whole_gives_for_a_pixelwise_model():
-    def predict(rows: slice, columns: slice) -> Tensor:
-        window = images[..., rows, columns]
-        assert window.shape[-2:] == (32, 32)
-        return torch.cat((window[:, :1] * 2, window[:, 1:2] ** 2), dim=1)
-
-    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    scores = predict_in_windows(predict, (64, 96), 32)
-    assert torch.allclose(scores, torch.cat((images[:, :1] * 2, images[:, 1:2] ** 2), dim=1), atol=1e-6)
-
-
 class RedIsClassOne:
     """A model whose answer is known: class 1 where the first channel is positive; its loss is random."""
 
@@ -80,15 +56,19 @@ class RedIsClassOne:
     def __call__(self, images: Tensor, features=None) -> Tensor:
         return images[:, 0]
 
-    def loss(self, outputs: Tensor, targets: list[Target]) -> dict[str, Tensor]:
-        return {"a": torch.rand(()), "b": torch.tensor(1.0)}
+    def normalizers(self, targets: list[Target]) -> dict[str, Tensor]:
+        return {"windows": torch.tensor(float(len(targets)))}
 
-    def semantic(self, outputs: Tensor, size_hw: tuple[int, int], rows: slice = slice(None)) -> Tensor:
+    def loss(self, outputs: Tensor, targets: list[Target], scope: LossScope | None = None) -> dict[str, Tensor]:
+        share = len(targets) / (scope.normalizers["windows"].item() if scope else len(targets))
+        return {"a": torch.rand(()) * share, "b": torch.tensor(share)}
+
+    def window_scores(self, outputs: Tensor, size_hw: tuple[int, int], rows: slice = slice(None)) -> Tensor:
         return torch.stack((-outputs, outputs), dim=1)[:, :, rows]
 
 
-@pytest.mark.parametrize("window_px", [None, 32])
-def test_evaluation_adds_up_and_leaves_the_random_state_alone(window_px):
+@pytest.mark.parametrize("inference", [Inference(), Inference(None, (32, 32), (21, 21), windows_at_once=2)])
+def test_evaluation_adds_up_and_leaves_the_random_state_alone(inference):
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(3, 3, 32, 64, generator=generator)
     truth = (images[:, 0] > 0).long()
@@ -96,7 +76,7 @@ def test_evaluation_adds_up_and_leaves_the_random_state_alone(window_px):
     batches = [Batch(images[i : i + 1], [Target(semantic=truth[i])], [str(i)]) for i in range(3)]
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    first, again = (SemanticEvaluator(["blue", "red"], window_px, num_samples=2) for _ in range(2))
+    first, again = (SemanticEvaluator(["blue", "red"], inference, num_samples=2) for _ in range(2))
     evaluate(RedIsClassOne(), batches, first, torch.device("cpu"), 7)
     assert torch.equal(torch.get_rng_state(), before)
     evaluate(RedIsClassOne(), batches, again, torch.device("cpu"), 7)
@@ -104,7 +84,7 @@ def test_evaluation_adds_up_and_leaves_the_random_state_alone(window_px):
     assert values["pixel_accuracy"] == pytest.approx(1 - 8 * 64 / truth.numel())
     assert values == again.result([again.state()]).values and 1 < values["loss"] < 2
     # Of two processes: each image counts once, whoever saw it.
-    shares = [SemanticEvaluator(["blue", "red"], window_px) for _ in range(2)]
+    shares = [SemanticEvaluator(["blue", "red"], inference) for _ in range(2)]
     for share, part in zip(shares, (batches[:1], batches[1:]), strict=True):
         evaluate(RedIsClassOne(), part, share, torch.device("cpu"), 7)
     both = first.result([share.state() for share in shares]).values

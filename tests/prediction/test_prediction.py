@@ -141,7 +141,14 @@ def test_windows_whole_images_and_limits(semantic, tmp_path):
     shapes: list[tuple[int, ...]] = []
     segmenter.adapter.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(inputs[0].shape)))
     assert Predictor(segmenter, eval_mode="slide").predict(wide).classes.shape == (64, 192)
-    assert set(shapes) == {(1, 3, 64, 64)} and len(shapes) > 2
+    assert shapes == [(4, 3, 64, 64), (1, 3, 64, 64)]
+    shapes.clear()
+    options = {"crop": 96, "stride": 50, "native": True, "windows_at_once": 1}
+    Predictor(segmenter, eval_mode="slide", **options).predict(wide)
+    assert shapes == [(1, 3, 64, 96)] * 3  # windows at 0, 50 and 96
+    shapes.clear()
+    Predictor(segmenter, tta=True, tta_scales=[1, 2]).predict(wide)
+    assert shapes == [(1, 3, 64, 192), (1, 3, 128, 384)] * 2  # then mirrored
     shapes.clear()
     Predictor(segmenter).predict(wide)
     assert shapes == [(1, 3, 64, 192)]
@@ -487,6 +494,7 @@ def test_mistakes_are_one_line(semantic, objects, tmp_path, capsys):
         (semantic, ["-d", tmp_path, "-od", tmp_path / "out"], "--recursive"),
         (semantic, ["-d", tmp_path / "gone", "-od", tmp_path / "out"], "gone"),
         (objects, [*one, "--eval-mode", "slide"], "--eval-mode slide"),
+        (objects, [*one, "--tta"], "--tta"),
     ):
         assert run("-m", model / "run", *words) == 2, message
         err = capsys.readouterr().err
