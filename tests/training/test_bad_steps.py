@@ -98,7 +98,7 @@ def test_a_validation_with_nan_replaces_no_best_model(tmp_path, monkeypatch, spo
 
     data = drawn(tmp_path / "data")
     options = [*data, "--epochs", "3", "--best-metric", "miou", "--save-interval", "1"]
-    name = {"loss": "loss", "scores": "semantic"}[spoilt]
+    name = {"loss": "loss", "scores": "window_scores"}[spoilt]
     real, calls = getattr(LinearHead, name), []
 
     def from_the_third_on(self, *args):
