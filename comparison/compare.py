@@ -46,6 +46,7 @@ METRIC_TITLES = {
     "miou": "mIoU",
     "mean_accuracy": "mean accuracy",
     "pixel_accuracy": "pixel accuracy",
+    "boundary_iou": "boundary IoU",
     "map": "AP",
     "pq": "PQ",
 }
