@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Which head is better? Trains Mask2Former, UPerNet and a linear head side by side on one frozen DINOv3, and reports it.
 #
-# Costs   after installing: about 6 minutes and 2 GB of memory on two CPU cores.
+# Costs   after installing: about 7 minutes and 2 GB of memory on two CPU cores.
 # Makes   checkpoints/comparison_example/report/report.html, which opens in a browser without a network.
 #
 # Own data:
