@@ -1,11 +1,12 @@
 """Trains several heads on one frozen backbone, and reports which is better. docs/comparing_heads.md explains it."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from comparison.config import parse_compare_arguments
+from comparison.config import CompareConfig, parse_compare_arguments
 from errors import run_job
 
 DEMO_FOLDER = Path(__file__).resolve().parents[1] / "data" / "demo"
@@ -23,16 +24,27 @@ DEMO = [
         "--checkpoint-dir",
         "checkpoints/comparison_demo",
     ),
-    *("--set", "m2f.hidden-dim=64", "m2f.m2f-size=paper", "m2f.num-points=1024", "m2f.num-queries=8"),
-    "upernet.hidden-dim=64",
 ]
 """What --demo stands for: the sizes of the quick starts, on the drawn set."""
+
+DEMO_SET = (
+    *("m2f.hidden-dim=64", "m2f.m2f-size=paper", "m2f.num-points=1024", "m2f.num-queries=8"),
+    "upernet.hidden-dim=64",
+)
+"""Those of single heads; what --set says of the same flag wins."""
+
+
+def with_demo_settings(config: CompareConfig) -> CompareConfig:
+    own = (word for word in DEMO_SET if word.partition(".")[0] in config.heads)
+    return replace(config, set=(*own, *(config.set or ())))
 
 
 def main() -> int:
     words = sys.argv[1:]
     is_demo = "--demo" in words
-    config = parse_compare_arguments([*DEMO, *(word for word in words if word != "--demo")] if is_demo else words)
+    config = parse_compare_arguments([*DEMO, *words] if is_demo else words)
+    if is_demo:
+        config = with_demo_settings(config)
 
     def job() -> None:
         from comparison.compare import compare  # after parsing: --help should not wait for torch

@@ -6,6 +6,7 @@ import pytest
 from training_helpers import ROOT
 
 from comparison.config import command_of, parse_compare_arguments
+from demo import compare_heads
 from training.config import parse_training_arguments
 
 DATA = ["--image-paths", "i/*.png", "--mask-paths", "m/*.png", "--num-classes", "3", "--validate"]
@@ -72,6 +73,14 @@ def test_mistakes_are_named(capsys, flags, named):
         parse_compare_arguments([*DATA, *flags])
     assert ended.value.code == 2
     assert f"error: {named}" in capsys.readouterr().err
+
+
+def test_the_demo_s_settings_are_added_to_and_go_with_their_heads():
+    words = [*compare_heads.DEMO, "--heads", "upernet", "linear", "--set", "upernet.hidden-dim=32", "linear.lr=0.5"]
+    config = compare_heads.with_demo_settings(parse_compare_arguments(words))
+    assert config.config_for("upernet", 0).hidden_dim == 32 and config.config_for("linear", 0).lr == 0.5
+    whole = compare_heads.with_demo_settings(parse_compare_arguments([*compare_heads.DEMO, "--set", "linear.lr=0.5"]))
+    assert (whole.config_for("m2f", 0).hidden_dim, whole.config_for("m2f", 0).num_queries) == (64, 8)
 
 
 def test_heads_that_find_no_objects_are_refused_for_objects(capsys):
