@@ -40,6 +40,8 @@ class Segmenter(nn.Module):
     labels: dict[str, Any]
     arguments: dict[str, Any]
     frame: str = "upright"
+    path: str = ""
+    """The file that it was loaded from."""
 
     def __init__(self, backbone: FrozenBackbone, spec: HeadSpec):
         super().__init__()
@@ -110,6 +112,7 @@ class Segmenter(nn.Module):
             )
         segmenter = cls(backbone, HeadSpec(**state["spec"]))
         segmenter.load_trainable_state(trained)
+        segmenter.path = str(checkpoint)
         segmenter.class_names, segmenter.labels = state["class_names"], state["labels"]
         segmenter.task = state.get("task", "semantic")  # older checkpoints do not say it
         segmenter.arguments = state["arguments"]

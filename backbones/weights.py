@@ -131,8 +131,14 @@ def _download(repo: str) -> tuple[Path | None, str]:
     return None, f"the repository holds none of {', '.join(WEIGHT_FILES)}"
 
 
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _FILE_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".pkl")
+
+
+def hub_name(word: str) -> str | None:
+    """The repository "owner/name" that a word means which is no local path; None where it cannot be one."""
+    repo = re.sub(r"^hf[-_]hub:", "", word)
+    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", repo) and not repo.startswith(".") and not repo.endswith(_FILE_ENDINGS)
+    return repo if is_name else None
 
 
 class Source(NamedTuple):
@@ -155,8 +161,8 @@ def find_weights(weights: str, backbone: str, hub_repo: str | None) -> Source:
     path = download(weights) if is_url(weights) else Path(weights).expanduser()
     if path.exists():
         return Source(path, str(path), path.absolute().name)
-    repo = re.sub(r"^hf[-_]hub:", "", weights)
-    if _HUB_NAME.fullmatch(repo) and not repo.startswith(".") and not repo.endswith(_FILE_ENDINGS):
+    repo = hub_name(weights)
+    if repo:
         return _from_hub(repo, backbone)
     raise UserError(
         f"--weights {weights}: there is no such file or folder. Expected: a local path, a link (https://...), a "

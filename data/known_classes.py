@@ -25,6 +25,14 @@ wall-other-merged, rug-merged
 """)
 """The 53 other classes of COCO's panoptic maps, in the order of their category ids."""
 
+_MISSING_THINGS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+_STUFF_IDS = (
+    *(92, 93, 95, 100, 107, 109, 112, 118, 119, 122, 125, 128, 130, 133, 138, 141, 144, 145, 147, 148, 149, 151, 154),
+    *(155, 156, 159, 161, 166, 168, 171, 175, 176, 177, 178, 180, 181, *range(184, 201)),
+)
+COCO_IDS = (*(number for number in range(1, 91) if number not in _MISSING_THINGS), *_STUFF_IDS)
+"""Category ids of COCO_THINGS, and after them of COCO_STUFF."""
+
 ADE20K = _names("""
 wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door,
 table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair,

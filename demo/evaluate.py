@@ -1,4 +1,4 @@
-"""Evaluates a trained checkpoint on a data set: all metrics, per class and per image, and what the worst look like."""
+"""Evaluates a checkpoint or a released head on a data set: all metrics, per class and per image, the worst images."""
 
 import json
 import math
@@ -124,7 +124,7 @@ def report(config: EvaluateConfig, evaluation: "Evaluation") -> int:
     print(printable(tables(result, images, evaluation.metric)))
     if config.json:
         content = {
-            "model": str(evaluation.checkpoint),
+            "model": evaluation.segmenter.path,
             "images": len(images),
             "skipped": evaluation.skipped,
             "inference": evaluation.as_dict(),

@@ -1,4 +1,4 @@
-"""Predicts images with a trained checkpoint: masks, images with the result drawn over, COCO files."""
+"""Predicts images with a checkpoint, or a released head: masks, images with the result drawn over, COCO files."""
 
 import argparse
 import math
@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from errors import UserError, note, printable, run_job
 from evaluation.options import InferenceFlags
 from flags import add_flags, hyphenate, unset
+from training.config import TASK_NAMES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,9 +34,18 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--model-path", "-m", type=Path, required=True, metavar="PATH", help="a checkpoint, or a run's folder: its best"
+        "--model-path",
+        "-m",
+        required=True,
+        metavar="PATH",
+        help="a checkpoint, or a run's folder: its best; or a released head as it is: a file, a Hugging Face folder, "
+        "or a hub name",
     )
     model.add_argument("--weights", default=None, help="of the backbone (None = where the run found them)")
+    model.add_argument("--backbone", default=None, metavar="NAME", help="of a released head that does not tell it")
+    model.add_argument(
+        "--task", choices=TASK_NAMES, default=None, help="of a released head (None = what it was released for)"
+    )
     model.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on CUDA")
     images = parser.add_argument_group("images")
     images.add_argument("--image-path", "-i", type=Path, default=None, metavar="FILE", help="one image")
@@ -153,10 +163,12 @@ def build_predictor(args: argparse.Namespace) -> "Predictor":
     import torch
 
     from prediction.predictor import Predictor
-    from segmenter import Segmenter
+    from released.model import load_model
     from training.processes import uses_bf16
 
-    segmenter = Segmenter.load(args.model_path, args.weights)
+    segmenter = load_model(args.model_path, args.weights, args.backbone, args.task)
+    if args.task not in (None, segmenter.task):
+        raise UserError(f"--task {args.task}: {segmenter.path} was trained for {segmenter.task}; leave the flag out")
     is_bf16 = uses_bf16(args.precision)
     if is_bf16:
         segmenter.backbone.cast_weights(torch.bfloat16)  # the same numbers as autocast alone, in half the memory

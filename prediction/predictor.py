@@ -22,6 +22,7 @@ from evaluation.instance import rle_of
 from evaluation.options import flags_of
 from memory import estimated_memory_bytes
 from prediction.results import FoundObject, FoundSegment, InstanceResult, PanopticResult, Result, SemanticResult
+from released.model import load_model
 from rows import best_classes
 from segmenter import Segmenter
 
@@ -74,10 +75,17 @@ class Predictor:
         )
 
     @classmethod
-    def load(cls, checkpoint: str | Path, weights: str | None = None, **options: Any) -> "Predictor":
-        """Of a checkpoint: a file, or a folder (see find_checkpoint). weights: where the backbone's are now, if they
-        moved. options: of Predictor(segmenter, ...)."""
-        return cls(Segmenter.load(checkpoint, weights), **options)
+    def load(
+        cls,
+        model: str | Path,
+        weights: str | None = None,
+        backbone: str | None = None,
+        task: str | None = None,
+        **options: Any,
+    ) -> "Predictor":
+        """Of a checkpoint, a folder of them, or a released head (see load_model). weights: where the backbone's are
+        now, if they moved. backbone, task: of a released head. options: of Predictor(segmenter, ...)."""
+        return cls(load_model(model, weights, backbone, task), **options)
 
     def predict(self, image: Image) -> Result:
         """Find what the model knows in an image, at the image's own size: a SemanticResult, InstanceResult or

@@ -213,8 +213,8 @@ class ModelFlags:
         "",
         "initialize from the weights of this head: our own checkpoint, or a released Mask2Former of Meta's DINOv3, "
         "transformers (folder, .safetensors) or detectron2 (.pkl, .pth); those two bring their backbone along, unless "
-        "--weights says otherwise; or a released PMT decoder (folder, .bin, .safetensors)",
-        metavar="PATH",
+        "--weights says otherwise; or a released PMT decoder (folder, .bin, .safetensors, hub name)",
+        metavar="PATH|HUB-NAME",
     )
     keep_matching_classes: bool = flag(
         False, "with --init-head: keep what it knows of classes of the same name, where not all are the same"

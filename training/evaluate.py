@@ -1,4 +1,4 @@
-"""One checkpoint on one data set, image by image: what was found of each is kept in a file, from which it resumes."""
+"""One model on one data set, image by image: what was found of each is kept in a file, from which it resumes."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
-from checkpoint import append_line, checksum, find_checkpoint, write_atomically
+from checkpoint import append_line, checksum, write_atomically
 from data.dataset import EvalDataset, collate
 from data.image_rule import ImageRule
 from data.labels import LabelRule, label_options
@@ -28,6 +28,7 @@ from data.sources.source import Source
 from errors import UserError, ignore_signals, note
 from evaluation.evaluate import Evaluator, Result, evaluate
 from evaluation.options import flags_of
+from released.model import load_model
 from segmenter import Segmenter
 from training.config import range_of
 from training.evaluate_config import EvaluateConfig
@@ -70,15 +71,14 @@ class Evaluation:
 
     def __init__(self, config: EvaluateConfig) -> None:
         self.config = config
-        self.checkpoint = find_checkpoint(config.model_path)
-        self.segmenter = Segmenter.load(self.checkpoint, config.weights)
+        self.segmenter = load_model(config.model_path, config.weights, config.backbone, config.task)
         config.check_task(self.segmenter.task)
         run = self.segmenter.arguments
         flags = flags_of(run, config.asked_inference())
         flags.check_inference(self.segmenter.task, run["image_size"])
         self.inference = flags.inference(run["image_size"])
         find = mask_data if self.segmenter.task == "semantic" else coco_data
-        self.source, self.make_evaluator = find(config, self.segmenter, self.checkpoint)
+        self.source, self.make_evaluator = find(config, self.segmenter)
         self.accelerator: Accelerator = make_accelerator(config.precision)
         if self.accelerator.num_processes > 1:
             raise UserError("an evaluation runs in one process: start it with python, not with torchrun")
@@ -195,7 +195,7 @@ class Evaluation:
         return json.loads(json.dumps(content))
 
 
-def mask_data(config: EvaluateConfig, segmenter: Segmenter, checkpoint: Path) -> tuple[Source, MakeEvaluator]:
+def mask_data(config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, MakeEvaluator]:
     """Raises UserError where files are missing, or their classes are not those of the model."""
     names, asked = segmenter.class_names, config.asked_labels()
     labels = LabelRule.from_dict(segmenter.labels)
@@ -206,7 +206,7 @@ def mask_data(config: EvaluateConfig, segmenter: Segmenter, checkpoint: Path) ->
         is_named = asked["class_names"] or asked["label_map"]
         if labels.num_classes != len(names) or (is_named and found != names):
             raise UserError(
-                f"these labels are {labels.num_classes} classes ({', '.join(found)}), but {checkpoint} knows "
+                f"these labels are {labels.num_classes} classes ({', '.join(found)}), but {segmenter.path} knows "
                 f"{len(names)} ({', '.join(names)}): map them with --label-map to these names, in this order"
             )
     pairing = match_files(config.image_paths, config.mask_paths)
@@ -219,7 +219,7 @@ def mask_data(config: EvaluateConfig, segmenter: Segmenter, checkpoint: Path) ->
     return source, semantic_evaluator(names, labels)
 
 
-def coco_data(config: EvaluateConfig, segmenter: Segmenter, checkpoint: Path) -> tuple[Source, MakeEvaluator]:
+def coco_data(config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, MakeEvaluator]:
     """Categories are matched with the model's by id and name, or by name. Raises UserError as mask_data."""
     if config.coco_dir:
         splits = find_splits(Path(config.coco_dir))
@@ -231,7 +231,9 @@ def coco_data(config: EvaluateConfig, segmenter: Segmenter, checkpoint: Path) ->
     else:
         found = read_coco(Path(config.coco_json), Path(config.coco_images))
     names, is_thing = segmenter.class_names, segmenter.labels["is_thing"]
-    of_model = CocoSet(checkpoint, [], names, segmenter.labels["category_ids"], is_thing, frozenset(range(len(names))))
+    of_model = CocoSet(
+        Path(segmenter.path), [], names, segmenter.labels["category_ids"], is_thing, frozenset(range(len(names)))
+    )
     _, known = common_classes([of_model, found])
     source = CocoSource(known.images, max_pixels_of(config, segmenter), image_rule_of(config, segmenter))
     return source, OBJECT_EVALUATORS[segmenter.task](names, is_thing)

@@ -18,8 +18,14 @@ LabelsOfRun = unset(LabelFlags)
 class CheckpointFlags:
     """The model."""
 
-    model_path: str = flag("", "a checkpoint, or a run's folder: its best", metavar="PATH")
+    model_path: str = flag(
+        "",
+        "a checkpoint, or a run's folder: its best; or a released head as it is: a file, a Hugging Face folder, or a "
+        "hub name",
+        metavar="PATH",
+    )
     weights: str | None = flag(None, "of the backbone (None = where the run found them)")
+    backbone: str | None = flag(None, "of a released head that does not tell it", metavar="NAME")
     precision: str = flag("auto", "auto: bf16 on CUDA", choices=("auto", "fp32", "bf16"))
 
 
@@ -61,6 +67,13 @@ class EvaluateConfig(ReportFlags, EvaluatedFlags, InferenceOfRun, LabelsOfRun, C
                 "expected data to evaluate on: --image-paths with --mask-paths, or --coco-json with --coco-images, or "
                 "--coco-dir"
             )
+
+    @property
+    def task(self) -> str:
+        """What a model is asked for that does several tasks."""
+        if self.image_paths:
+            return "semantic"
+        return "panoptic" if self.coco_segments else "instance"
 
     def check_task(self, task: str) -> None:
         """Raises UserError where the data are not what a model of this task is evaluated on."""

@@ -43,7 +43,7 @@ from training.setup import (
 from training.summary import out_of_memory_message, outcome, run_record, summary
 from training.tasks import TaskData, compare, prepare_data
 from training.trainer import Loaders, Trainer
-from training.transfer.fit import head_to_begin_with, transfer
+from training.transfer import head_to_begin_with, transfer
 
 LOST_WORKER = (
     "a process that reads images was ended from outside ({reason}): most often memory or /dev/shm ran out; pass "

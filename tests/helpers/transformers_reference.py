@@ -17,7 +17,7 @@ from transformers.models.mask2former.modeling_mask2former import (
 )
 from transformers.models.upernet.modeling_upernet import UperNetHead
 
-from training.transfer.sources import head_state
+from released.sources import head_state
 
 LAYER = r"^model\.transformer_module\.decoder\.layers\.(\d+)\."
 PREDICTOR = "sem_seg_head.predictor."

@@ -12,10 +12,10 @@ from transformers_reference import whole_mask2former
 
 from backbones.frozen import build_backbone
 from checkpoint import read_checkpoint
+from released.sources import read_released
 from segmenter import Segmenter
 from training.config import parse_training_arguments
-from training.transfer.fit import matching
-from training.transfer.sources import read_released
+from training.transfer import matching
 
 pytestmark = pytest.mark.slow
 

@@ -25,9 +25,9 @@ from backbones.mask2former_keys import mask2former_backbone_name
 from backbones.numpy_pickle import read_array_pickle
 from backbones.timm_models import create
 from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head
+from released.sources import from_meta, read_released
 from segmenter import Segmenter
-from training.transfer.fit import transfer
-from training.transfer.sources import from_meta, read_released
+from training.transfer import transfer
 
 CLASSES, DIM, QUERIES = 6, 64, 12
 NAMES = ["wall", "Tree", "car", "sky", "road", "dog"]

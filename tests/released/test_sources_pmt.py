@@ -14,9 +14,9 @@ from checkpoint import read_checkpoint
 from data.known_classes import ADE20K, BY_NUMBER, COCO_STUFF, COCO_THINGS
 from errors import UserError
 from heads.build import HeadSpec
+from released.sources import read_released
 from segmenter import Segmenter
-from training.transfer.fit import transfer
-from training.transfer.sources import read_released
+from training.transfer import transfer
 
 BACKBONE = "vit_tiny_patch16_224"
 OPTIONS = {"num_queries": 6, "num_blocks": 2}

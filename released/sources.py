@@ -9,6 +9,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,12 +17,14 @@ from torch import Tensor
 from backbones.keys import rename
 from backbones.mask2former_keys import TRANSFORMERS_ENCODER, mask2former_backbone, mask2former_backbone_name
 from backbones.weight_files import read_tensors
+from backbones.weights import fetch, hub_name
 from checkpoint import read_checkpoint
 from data.known_classes import BY_NUMBER
 from data.label_files import is_made_up
 from errors import UserError
 from heads.mask2former.head import Mask2FormerSize, mask2former_size
 from heads.mask2former.pixel_decoder import NUM_LEVELS
+from heads.options import HEADS
 
 OFFSETS_A_HEAD = NUM_LEVELS * 4 * 2
 """Rows of sampling_offsets for each attention head: four points a level, x and y."""
@@ -35,17 +38,18 @@ class ReleasedHead:
     """A trained head and its adapter, with our names.
 
     kind: what the file is, for people. head: "m2f", ... state: as Segmenter.trainable_state, without the backbone's.
-    unused: names in the file that have no place here. class_names: None where the file has none.
-    flags: the sizes of the head as a person passes them. adapter: the one it was trained with, None = any.
-    backbone: name of the one it was trained on, where the file tells. brings_backbone: the backbone's weights are in
-    the file too, and may be read from it as --weights. fingerprint, normalisation: of that backbone, where known.
+    sizes: values of the head's flags that its tensors tell, hidden_dim among them; m2f_size is missing where it has a
+    size of its own. unused: names in the file that have no place here. class_names: None where the file has none.
+    adapter: the one it was trained with, None = any. backbone: name of the one it was trained on, where the file tells.
+    brings_backbone: the backbone's weights are in the file too, and may be read from it as --weights. fingerprint,
+    normalisation: of that backbone, where known.
     """
 
     path: str
     kind: str
     head: str
     state: dict[str, Tensor]
-    flags: str
+    sizes: dict[str, Any]
     unused: list[str] = field(default_factory=list)
     class_names: list[str] | None = None
     adapter: str | None = None
@@ -54,9 +58,27 @@ class ReleasedHead:
     fingerprint: str | None = None
     normalisation: tuple[list[float], list[float]] | None = None
 
+    @property
+    def flags(self) -> str:
+        """The sizes and the adapter as a person passes them."""
+        values = {name: value for name, value in self.sizes.items() if name in SIZE_FLAGS and value is not False}
+        if self.adapter in ("dinov3", "pyramid"):  # --adapter auto finds the others
+            values["adapter"] = self.adapter
+        words = (f"--{name.replace('_', '-')}{'' if v is True else f' {v}'}" for name, v in values.items())
+        return " ".join(words)
 
-def mask2former_flags(path: str, state: dict[str, Tensor]) -> str:
-    """The flags for a Mask2Former of these sizes. Raises UserError where essential tensors are missing."""
+    @property
+    def num_classes(self) -> int:
+        """Classes that the classifier has rows for, "no object" not counted."""
+        facts = HEADS[self.head]
+        return len(self.state[f"{facts.classifier}.bias"]) - int(facts.has_no_object)
+
+
+SIZE_FLAGS = ("hidden_dim", "m2f_size", "num_queries", "num_blocks", "use_all_maps")
+
+
+def mask2former_sizes(path: str, state: dict[str, Tensor]) -> dict[str, Any]:
+    """The values of a Mask2Former's flags. Raises UserError where essential tensors are missing."""
     try:
         width = state[f"{PREDICTOR}class_embed.weight"].shape[1]
         num_queries = len(state[f"{PREDICTOR}query_feat.weight"])
@@ -70,8 +92,8 @@ def mask2former_flags(path: str, state: dict[str, Tensor]) -> str:
             f"--init-head {path}: looks like a Mask2Former, but {error} is missing; expected is the one with the "
             "deformable pixel decoder, whole"
         ) from None
-    named = [f" --m2f-size {name}" for name in ("meta", "paper") if mask2former_size(name, width) == size]
-    return f"--hidden-dim {width} --num-queries {num_queries}{named[0] if named else ''}"
+    named = [name for name in ("meta", "paper") if mask2former_size(name, width) == size]
+    return {"hidden_dim": width, "num_queries": num_queries} | ({"m2f_size": named[0]} if named else {})
 
 
 DETECTRON2_PREFIX = "sem_seg_head."
@@ -99,7 +121,7 @@ def from_detectron2(path: str, content: dict[str, Tensor]) -> ReleasedHead:
         "detectron2's Mask2Former",
         "m2f",
         {**head, **{f"adapter.norms.{name}": t for name, t in norms.items()}},
-        mask2former_flags(path, head),
+        mask2former_sizes(path, head),
         unused=sorted(state.keys() - head.keys()),
         adapter="stage_norm" if norms else "none",
         backbone=mask2former_backbone_name(backbone),
@@ -108,6 +130,9 @@ def from_detectron2(path: str, content: dict[str, Tensor]) -> ReleasedHead:
 
 
 META_PREFIX = "segmentation_model."
+META_BACKBONES = {4096: "dinov3_vit7b16"}
+"""Of Meta's released heads, by the width of the adapter's input."""
+
 _META_RULES = [(r"^(module\.)?segmentation_model\.0\.", "adapter."), (r"^(module\.)?segmentation_model\.1\.", "head.")]
 
 
@@ -119,9 +144,10 @@ def from_meta(path: str, content: dict[str, Tensor]) -> ReleasedHead:
         "Meta's Mask2Former",
         "m2f",
         known,
-        f"{mask2former_flags(path, known)} --adapter dinov3",
+        mask2former_sizes(path, known),
         unused=sorted(state.keys() - known.keys()),
         adapter="dinov3",
+        backbone=META_BACKBONES.get(known["adapter.level_embed"].shape[-1]) if "adapter.level_embed" in known else None,
     )
 
 
@@ -129,18 +155,13 @@ def from_own_checkpoint(path: Path) -> ReleasedHead:
     """Raises UserError where the file is broken, or none of ours."""
     content = read_checkpoint(path)
     spec, about = content["spec"], content["backbone"]
-    options = {"hidden_dim": spec["hidden_dim"], **spec["options"]}
-    sizes = [name for name in ("hidden_dim", "m2f_size", "num_queries", "num_blocks") if name in options]
-    flags = [f"--{name.replace('_', '-')} {options[name]}" for name in sizes]
-    if options.get("use_all_maps"):
-        flags.append("--use-all-maps")
     brings_backbone = any(name.startswith("backbone.") for name in content["model"])
     return ReleasedHead(
         str(path),
         "checkpoint of this program",
         spec["head"],
         {name: t for name, t in content["model"].items() if not name.startswith("backbone.")},
-        flags=" ".join([*flags, f"--adapter {spec['adapter']}"]),
+        {"hidden_dim": spec["hidden_dim"], **spec["options"]},
         class_names=None if all(map(is_made_up, content["class_names"])) else content["class_names"],
         adapter=spec["adapter"],
         backbone=about["name"],
@@ -191,7 +212,7 @@ def from_transformers(path: str, content: dict[str, Tensor]) -> ReleasedHead:
         "transformers' Mask2Former",
         "m2f",
         {**head, **{f"adapter.norms.{name}": t for name, t in norms.items()}},
-        mask2former_flags(path, head),
+        mask2former_sizes(path, head),
         unused=unused,
         class_names=read_class_names(Path(path), len(head["head.predictor.class_embed.weight"]) - 1),
         adapter="stage_norm" if norms else "none",
@@ -254,7 +275,7 @@ def from_pmt(path: str, content: dict[str, Tensor]) -> ReleasedHead:
         "PMT's decoder",
         "pmt",
         head,
-        f"--hidden-dim {mlp_dim} --num-queries {num_queries} --num-blocks {num_blocks}",
+        {"hidden_dim": mlp_dim, "num_queries": num_queries, "num_blocks": num_blocks},
         unused=sorted(state.keys() - head.keys()),
         class_names=list(names) if names else None,
         adapter="layers",
@@ -280,13 +301,23 @@ SOURCES = {
 """By what stands in the names of its tensors."""
 
 
-def read_released(word: str) -> ReleasedHead:
-    """word: of --init-head: a file, or a Hugging Face folder.
+def located(word: str | Path) -> Path:
+    """The local file or folder that a word means; of a hub name (owner/name) that of the download.
+
+    Raises WeightsUnavailable, a UserError, where the hub does not give it.
+    """
+    path = Path(word).expanduser()
+    repo = None if path.exists() else hub_name(str(word))
+    return fetch(repo) if repo else path
+
+
+def read_released(word: str | Path) -> ReleasedHead:
+    """word: of --init-head: a file, a Hugging Face folder, or a hub name.
 
     Raises UserError where there is none, where it cannot be read, holds more than tensors and plain values (nothing of
     it is run), or is of no known kind.
     """
-    path = Path(word).expanduser()
+    path = located(word)
     content = read_tensors(path, "--init-head")
     if all(name.startswith(("adapter.", "head.", "backbone.")) for name in content):
         return from_own_checkpoint(path)

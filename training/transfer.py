@@ -9,10 +9,10 @@ from torch import Tensor
 from data.label_files import is_made_up
 from errors import UserError
 from heads.options import HEADS
+from released.sources import ReleasedHead, read_released
 from segmenter import Segmenter
 from training.checkpoints import Resumed
 from training.config import TrainConfig
-from training.transfer.sources import ReleasedHead, read_released
 
 LEFT_OPEN = "auto"
 

@@ -1,0 +1,1 @@
+"""Heads that others released, under our names, and models of them."""
