@@ -93,6 +93,15 @@ class Target:
     def pin_memory(self) -> Target:
         return Target(*[None if t is None else t.pin_memory() for t in self._tensors()])
 
+    def turned(self, quarter_turns: int) -> Target:
+        """Map and masks turned counterclockwise by so many times 90 degrees."""
+        if not quarter_turns:
+            return self
+        maps = [
+            None if t is None else t.rot90(quarter_turns, (-2, -1)).contiguous() for t in (self.semantic, self.masks)
+        ]
+        return Target(*maps, self.labels)
+
     def _tensors(self) -> tuple[Tensor | None, ...]:
         return self.semantic, self.masks, self.labels
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from data.meta_transform import MetaTrainTransform
 from data.sources.source import Content, Source
 from data.transforms import EvalTransform, TrainTransform, resized_pixels
 from errors import UserError
@@ -52,7 +53,7 @@ class TrainDataset(Dataset):
     cannot change it.
     """
 
-    def __init__(self, source: Source, transform: TrainTransform, seed: int) -> None:
+    def __init__(self, source: Source, transform: TrainTransform | MetaTrainTransform, seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
 
     def __len__(self) -> int:
@@ -66,9 +67,8 @@ class TrainDataset(Dataset):
         """
         epoch, first = epoch_and_index
         sample, content, skipped = first_readable(self.source, first)
-        size_hw = content.pixels.shape[1:]
-        view = self.transform.view(*size_hw, seed_of(self.seed, epoch, sample.sample_id))
-        return Sample(view.image(content.pixels), content.target(*view.pixels(*size_hw)), sample.sample_id, skipped)
+        view = self.transform.view_of(content, seed_of(self.seed, epoch, sample.sample_id))
+        return Sample(view.image(content.pixels), view.target(content), sample.sample_id, skipped)
 
 
 class EvalDataset(Dataset):

@@ -15,7 +15,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from data.sources.source import Content
 from errors import UserError
+from structures import Target
 
 STEP_PX = 32
 """Image sides are multiples of this, the coarsest stride of the pyramid."""
@@ -39,12 +41,15 @@ class Augmentation:
     scale: range of the zoom, relative to "short side = S", drawn so that halving is as likely as doubling.
     crop: cut out S x S at a random place, padded where the zoomed image is smaller; without it images are squeezed
         to S x S, and `scale` must be None since no zoom would be left of it.
+    quarter_turns: turn the view by 0, 90, 180 or 270 degrees, for images without an up, such as aerial ones; with
+        `flip` all eight orientations are equally likely.
     """
 
     scale: tuple[float, float] | None = (0.5, 2.0)
     crop: bool = True
     flip: bool = True
     color_jitter: bool = True
+    quarter_turns: bool = False
 
     def __post_init__(self) -> None:
         if self.scale is not None and not self.crop:
@@ -57,21 +62,25 @@ class TrainTransform:
     """Draws training views: a view is a pure function of (image size, seed), and the caller's RNG is left alone."""
 
     def __init__(self, image_size: int, augmentation: Augmentation, mean: RGB, std: RGB) -> None:
-        _check_image_size(image_size)
+        check_image_size(image_size)
         self.image_size = image_size
         self.augmentation = augmentation
         self.mean, self.std = list(mean), list(std)
         self.jitter = v2.ColorJitter(brightness=0.25, contrast=0.4, saturation=0.4, hue=0.05)
 
+    def view_of(self, content: Content, seed: int) -> "View":
+        return self.view(*content.pixels.shape[1:], seed)
+
     def view(self, height: int, width: int, seed: int) -> "View":
         """The view of an image of that size in pixels."""
-        with _random_state(seed):
+        with random_state(seed):
             window = self._random_window(height, width) if self.augmentation.crop else Window(0, 0, height, width)
             jitter = None
             if self.augmentation.color_jitter:
                 jitter = partial(self.jitter.transform, params=self.jitter.make_params([]))
             is_flipped = self.augmentation.flip and torch.rand(()).item() < 0.5
-        return View(window, self.image_size, is_flipped, jitter, self.mean, self.std)
+            turns = int(torch.randint(4, ())) if self.augmentation.quarter_turns else 0
+        return View(window, self.image_size, is_flipped, jitter, self.mean, self.std, turns)
 
     def _random_window(self, height: int, width: int) -> "Window":
         """The square of the image that will fill S x S; larger than the image where that is zoomed below S."""
@@ -86,7 +95,8 @@ class TrainTransform:
 class View:
     """One random look at an image: what it makes of the image, and which pixels of a mask belong to that.
 
-    jitter: changes the colours of an image (3, h, w) uint8; None leaves them.
+    jitter: changes the colours of an image (3, h, w) uint8; None leaves them. quarter_turns: counterclockwise, after
+    the flip.
     """
 
     window: "Window"
@@ -95,24 +105,28 @@ class View:
     jitter: Callable[[Tensor], Tensor] | None
     mean: list[float]
     std: list[float]
+    quarter_turns: int = 0
 
     def image(self, image: Tensor) -> Tensor:
         """(3, H, W) uint8 -> (3, S, S) float32, normalised; padding is 0, the mean colour."""
         image, padding = self.window.resized(image, self.size)
         if self.jitter:
             image = self.jitter(image)
-        return self._flipped(F.pad(_normalise(image, self.mean, self.std), padding, fill=0))
+        image = F.pad(normalise(image, self.mean, self.std), padding, fill=0)
+        image = F.horizontal_flip(image) if self.is_flipped else image
+        return torch.rot90(image, self.quarter_turns, (1, 2)).contiguous()
 
     def pixels(self, height: int, width: int) -> Pixels:
-        """Return the row of the image (H, W) that each row of the view shows, and the same for columns: a mask of the
-        view is made of these pixels. OUTSIDE where the view leaves the image."""
+        """Return the row of the image (H, W) that each row of the view shows before its quarter turns, and the same for
+        columns: a mask of the view is made of these pixels. OUTSIDE where the view leaves the image."""
         window = self.window
         rows = _pixels_inside(window.top, window.height, height, self.size)
         columns = _pixels_inside(window.left, window.width, width, self.size)
         return rows, columns[::-1] if self.is_flipped else columns
 
-    def _flipped(self, image: Tensor) -> Tensor:
-        return F.horizontal_flip(image) if self.is_flipped else image
+    def target(self, content: Content) -> Target:
+        """The target of the image in this view: a map (S, S), or masks (N, S, S)."""
+        return content.target(*self.pixels(*content.pixels.shape[1:])).turned(self.quarter_turns)
 
 
 @dataclass(frozen=True)
@@ -151,7 +165,7 @@ class EvalTransform:
         is_exact: bool = False,
     ) -> None:
         if image_size is not None and not is_exact:
-            _check_image_size(image_size)
+            check_image_size(image_size)
         self.image_size = image_size
         self.mean, self.std = list(mean), list(std)
         self.scales, self.is_exact = scales, is_exact
@@ -170,7 +184,7 @@ class EvalTransform:
 
     def _view(self, image: Tensor, scale: float) -> Tensor:
         resize = _resize_as_pillow if self.is_exact else _resize_image
-        return _normalise(resize(image, self._size_hw(*image.shape[1:], scale)), self.mean, self.std)
+        return normalise(resize(image, self._size_hw(*image.shape[1:], scale)), self.mean, self.std)
 
     def _size_hw(self, height: int, width: int, scale: float) -> list[int]:
         short_side = scaled_side(self.image_size or min(height, width), scale)
@@ -249,7 +263,7 @@ def _inside(start: int, length: int, image_length: int, size: int) -> tuple[slic
     return slice(first, last), begin, end
 
 
-def _normalise(image: Tensor, mean: list[float], std: list[float]) -> Tensor:
+def normalise(image: Tensor, mean: list[float], std: list[float]) -> Tensor:
     return F.normalize(F.to_dtype(image, torch.float32, scale=True), mean, std)
 
 
@@ -259,14 +273,14 @@ def _random_between(first: int, last: int) -> int:
 
 
 @contextmanager
-def _random_state(seed: int) -> Iterator[None]:
+def random_state(seed: int) -> Iterator[None]:
     """Seeds the CPU generator, which v2 transforms draw from, and puts it back afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed the caller's GPUs
         yield
 
 
-def _check_image_size(image_size: int) -> None:
+def check_image_size(image_size: int) -> None:
     if image_size < STEP_PX or image_size % STEP_PX:
         nearest = max(STEP_PX, STEP_PX * round(image_size / STEP_PX))
         raise UserError(f"--image-size {image_size}: expected a multiple of {STEP_PX}, e.g. {nearest}")

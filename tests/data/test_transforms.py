@@ -10,6 +10,7 @@ from messages import naming
 from torchvision.transforms.v2 import functional as F
 from views import seen, whole_mask_in
 
+from data.sources.masks import ReadPair
 from data.transforms import Augmentation, EvalTransform, TrainTransform, Window, eval_size_hw
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -189,3 +190,17 @@ def test_augmentations_that_make_no_sense_together_are_refused():
     for scale in ((2.0, 0.5), (0.0, 1.0), (-1.0, math.inf)):
         with pytest.raises(ValueError, match="scale range"):
             Augmentation(scale=scale)
+
+
+def test_quarter_turns_show_every_orientation_of_image_and_mask_alike():
+    mask = 2 * torch.arange(64)[:, None] + torch.arange(64)
+    for flip, count in ((True, 8), (False, 4)):
+        transform = TrainTransform(64, Augmentation(None, False, flip, False, quarter_turns=True), MEAN, STD)
+        content = ReadPair(picture_of(mask), mask.numpy())
+        seen_maps = set()
+        for seed in range(64):
+            view = transform.view_of(content, seed)
+            target = view.target(content)
+            assert torch.allclose(ids_in(view.image(content.pixels))[0], target.semantic.float(), atol=0.01)
+            seen_maps.add(tuple(target.semantic[[0, 0, -1, -1], [0, -1, 0, -1]].tolist()))
+        assert len(seen_maps) == count

@@ -13,7 +13,7 @@ def seen(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The view of an image (3, H, W) uint8 and of its class ids (H, W), as training sees them."""
     view = transform.view(*mask.shape, seed)
-    target = ReadPair(image, mask.numpy()).target(*view.pixels(*mask.shape))
+    target = view.target(ReadPair(image, mask.numpy()))
     return view.image(image), target.semantic
 
 
