@@ -10,7 +10,7 @@ import difflib
 import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,14 @@ Config = TypeVar("Config")
 NOTE_KEYS = ("about", "head")
 """Keys of a recipe that are no flags: words for people, and the head whose script it is for."""
 
-OVERRULED = {"epochs": ("max_steps",), "coco_dir": ("coco_json", "coco_images"), "coco_json": ("coco_dir",)}
+OVERRULED = {
+    "epochs": ("max_steps",),
+    "warmup_epochs": ("warmup_steps",),
+    "augmentation": ("no_augmentation",),
+    "no_augmentation": ("augmentation",),
+    "coco_dir": ("coco_json", "coco_images"),
+    "coco_json": ("coco_dir",),
+}
 """Of each flag: those that say the same in another way, which a recipe says in vain where the command line has it."""
 
 
@@ -63,34 +70,57 @@ def unset(config: type) -> type:
 
 class Switch(argparse.Action):
     """A flag without a value, and its opposite, which turns off what a recipe turned on: --validate and --no-validate,
-    --no-flip and --flip."""
+    --no-flip and --flip. taken: names of other flags; where the opposite is one of them it is left to that flag."""
 
-    def __init__(self, option_strings: list[str], dest: str, default: bool = False, help: str | None = None) -> None:
+    def __init__(
+        self,
+        option_strings: list[str],
+        dest: str,
+        default: bool = False,
+        help: str | None = None,
+        taken: Collection[str] = (),
+    ) -> None:
         name = option_strings[0]
         self.opposite = f"--{name[5:]}" if name.startswith("--no-") else f"--no-{name[2:]}"
-        super().__init__([*option_strings, self.opposite], dest, nargs=0, default=default, help=help)
+        names = option_strings if self.opposite in taken else [*option_strings, self.opposite]
+        super().__init__(names, dest, nargs=0, default=default, help=help)
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         setattr(namespace, self.dest, option_string != self.opposite)
 
 
+class ValueOrOpposite(argparse.Action):
+    """A flag with a value that is also the opposite of a switch: --augmentation meta, and --augmentation, which means
+    the default. Either turns --no-augmentation off again."""
+
+    def __init__(self, option_strings: list[str], dest: str, **options) -> None:
+        super().__init__(option_strings, dest, nargs="?", const=options["default"], **options)
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, values)
+        setattr(namespace, f"no_{self.dest}", False)
+
+
 def add_flags(group: Any, config: type) -> None:
     """Adds the flags that `config` itself declares, not those of its parents, to a parser or a group of one."""
+    names = {field.name for field in dataclasses.fields(config)}
     for field in dataclasses.fields(config):
         if field.name not in inspect.get_annotations(config):
             continue
         about, name = field.metadata, flag_of(field.name)
         if about["is_switch"]:
-            group.add_argument(name, action=Switch, default=field.default, help=about["help"])
+            taken = set(map(flag_of, names))
+            group.add_argument(name, action=Switch, default=field.default, help=about["help"], taken=taken)
             continue
+        is_opposite = f"no_{field.name}" in names
         group.add_argument(
             name,
             type=kind_of(field),
             default=field.default,
-            nargs=about["count"],
             choices=about["choices"],
             metavar=about["metavar"],
             help=about["help"],
+            **({"action": ValueOrOpposite} if is_opposite else {"nargs": about["count"]}),
         )
 
 

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 from backbones.names import ATTENTION_BACKENDS, BACKBONES
 from errors import UserError
 from evaluation.options import InferenceFlags
-from flags import add_flags, check_ranges, flag, parse
+from flags import add_flags, check_ranges, flag, flag_of, parse
 from heads.options import HEADS
-from training.schedule import SCHEDULES
+from training.schedule import SCHEDULE_NAMES
 
 TASK_NAMES = ("semantic", "instance", "panoptic")
 Words = tuple[str, ...] | None
@@ -189,6 +189,12 @@ class DataConfig(PairFlags, LabelFlags, HeldOutFlags, SeedFlags):
 class ImageFlags:
     """What training makes of the images."""
 
+    augmentation: str = flag(
+        "default",
+        "meta: as in Meta's recipe for the linear head, zoom and colours as one; aerial: quarter turns too, for images "
+        "without an up",
+        choices=("default", "meta", "aerial"),
+    )
     image_size: int = flag(512, "side in pixels for training, a multiple of 32")
     scale_range: tuple[float, float] = flag((0.5, 2.0), "random", kind=float, count=2, metavar=("LOW", "HIGH"))
     no_random_scale: bool = flag(False, "no random scale")
@@ -233,11 +239,14 @@ class ScheduleFlags:
     gradient_accumulation_steps: int = flag(1, "batches per step", low=1)
     lr: float = flag(1e-4, "highest learning rate", low=0)
     weight_decay: float = flag(1e-4, "of AdamW", low=0)
+    decay_all: bool = flag(False, "weight decay for norms, biases and embeddings too")
     warmup_epochs: float = flag(10.0, "linear rise of the rate, before it falls", kind=float, low=0)
+    warmup_steps: int = flag(-1, "optimizer steps, instead of --warmup-epochs (-1 = off)", low=-1)
     lr_schedule: str = flag(
         "cosine",
-        "how it falls; poly: power 0.9; step: x0.1 at each of --lr-milestones",
-        choices=tuple(SCHEDULES),
+        "how it falls; poly: power 0.9; step: x0.1 at each of --lr-milestones; meta: as in Meta's recipe for the "
+        "linear head, its warm-up too",
+        choices=SCHEDULE_NAMES,
     )
     lr_milestones: tuple[float, ...] = flag((0.6, 0.9), "of the run, for step", kind=float, count="+", metavar="SHARE")
     max_grad_norm: float = flag(1.0, "gradients are clipped to this (0 = off)", low=0)
@@ -290,6 +299,7 @@ class TrainConfig(OutputFlags, InferenceFlags, ValidationFlags, ScheduleFlags, M
         low, high = self.scale_range
         if not 0 < low <= high < math.inf:
             raise UserError(f"--scale-range {low} {high}: expected 0 < LOW <= HIGH")
+        self._check_augmentation()
         shares = list(self.lr_milestones)
         if sorted(set(shares)) != shares or not all(0 < share < 1 for share in shares):
             words = " ".join(map(str, shares))
@@ -307,6 +317,17 @@ class TrainConfig(OutputFlags, InferenceFlags, ValidationFlags, ScheduleFlags, M
 
     def arguments(self) -> dict[str, Any]:
         return {**super().arguments(), "head": self.head}
+
+    def _check_augmentation(self) -> None:
+        """Meta's is one whole, and looks at the classes of a crop."""
+        if self.augmentation == "meta" and self.task != "semantic":
+            raise UserError(f"--augmentation meta is for --task semantic, not {self.task}")
+        off = ("no_random_scale", "no_random_crop", "no_flip", "no_color_jitter", "no_augmentation")
+        for name in off if self.augmentation == "meta" else ("no_augmentation",):
+            if self.augmentation != "default" and getattr(self, name):
+                raise UserError(
+                    f"--augmentation {self.augmentation} and {flag_of(name)} exclude each other: leave one of them out"
+                )
 
 
 @functools.cache

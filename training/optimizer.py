@@ -23,15 +23,19 @@ def build_optimizer(
     backbone: nn.Module | None = None,
     backbone_lr_multiplier: float = 1.0,
     decays_all: bool = False,
+    decays_free: bool = False,
 ) -> AdamW:
     """AdamW; weight decay for matrices and kernels only, not for biases, norms and learned codes (embeddings).
 
     parts: what learns at the full rate; with decays_all, weight decay is for all of it. backbone: what learns at a
-    multiple of the rate, in groups of its own.
+    multiple of the rate, in groups of its own. decays_free: the groups stay as they are, so that a resumed run may
+    change its mind, and those that have no weight decay get it.
     """
     groups = parameter_groups(parts, weight_decay, 1.0, decays_all)
     if backbone is not None:
         groups += parameter_groups([backbone], weight_decay, backbone_lr_multiplier)
+    for group in groups if decays_free else ():
+        group["weight_decay"] = weight_decay
     return AdamW(groups, lr=lr)
 
 

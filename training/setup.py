@@ -13,6 +13,7 @@ from backbones.frozen import FrozenBackbone, build_backbone, build_kept_backbone
 from backbones.names import BACKBONES
 from backbones.weights import WeightsUnavailable, download, is_url
 from data.dataset import EpochBatches, EvalDataset, TrainDataset, collate
+from data.meta_transform import MetaTrainTransform
 from data.transforms import STEP_PX, Augmentation, EvalTransform, TrainTransform
 from errors import UserError, ignore_signals
 from evaluation.inference import padded_window_size
@@ -26,11 +27,20 @@ from training.tasks import TaskData
 from training.trainer import Loaders, TrainerSettings
 
 
+def train_transform(config: TrainConfig, backbone: FrozenBackbone) -> TrainTransform | MetaTrainTransform:
+    """What makes training views of images."""
+    normalisation = (backbone.mean, backbone.std)
+    if config.augmentation == "meta":
+        return MetaTrainTransform(config.image_size, tuple(config.scale_range), *normalisation)
+    return TrainTransform(config.image_size, augmentation(config), *normalisation)
+
+
 def augmentation(config: TrainConfig) -> Augmentation:
     off = config.no_augmentation
     crop = not (off or config.no_random_crop)
     scale = None if off or config.no_random_scale or not crop else tuple(config.scale_range)
-    return Augmentation(scale, crop, not (off or config.no_flip), not (off or config.no_color_jitter))
+    jitter = not (off or config.no_color_jitter)
+    return Augmentation(scale, crop, not (off or config.no_flip), jitter, config.augmentation == "aerial")
 
 
 def make_loaders(config: TrainConfig, backbone: FrozenBackbone, data: TaskData, accelerator: Accelerator) -> Loaders:
@@ -43,7 +53,7 @@ def make_loaders(config: TrainConfig, backbone: FrozenBackbone, data: TaskData, 
         "persistent_workers": config.num_workers > 0,
         "worker_init_fn": ignore_signals,
     }
-    view = TrainTransform(config.image_size, augmentation(config), backbone.mean, backbone.std)
+    view = train_transform(config, backbone)
     whole = eval_transform(config.inference(config.image_size), backbone)
     # In evaluation one image at a time: they differ in size, and big ones fill the memory.
     return Loaders(

@@ -44,10 +44,10 @@ NUM_IMAGES_SHOWN = 4
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """max_steps: instead of epochs, -1 = off. lr_milestones: shares of the run. save_interval, val_interval: in epochs.
+    """max_steps, warmup_steps: instead of epochs, -1 = off. lr_milestones: shares of the run.
 
-    ema_decay: 0 = no average. checkpointing_steps: 0 = none. keep_last: 0 = all. inference: how validation looks
-    at images.
+    save_interval, val_interval: in epochs. ema_decay: 0 = no average. checkpointing_steps: 0 = none. keep_last: 0 =
+    all. inference: how validation looks at images.
     """
 
     epochs: int
@@ -56,9 +56,11 @@ class TrainerSettings:
     gradient_accumulation_steps: int
     lr: float
     warmup_epochs: float
+    warmup_steps: int
     lr_schedule: str
     lr_milestones: tuple[float, ...]
     weight_decay: float
+    decay_all: bool
     backbone_lr_multiplier: float
     max_grad_norm: float
     ema_decay: float
@@ -128,7 +130,9 @@ class Trainer:
         parts = [segmenter.adapter, segmenter.head]
         rates = (settings.lr, settings.weight_decay)
         decays_all = segmenter.head.decays_all
-        optimizer = build_optimizer(parts, *rates, backbone, settings.backbone_lr_multiplier, decays_all)
+        optimizer = build_optimizer(
+            parts, *rates, backbone, settings.backbone_lr_multiplier, decays_all, settings.decay_all
+        )
         self.model, self.optimizer = accelerator.prepare(segmenter, optimizer)
         self.progress = Progress(settings.best_metric)
         self._make_plan()
@@ -266,7 +270,8 @@ class Trainer:
             epochs = s.epochs
             steps_left = max(0, steps_begun + (epochs - epochs_begun) * steps_per_epoch)
         total_steps = progress.step + steps_left
-        return Plan(epochs, total_steps, min(round(s.warmup_epochs * steps_per_epoch), total_steps))
+        warmup_steps = round(s.warmup_epochs * steps_per_epoch) if s.warmup_steps < 0 else s.warmup_steps
+        return Plan(epochs, total_steps, min(warmup_steps, total_steps))
 
     # One step
 

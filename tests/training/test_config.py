@@ -75,6 +75,9 @@ def test_validation_images_imply_validation():
         (["--scale-range", "2", "1"], "LOW <= HIGH"),
         (["--max-steps", "0"], "--max-steps 0"),
         (["--learning-rate", "1"], "--learning-rate"),
+        (["--augmentation", "meta", "--no-flip"], "--no-flip"),
+        (["--augmentation", "aerial", "--no-augmentation"], "--no-augmentation"),
+        (["--warmup-steps", "-2"], "--warmup-steps -2:"),
     ],
 )
 def test_mistakes_are_reported_with_the_flag(words, part, capsys):
@@ -187,6 +190,22 @@ class TestRecipesAndTheCommandLine:
         args = self.parsed(tmp_path, {"max_steps": 500}, "--epochs", "3")
         assert (args.max_steps, args.epochs) == (-1, 3)
         assert self.parsed(tmp_path, {"max_steps": 500}, "--epochs=3", "--max_steps", "7").max_steps == 7
+
+    def test_warmup_epochs_beat_a_recipes_warmup_steps(self, tmp_path):
+        assert self.parsed(tmp_path, {"warmup_steps": 500}).warmup_steps == 500
+        args = self.parsed(tmp_path, {"warmup_steps": 500}, "--warmup-epochs", "3")
+        assert (args.warmup_steps, args.warmup_epochs) == (-1, 3)
+
+    def test_augmentation_takes_a_value_and_is_the_opposite_of_no_augmentation(self, tmp_path):
+        off = {"no_augmentation": True}
+        for words in ((), ("--no-augmentation",), ("--augmentation", "--no-augmentation")):
+            assert self.parsed(tmp_path, off, *words).no_augmentation
+        for words in (("--augmentation",), ("--no-augmentation", "--augmentation", "default")):
+            assert not self.parsed(tmp_path, off, *words).no_augmentation
+        args = self.parsed(tmp_path, off, "--augmentation", "aerial")
+        assert (args.augmentation, args.no_augmentation) == ("aerial", False)
+        args = self.parsed(tmp_path, {"augmentation": "meta"}, "--no-augmentation")
+        assert (args.augmentation, args.no_augmentation) == ("default", True)
 
     def test_every_switch_can_be_turned_off_again(self, tmp_path):
         args = self.parsed(tmp_path, {})
