@@ -176,9 +176,9 @@ def _checked(
     return CheckedSample(pair, image, mask, bool(id_of_color), dict(class_pixels), ignored, strange)
 
 
-def counted(number: int, thing: str) -> str:
-    """1 mask, 2 masks, 1,000 masks."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+def counted(number: int, thing: str, things: str = "") -> str:
+    """1 mask, 2 masks, 1,000 masks. things: where it is not thing with an s."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
 
 
 def values_text(counts: dict[int, int], are_colors: bool) -> str:

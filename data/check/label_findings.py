@@ -175,6 +175,7 @@ def _binary_map(foreground: int) -> str:
 
 CLASSES_SHOWN = 8
 MOSTLY = 0.5
+RARE = 0.01
 
 
 def set_findings(
@@ -183,6 +184,7 @@ def set_findings(
     yield from _nothing_labelled(train, val)
     yield from _missing_classes(train, val, labels, class_names)
     yield from image_findings(*([(s.pair.image, s.image) for s in samples] for samples in (train, val)))
+    yield from _rare_classes(train, class_names)
     yield from _mixed_modes([*train, *val])
     yield from _mostly_ignored(train)
 
@@ -236,6 +238,25 @@ def _missing_classes(
     if only_train and in_val:
         remedy = "Validate on more images: nothing can be said of how well these classes are found."
         yield class_finding("class-missing-val", "validation", only_train, class_names, remedy)
+
+
+def _rare_classes(train: Sequence[CheckedSample], class_names: Sequence[str]) -> Iterator[Finding]:
+    pixels: Counter[int] = Counter()
+    for sample in train:
+        if sample.usable:
+            pixels.update(sample.class_pixels)
+    rare = [k for k in range(len(class_names)) if 0 < pixels[k] < RARE * pixels.total()]
+    if rare:
+        more = f" and {len(rare) - CLASSES_SHOWN} more" if len(rare) > CLASSES_SHOWN else ""
+        shown = ", ".join(f"{class_names[k]} ({pixels[k] / pixels.total():.2%})" for k in rare[:CLASSES_SHOWN])
+        yield Finding(
+            "note",
+            "rare-classes",
+            f"{counted(len(rare), 'class', 'classes')} {'has' if len(rare) == 1 else 'have'} less than {RARE:.0%} "
+            f"of the labelled pixels of the training set: {shown}{more}.",
+            "If they matter, try --class-weights auto, --loss focal, --loss lovasz or --ohem with UPerNet and the "
+            "linear head; mask heads need none of them.",
+        )
 
 
 def class_finding(code: str, split: str, missing: list[int], class_names: Sequence[str], remedy: str) -> Finding:

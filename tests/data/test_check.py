@@ -269,6 +269,14 @@ class TestSets:
         make.pair("a", values)
         assert codes(make.check(2)) == (["mostly-ignored"] if found else [])
 
+    @pytest.mark.parametrize(("rare", "found"), [(1, True), (2, False)])
+    def test_classes_with_less_than_one_in_a_hundred_pixels(self, make, rare, found):
+        make.pair("a", [0] * (96 - rare) + [1] * rare)
+        make.pair("b", [0])
+        report = make.check(2)
+        assert codes(report) == (["rare-classes"] if found else [])
+        assert not found or (report.findings[0].severity == "note" and "--class-weights" in report.findings[0].remedy)
+
 
 class TestReport:
     def messy(self, make: Maker):
