@@ -16,6 +16,7 @@ from heads.linear import LinearHead
 from heads.mask2former.head import Mask2FormerHead, mask2former_size
 from heads.masks.loss import MaskLossSettings
 from heads.options import HEADS as FACTS
+from heads.pixel_loss import PixelLossSettings
 from heads.pmt import PMTHead
 from heads.upernet import UPerNetHead
 
@@ -140,11 +141,13 @@ def _mask2former(spec: HeadSpec, in_channels: list[int]) -> nn.Module:
 
 
 def _upernet(spec: HeadSpec, in_channels: list[int]) -> nn.Module:
-    return UPerNetHead(in_channels, spec.num_classes, spec.hidden_dim, **spec.options)
+    return UPerNetHead(in_channels, spec.num_classes, spec.hidden_dim, PixelLossSettings(**spec.options))
 
 
 def _linear(spec: HeadSpec, in_channels: list[int]) -> nn.Module:
-    return LinearHead(in_channels, spec.num_classes, spec.hidden_dim, **spec.options)
+    own = {name: spec.options[name] for name in ("use_all_maps", "dropout", "drops_input") if name in spec.options}
+    settings = PixelLossSettings(**{name: value for name, value in spec.options.items() if name not in own})
+    return LinearHead(in_channels, spec.num_classes, spec.hidden_dim, **own, loss_settings=settings)
 
 
 def _pmt(spec: HeadSpec, in_channels: list[int]) -> nn.Module:

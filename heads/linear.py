@@ -6,13 +6,15 @@ from torch.nn import functional as F
 
 from heads.norm import BatchNorm2d
 from heads.pixel_head import PixelHead
+from heads.pixel_loss import DEFAULTS, PixelLossSettings
 from structures import Pyramid
 
 
 class LinearHead(PixelHead):
-    """The last map, or all maps resized to the finest and joined -> norm, dropout, 1x1 convolution.
+    """The last map, or all maps resized to the finest and joined -> dropout, norm, 1x1 convolution.
 
-    hidden_dim: width of a 1x1 convolution before the classifier, 0 = none (a truly linear head).
+    hidden_dim: width of a 1x1 convolution before the classifier, 0 = none (a truly linear head). drops_input: whether
+    channels are dropped before the norm, as Meta does it; before the classifier otherwise, as in older checkpoints.
     """
 
     def __init__(
@@ -22,10 +24,11 @@ class LinearHead(PixelHead):
         hidden_dim: int = 0,
         use_all_maps: bool = False,
         dropout: float = 0.1,
-        dice_weight: float = 0.0,
+        drops_input: bool = False,
+        loss_settings: PixelLossSettings = DEFAULTS,
     ):
-        super().__init__(dice_weight)
-        self.use_all_maps = use_all_maps
+        super().__init__(loss_settings)
+        self.use_all_maps, self.drops_input = use_all_maps, drops_input
         channels = sum(in_channels) if use_all_maps else in_channels[-1]
         self.norm = BatchNorm2d(channels)
         self.reduce = nn.Conv2d(channels, hidden_dim, 1) if hidden_dim else nn.Identity()
@@ -40,4 +43,6 @@ class LinearHead(PixelHead):
         if self.use_all_maps:
             size = pyramid[0].shape[-2:]
             x = torch.cat([F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in pyramid], dim=1)
+        if self.drops_input:
+            return self.classifier(self.reduce(self.norm(self.dropout(x))))
         return self.classifier(self.dropout(self.reduce(self.norm(x))))

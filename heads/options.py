@@ -1,15 +1,15 @@
 """What each head is, for those who do not build it: its title, its flags, the prefix of its files. Imports no torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
+from errors import UserError
 from flags import flag
 
 WIDTH = "width of the head"
 ADAPTERS = ("auto", "dinov3", "pyramid", "none", "stage_norm")
 ADAPTER = "auto: dinov3 for ViTs, else what --init-head needs, or none"
-DICE = "of a dice loss beside cross-entropy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +47,50 @@ class PMTOptions(MaskLossOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class UPerNetOptions:
-    hidden_dim: int = flag(2048, WIDTH, low=1)
-    adapter: str = flag("auto", ADAPTER, choices=ADAPTERS)
-    dice_weight: float = flag(0.0, DICE, low=0)
+class PixelLossOptions:
+    """The loss of per-pixel heads."""
+
+    loss: str = flag(
+        "ce", "cross-entropy, focal loss, or Lovász-softmax of each image", choices=("ce", "focal", "lovasz")
+    )
+    focal_gamma: float = flag(2.0, "of focal: the higher, the less easy pixels count", low=0)
+    class_weights: str | None = flag(
+        None,
+        "auto: rare classes count more, by the check's pixel counts; or JSON {class name or id: weight}, else 1",
+        metavar="auto|FILE",
+        is_file=True,
+    )
+    loss_pixels: str = flag(
+        "labelled",
+        "what the loss is a mean over; all: unlabelled ones too, as in Meta's recipe for the linear head",
+        choices=("labelled", "all"),
+    )
+    ohem: bool = flag(False, "only the hard pixels of each image count (online hard example mining)")
+    ohem_threshold: float = flag(0.7, "below this probability of its true class a pixel is hard", low=0.001, high=1)
+    ohem_min_share: float = flag(0.1, "of an image's labelled pixels that count at least, the hardest", low=0, high=1)
+    dice_weight: float = flag(0.0, "of a dice loss beside --loss", low=0)
+
+    def check_options(self) -> None:
+        """Raises UserError where the flags contradict one another."""
+        if self.loss == "lovasz" and self.ohem:
+            raise UserError("--ohem goes with --loss ce or focal: Lovász-softmax ranks all pixels by itself")
+        if self.loss_pixels == "all" and (self.ohem or self.loss == "lovasz"):
+            name = "--ohem" if self.ohem else "--loss lovasz"
+            raise UserError(f"--loss-pixels all and {name} exclude each other: that is a mean over images")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearOptions:
+class UPerNetOptions(PixelLossOptions):
+    hidden_dim: int = flag(2048, WIDTH, low=1)
+    adapter: str = flag("auto", ADAPTER, choices=ADAPTERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearOptions(PixelLossOptions):
     hidden_dim: int = flag(0, "width before the classifier, 0 = none", low=0)
     adapter: str = flag("auto", "the maps are taken as they are", choices=("auto", "none"))
     use_all_maps: bool = flag(False, "join the four tapped maps, not only the last")
     dropout: float = flag(0.1, "share of channels dropped", low=0, high=0.99)
-    dice_weight: float = flag(0.0, DICE, low=0)
 
 
 @dataclass(frozen=True)
@@ -70,6 +101,7 @@ class HeadFacts:
     plain ViT as they are. layers: None where it takes maps; for a head that takes all tokens of a plain ViT's layers,
     which ones of ViTs of this many blocks, those of the maps for others. classifier: the layer with a row per class;
     has_no_object: whether one more row comes last. defaults: of flags of the training, where its recipe has others.
+    fixed: options that are no flags, as new runs have them; a checkpoint without them is older, and stays as it was.
     """
 
     title: str
@@ -81,6 +113,7 @@ class HeadFacts:
     classifier: str = "head.classifier"
     has_no_object: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
 
 
 HEADS = {
@@ -93,7 +126,7 @@ HEADS = {
         has_no_object=True,
     ),
     "upernet": HeadFacts("UPerNet", "upernet_", UPerNetOptions),
-    "linear": HeadFacts("linear", "linear_", LinearOptions, takes_one_stride=True),
+    "linear": HeadFacts("linear", "linear_", LinearOptions, takes_one_stride=True, fixed={"drops_input": True}),
     "pmt": HeadFacts(
         "Plain Mask Transformer",
         "pmt_",
@@ -108,6 +141,15 @@ HEADS = {
 
 
 def head_options(head: str, config: Any) -> dict[str, Any]:
-    """The values of the head's own flags, as HeadSpec.options takes them."""
-    names = [field.name for field in fields(HEADS[head].options) if field.name not in ("hidden_dim", "adapter")]
-    return {name: getattr(config, name) for name in names}
+    """The values of the head's own flags and what is fixed, as HeadSpec.options takes them."""
+    return {field.name: getattr(config, field.name) for field in own_flags(head)} | HEADS[head].fixed
+
+
+def with_defaults(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """A HeadSpec as plain values, whose options also have the flags that there were not yet when it was made."""
+    usual = {field.name: field.default for field in own_flags(spec["head"])}
+    return {**spec, "options": {**usual, **spec["options"]}}
+
+
+def own_flags(head: str) -> list[Field]:
+    return [field for field in fields(HEADS[head].options) if field.name not in ("hidden_dim", "adapter")]

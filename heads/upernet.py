@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from heads.norm import BatchNorm2d
 from heads.pixel_head import PixelHead
+from heads.pixel_loss import DEFAULTS, PixelLossSettings
 from structures import Pyramid
 
 POOL_SIZES = (1, 2, 3, 6)
@@ -37,8 +38,14 @@ class PyramidPooling(nn.Module):
 class UPerNetHead(PixelHead):
     """Pyramid -> logits (B, K, H/4, W/4); pixel losses and class probabilities."""
 
-    def __init__(self, in_channels: list[int], num_classes: int, hidden_dim: int, dice_weight: float = 0.0):
-        super().__init__(dice_weight)
+    def __init__(
+        self,
+        in_channels: list[int],
+        num_classes: int,
+        hidden_dim: int,
+        loss_settings: PixelLossSettings = DEFAULTS,
+    ):
+        super().__init__(loss_settings)
         self.pooling = PyramidPooling(in_channels[-1], hidden_dim)
         self.lateral = nn.ModuleList(ConvNormReLU(c, hidden_dim, 1) for c in in_channels[:-1])
         self.smooth = nn.ModuleList(ConvNormReLU(hidden_dim, hidden_dim, 3) for _ in in_channels[:-1])

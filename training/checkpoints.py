@@ -12,7 +12,7 @@ import torch
 
 from checkpoint import open_checkpoint, read_checkpoint, temporary_name, write_atomically
 from errors import UserError, note, warn
-from heads.options import HEADS
+from heads.options import HEADS, with_defaults
 from training.config import TrainConfig
 
 
@@ -293,7 +293,7 @@ def identity(about: dict[str, Any]) -> dict[str, Any]:
         "backbone": about["backbone"]["name"],
         "weights of the backbone": about["backbone"]["fingerprint"],
         "--unfreeze-backbone": about["backbone"].get("is_trained", False),
-        "head and adapter": about["spec"],
+        "head and adapter": with_defaults(about["spec"]),
         "class names": about["class_names"],
         "task": about["task"],
         "meaning of mask values": about["labels"],

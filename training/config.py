@@ -285,9 +285,13 @@ class OutputFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(OutputFlags, InferenceFlags, ValidationFlags, ScheduleFlags, ModelFlags, ImageFlags, DataConfig):
-    """A training, except for the head's own options, which `config_of` adds. head: "m2f", ..."""
+    """A training, except for the head's own options, which `config_of` adds.
+
+    head: "m2f", ... class_weights: None where the head has no such flag.
+    """
 
     head: ClassVar[str]
+    class_weights: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -314,6 +318,10 @@ class TrainConfig(OutputFlags, InferenceFlags, ValidationFlags, ScheduleFlags, M
         if self.keep_matching_classes and not self.init_head:
             raise UserError("--keep-matching-classes goes with --init-head")
         self.check_inference(self.task, self.image_size)
+        self.check_options()
+
+    def check_options(self) -> None:
+        """What a head's options refuse, for those that have something to refuse."""
 
     def arguments(self) -> dict[str, Any]:
         return {**super().arguments(), "head": self.head}

@@ -29,6 +29,7 @@ from training.checkpoints import (
     lineage_of,
     read_resumed,
 )
+from training.class_weights import class_weights
 from training.config import TrainConfig
 from training.logs import is_tested
 from training.processes import check_shared, decided, make_accelerator
@@ -165,7 +166,9 @@ def prepare(config: TrainConfig, accelerator: Accelerator, held: ExitStack, shar
         released, config = head_to_begin_with(config, resumed)
         config = replace(config, weights=settled_weights(config, resumed))
         backbone = shared.backbone if shared else None
-        segmenter = build_segmenter(config, len(data.class_names), accelerator, resumed, backbone)
+        before = resumed.state["spec"]["options"].get("class_weights") if resumed else None
+        weights = class_weights(config.class_weights, data.class_names, data.class_pixels, before)
+        segmenter = build_segmenter(config, len(data.class_names), accelerator, resumed, backbone, weights)
     with memory_sufficing(config, segmenter):
         check_backbone(segmenter.backbone, config, data)
         init_head = resumed.state.get("init_head") if resumed else None

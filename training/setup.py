@@ -19,7 +19,7 @@ from errors import UserError, ignore_signals
 from evaluation.inference import padded_window_size
 from evaluation.options import Inference
 from heads.build import HeadSpec
-from heads.options import head_options
+from heads.options import HEADS, head_options
 from segmenter import Segmenter, backbone_tensors
 from training.checkpoints import Resumed
 from training.config import TrainConfig
@@ -99,11 +99,12 @@ def build_segmenter(
     accelerator: Accelerator,
     resumed: Resumed | None,
     backbone: FrozenBackbone | None = None,
+    class_weights: list[float] | None = None,
 ) -> Segmenter:
-    """backbone: None where it is to be found and built."""
+    """backbone: None where it is to be found and built. class_weights: what --class-weights comes to."""
     backbone = backbone or find_backbone(config, accelerator, resumed)
     torch.manual_seed(config.seed)
-    segmenter = Segmenter(backbone, head_spec(config, num_classes))
+    segmenter = Segmenter(backbone, head_spec(config, num_classes, resumed, class_weights))
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         # Batch norm over the images of all GPUs: with a large backbone each one has only a few.
         segmenter.adapter = nn.SyncBatchNorm.convert_sync_batchnorm(segmenter.adapter)
@@ -197,14 +198,25 @@ def kept_backbone(config: TrainConfig, resumed: Resumed | None) -> FrozenBackbon
     return build_kept_backbone(whole, resumed.state["backbone"], str(resumed.path))
 
 
-def head_spec(config: TrainConfig, num_classes: int) -> HeadSpec:
+def head_spec(
+    config: TrainConfig, num_classes: int, resumed: Resumed | None, class_weights: list[float] | None
+) -> HeadSpec:
+    """What is to be built. What no flag says is as in the run resumed, which may be of an older version."""
+    adapter, options = config.adapter, head_options(config.head, config)
+    if "class_weights" in options:
+        options["class_weights"] = class_weights
+    if resumed and resumed.state["spec"]["head"] == config.head:
+        before = resumed.state["spec"]
+        options = {n: v for n, v in options.items() if n not in HEADS[config.head].fixed or n in before["options"]}
+        if adapter == "auto" and resumed.state["backbone"]["name"] == config.backbone:
+            adapter = before["adapter"]
     return HeadSpec(
         head=config.head,
-        adapter=config.adapter,
+        adapter=adapter,
         num_classes=num_classes,
         hidden_dim=config.hidden_dim,
         drop_path=config.drop_path,
-        options=head_options(config.head, config),
+        options=options,
     )
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from accelerate import Accelerator
@@ -37,7 +37,8 @@ class TaskData:
 
     task: "semantic", ...; meaning: what the labels in the files mean, plain values: a resumed run must mean the same.
     record: what checkpoints say of the files (see data_record). sources: of "train", and "val" and "test" where there
-    are any. description: lines for people on how what stands in the files becomes classes.
+    are any. description: lines for people on how what stands in the files becomes classes. class_pixels: of each class
+    in the training set; empty where the data are objects.
     """
 
     task: str
@@ -47,6 +48,7 @@ class TaskData:
     sources: dict[str, Source]
     description: list[str]
     make_evaluator: MakeEvaluator
+    class_pixels: list[int] = field(default_factory=list)
 
     @property
     def metrics(self) -> dict[str, bool]:
@@ -76,6 +78,7 @@ def semantic_data(config: TrainConfig, sets: MaskSets, report: Report, record: d
         {split: MaskSource(one.pairs, sets.labels, sets.max_pixels, sets.rule) for split, one in sets.splits.items()},
         sets.labels.describe(sets.class_names),
         semantic_evaluator(sets.class_names, sets.labels),
+        report.train.class_pixels,
     )
 
 

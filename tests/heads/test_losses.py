@@ -21,7 +21,7 @@ from heads.masks.loss import (
     sample_truth,
     to_mask_target,
 )
-from heads.pixel_head import pixel_loss
+from heads.pixel_loss import PixelLossSettings, pixel_loss
 from structures import IGNORE_INDEX, Target
 
 CPU = torch.device("cpu")
@@ -204,7 +204,9 @@ def test_pixel_cross_entropy_is_the_mean_over_labelled_pixels():
 @pytest.mark.parametrize("dice_weight", [0.0, 1.0])
 def test_pixel_losses_of_an_unlabelled_batch_are_zero(dice_weight):
     logits = torch.randn(2, CLASSES, 4, 4, requires_grad=True)
-    losses = pixel_loss(logits, [Target(semantic=torch.full((16, 16), IGNORE_INDEX))] * 2, dice_weight)
+    losses = pixel_loss(
+        logits, [Target(semantic=torch.full((16, 16), IGNORE_INDEX))] * 2, PixelLossSettings(dice_weight)
+    )
     total = sum(losses.values())
     total.backward()
     assert total.item() == 0 and logits.grad.abs().sum() == 0
@@ -227,5 +229,5 @@ def test_dice_is_zero_for_a_perfect_and_one_for_a_wrong_map():
     right = F.one_hot(truth, CLASSES).permute(0, 3, 1, 2).float() * 60
     wrong = F.one_hot(1 - truth, CLASSES).permute(0, 3, 1, 2).float() * 60
     target = [Target(semantic=truth[0])]
-    assert pixel_loss(right, target, 1.0)["dice"].item() == pytest.approx(0, abs=1e-3)
-    assert pixel_loss(wrong, target, 1.0)["dice"].item() == pytest.approx(1, abs=2e-3)
+    assert pixel_loss(right, target, PixelLossSettings(1.0))["dice"].item() == pytest.approx(0, abs=1e-3)
+    assert pixel_loss(wrong, target, PixelLossSettings(1.0))["dice"].item() == pytest.approx(1, abs=2e-3)
