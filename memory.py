@@ -33,7 +33,8 @@ def estimated_memory_bytes(backbone: FrozenBackbone, spec: HeadSpec, image_size:
             for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
         ]
         prefix = torch.empty(batch_size, 0, backbone.channels[-1])  # a few tokens beside all patches
-        features = Features(maps, layers={number: Layer(maps[-1], prefix) for number in facts.layers})
+        layers = {number: Layer(maps[-1], prefix) for number in facts.layers}
+        features = Features(maps, layers=layers, final_map=maps[-1])
     kept: dict[int, torch.UntypedStorage] = {}  # by identity: what two layers keep is kept once
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:

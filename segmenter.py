@@ -27,9 +27,12 @@ def backbone_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def facts_of(backbone: FrozenBackbone, spec: HeadSpec) -> BackboneFacts:
-    """What adapter and head are built with. Has the backbone give the layers that the head takes."""
+    """What adapter and head are built with. Has the backbone give the layers and the map that they take."""
     layers = backbone.give_layers(HEADS[spec.head].layers) if takes_layers(spec) else []
-    return BackboneFacts(backbone.channels, backbone.strides, layers)
+    facts = BackboneFacts(backbone.channels, backbone.strides, layers, backbone.has_final_norm)
+    if facts.has_final_norm and resolved(spec, facts).adapter == "final_norm":
+        backbone.give_final_map()
+    return facts
 
 
 class Segmenter(nn.Module):

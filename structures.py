@@ -41,12 +41,13 @@ class Features:
 
     maps: list of (B, C_i, h_i, w_i); a ViT gives equal sizes, a hierarchical backbone strides 4, 8, 16, 32.
     class_token: (B, C), or None where the backbone has none. layers: those that a head asked for, by their number; a
-    map may be in `maps` too.
+    map may be in `maps` too. final_map: where a head asked for it, the last map after the model's final norm.
     """
 
     maps: list[Tensor]
     class_token: Tensor | None = None
     layers: dict[int, Layer] = field(default_factory=dict)
+    final_map: Tensor | None = None
 
     def to(self, device, non_blocking: bool = False) -> Features:
         return self._changed(lambda t: t.to(device, non_blocking=non_blocking))
@@ -60,18 +61,19 @@ class Features:
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Features:
         changed = {key: change(tensor) for key, tensor in self._tensors().items()}
-        token = self.class_token
+        token, final_map = self.class_token, self.final_map
         return Features(
             [changed[id(m)] for m in self.maps],
             None if token is None else changed[id(token)],
             {n: Layer(changed[id(layer.map)], changed[id(layer.prefix)]) for n, layer in self.layers.items()},
+            None if final_map is None else changed[id(final_map)],
         )
 
     def _tensors(self) -> dict[int, Tensor]:
         """Each once, by identity: what is in both `maps` and `layers` is moved and counted once."""
         of_layers = [t for layer in self.layers.values() for t in (layer.map, layer.prefix)]
-        token = [] if self.class_token is None else [self.class_token]
-        return {id(t): t for t in [*self.maps, *token, *of_layers]}
+        others = [t for t in (self.class_token, self.final_map) if t is not None]
+        return {id(t): t for t in [*self.maps, *others, *of_layers]}
 
 
 @dataclass

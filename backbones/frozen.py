@@ -13,6 +13,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.convnext import ConvNeXt
 from timm.models.hiera import Hiera
 from timm.models.vision_transformer_sam import VisionTransformerSAM
 from torch import Tensor, nn
@@ -97,6 +98,7 @@ class FrozenBackbone(nn.Module):
     channels, strides: of each map, in backbone order.  fingerprint: changes with the weights, see fingerprint.py.
     mean, std: of RGB in 0..1, what images must be normalised with.
     attention: backend of the ViT's attention, one of names.ATTENTION_BACKENDS; may be set.
+    has_final_norm: whether its last map lacks a final norm that it has.
     is_trained: whether it was unfrozen. The fingerprint remains that of the weights that it began with.
     is_kept: whether it belongs in a checkpoint: when it is trained, or when its weights came from a checkpoint of ours,
     which its run may replace by a better one. Otherwise name and fingerprint are enough.
@@ -113,6 +115,11 @@ class FrozenBackbone(nn.Module):
         self.channels: list[int] = [model.feature_info[tap]["num_chs"] for tap in self.taps]
         self.strides: list[int] = [model.feature_info[tap]["reduction"] for tap in self.taps]
         self._layers: set[int] = set()
+        # timm's ConvNeXt has its final norm in the classifier, and gives the last map without it.
+        self.has_final_norm = isinstance(model, ConvNeXt) and isinstance(
+            getattr(model.head, "norm", None), nn.LayerNorm
+        )
+        self._gives_final_map = False
         takes = inspect.signature(model.forward_intermediates).parameters
         has_class_token = getattr(model, "cls_token", None) is not None
         self._gives_prefix_tokens = has_class_token and "return_prefix_tokens" in takes
@@ -144,6 +151,11 @@ class FrozenBackbone(nn.Module):
         self._layers.update(layers)
         return layers
 
+    def give_final_map(self) -> None:
+        """From now on forward gives the last map after the final norm too, for a head that takes it so."""
+        assert self.has_final_norm
+        self._gives_final_map = True
+
     def _features(self, images: Tensor) -> Features:
         options = {"return_prefix_tokens": True} if self._gives_prefix_tokens else {}
         numbers = sorted({*self.taps, *self._layers})
@@ -160,11 +172,16 @@ class FrozenBackbone(nn.Module):
         if not self._gives_prefix_tokens:
             taps = [(patches, patches.new_zeros(len(patches), 0, patches.shape[1])) for patches in taps]
         of_number = dict(zip(numbers, taps, strict=True))
+        final_map = None
+        if self._gives_final_map:
+            with self._autocast(images.device):
+                final_map = self.model.head.norm(of_number[self.taps[-1]][0])
         return Features(
             [of_number[tap][0] for tap in self.taps],
             taps[-1][1][:, 0] if self._gives_prefix_tokens else None,
             # Cloned: a part of all tokens would keep the whole in memory beside the maps.
             {number: Layer(of_number[number][0], of_number[number][1].clone()) for number in sorted(self._layers)},
+            final_map,
         )
 
     def try_out(self, size_hw: tuple[int, int]) -> None:

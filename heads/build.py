@@ -11,7 +11,13 @@ from torch import nn
 
 from errors import UserError
 from heads.adapters.dinov3 import DINOv3Adapter
-from heads.adapters.light import FeaturePyramidAdapter, IdentityAdapter, LayersAdapter, StageNormAdapter
+from heads.adapters.light import (
+    FeaturePyramidAdapter,
+    FinalNormAdapter,
+    IdentityAdapter,
+    LayersAdapter,
+    StageNormAdapter,
+)
 from heads.linear import LinearHead
 from heads.mask2former.head import Mask2FormerHead, mask2former_size
 from heads.masks.loss import MaskLossSettings
@@ -28,12 +34,14 @@ PMT_HEAD_DIM = 64
 class BackboneFacts:
     """What a trainable part must know of the frozen one: channels and strides (pixels) of its maps.
 
-    layers: the numbers of those that the head takes with all their tokens, where it is such a head.
+    layers: the numbers of those that the head takes with all their tokens, where it is such a head. has_final_norm:
+    whether it can give its last map after a final norm too.
     """
 
     channels: list[int]
     strides: list[float]
     layers: list[int] = field(default_factory=list)
+    has_final_norm: bool = False
 
     @property
     def is_pyramid(self) -> bool:
@@ -58,6 +66,8 @@ def resolved(spec: HeadSpec, backbone: BackboneFacts) -> HeadSpec:
         return spec
     if takes_layers(spec):
         return replace(spec, adapter="layers")
+    if backbone.has_final_norm and spec.head in FACTS and FACTS[spec.head].takes_final_map:
+        return replace(spec, adapter="final_norm")
     return replace(spec, adapter="none" if takes_as_they_are(spec, backbone) else "dinov3")
 
 
@@ -108,6 +118,14 @@ def _identity_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
     if not takes_as_they_are(spec, backbone):
         _needs_strides(backbone, "none")
     return IdentityAdapter(backbone.channels)
+
+
+def _final_norm_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
+    if not backbone.has_final_norm:
+        raise UserError(
+            "--adapter final_norm is for ConvNeXt, whose last map comes without its norm: use --adapter auto"
+        )
+    return FinalNormAdapter(backbone.channels)
 
 
 def _stage_norm_adapter(spec: HeadSpec, backbone: BackboneFacts) -> nn.Module:
@@ -173,6 +191,7 @@ ADAPTERS: dict[str, Callable[[HeadSpec, BackboneFacts], nn.Module]] = {
     "dinov3": _dinov3_adapter,
     "pyramid": _pyramid_adapter,
     "none": _identity_adapter,
+    "final_norm": _final_norm_adapter,
     "stage_norm": _stage_norm_adapter,
     "layers": _layers_adapter,
 }

@@ -88,7 +88,11 @@ class UPerNetOptions(PixelLossOptions):
 @dataclass(frozen=True, kw_only=True)
 class LinearOptions(PixelLossOptions):
     hidden_dim: int = flag(0, "width before the classifier, 0 = none", low=0)
-    adapter: str = flag("auto", "the maps are taken as they are", choices=("auto", "none"))
+    adapter: str = flag(
+        "auto",
+        "none: the maps as they are; final_norm: the last after the backbone's own norm, which auto takes on ConvNeXt",
+        choices=("auto", "none", "final_norm"),
+    )
     use_all_maps: bool = flag(False, "join the four tapped maps, not only the last")
     dropout: float = flag(0.1, "share of channels dropped", low=0, high=0.99)
 
@@ -98,10 +102,11 @@ class HeadFacts:
     """title: for people. prefix: of the names of all files of its runs. options: its flags.
 
     finds_objects: whether it does instance and panoptic segmentation too. takes_one_stride: whether it takes maps of a
-    plain ViT as they are. layers: None where it takes maps; for a head that takes all tokens of a plain ViT's layers,
-    which ones of ViTs of this many blocks, those of the maps for others. classifier: the layer with a row per class;
-    has_no_object: whether one more row comes last. defaults: of flags of the training, where its recipe has others.
-    fixed: options that are no flags, as new runs have them; a checkpoint without them is older, and stays as it was.
+    plain ViT as they are. takes_final_map: whether it takes the last map after the backbone's final norm. layers: None
+    where it takes maps; for a head that takes all tokens of a plain ViT's layers, which ones of ViTs of this many
+    blocks, those of the maps for others. classifier: the layer with a row per class; has_no_object: whether one more
+    row comes last. defaults: of flags of the training, where its recipe has others. fixed: options that are no flags,
+    as new runs have them; a checkpoint without them is older, and stays as it was.
     """
 
     title: str
@@ -109,6 +114,7 @@ class HeadFacts:
     options: type
     finds_objects: bool = False
     takes_one_stride: bool = False
+    takes_final_map: bool = False
     layers: Mapping[int, tuple[int, ...]] | None = None
     classifier: str = "head.classifier"
     has_no_object: bool = False
@@ -126,7 +132,9 @@ HEADS = {
         has_no_object=True,
     ),
     "upernet": HeadFacts("UPerNet", "upernet_", UPerNetOptions),
-    "linear": HeadFacts("linear", "linear_", LinearOptions, takes_one_stride=True, fixed={"drops_input": True}),
+    "linear": HeadFacts(
+        "linear", "linear_", LinearOptions, takes_one_stride=True, takes_final_map=True, fixed={"drops_input": True}
+    ),
     "pmt": HeadFacts(
         "Plain Mask Transformer",
         "pmt_",

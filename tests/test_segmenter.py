@@ -66,6 +66,21 @@ def test_every_head_trains_on_every_kind_of_backbone(backbones, head, name, adap
     assert all(key.startswith(("adapter.", "head.")) for key in segmenter.trainable_state())
 
 
+def test_the_linear_head_takes_convnexts_last_map_after_its_norm(backbones):
+    backbone, images = backbones["convnext_atto"], torch.randn(1, 3, 64, 64)
+    before, now = build(backbone, "linear", "none").eval(), build(backbone, "linear").eval()
+    assert now.spec.adapter == "final_norm" and build(backbone, "upernet").spec.adapter == "none"
+    features = backbone(images)
+    expected = backbone.model.head.norm(features.maps[-1])
+    assert torch.equal(now.adapter(images, features)[-1], expected) and not torch.equal(expected, features.maps[-1])
+    assert torch.equal(
+        before.adapter(images, features)[-1], features.maps[-1]
+    )  # as checkpoints that say "none" took it
+    assert torch.equal(features.to("cpu").final_map, features.final_map)
+    with pytest.raises(UserError, match="final_norm"):
+        build(backbones["resnet18"], "linear", "final_norm")
+
+
 @pytest.mark.parametrize("head", OPTIONS)
 @pytest.mark.parametrize("size", [32, 64])
 def test_one_small_image_is_a_batch(backbones, head, size):

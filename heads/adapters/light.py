@@ -57,6 +57,18 @@ class IdentityAdapter(nn.Module):
         return list(features.maps)
 
 
+class FinalNormAdapter(nn.Module):
+    """The maps as they are, with the last one after the backbone's own final norm, as Meta's linear head takes it of
+    ConvNeXt; no parameters."""
+
+    def __init__(self, in_channels: list[int]):
+        super().__init__()
+        self.out_channels = list(in_channels)
+
+    def forward(self, images: Tensor, features: Features) -> Pyramid:
+        return [*features.maps[:-1], features.final_map]
+
+
 class LayersAdapter(nn.Module):
     """Layers of a plain ViT with all their tokens, for a head that asks for them; no parameters."""
 

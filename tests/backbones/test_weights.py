@@ -98,9 +98,13 @@ def test_transformers_convnext(tmp_path):
     model = fill_module(DINOv3ConvNextModel(DINOv3ConvNextConfig()))
     model.save_pretrained(tmp_path)
     with torch.no_grad():
-        expected = model(IMAGES, output_hidden_states=True).hidden_states[-4:]
-    found = build_backbone("dinov3_convnext_tiny", str(tmp_path))(IMAGES).maps
-    for a, b in zip(found, expected, strict=True):
+        outputs = model(IMAGES, output_hidden_states=True)
+    backbone = build_backbone("dinov3_convnext_tiny", str(tmp_path))
+    assert backbone(IMAGES).final_map is None
+    backbone.give_final_map()
+    found = backbone(IMAGES)
+    normed = outputs.last_hidden_state[:, 1:].mT.unflatten(2, found.maps[-1].shape[2:])  # without the pooled token
+    for a, b in zip([*found.maps, found.final_map], [*outputs.hidden_states[-4:], normed], strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 

@@ -33,7 +33,7 @@ OPTIONS = {
 class StandIn(nn.Module):
     """In the place of a frozen ViT: maps of stride 16 that are made of the image by fixed numbers."""
 
-    channels, strides, is_trained, is_kept = [8] * 4, [16] * 4, False, False
+    channels, strides, is_trained, is_kept, has_final_norm = [8] * 4, [16] * 4, False, False, False
 
     def forward(self, images: Tensor) -> Features:
         patches = nn.functional.avg_pool2d(images, 16)
