@@ -2,6 +2,7 @@
 
 import platform
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def summary(config: TrainConfig, trainer: Trainer, resumed: Resumed | None, chan
             f"{effective} = {config.batch_size} x {config.gradient_accumulation_steps} accumulated x "
             f"{accelerator.num_processes} processes",
         ),
+        *[("class weights", text) for text in weights_text(segmenter.spec.options, data.class_names)],
         ("steps", f"{plan.total_steps} in {plan.epochs} epochs, {plan.warmup_steps} of them warm-up"),
         ("learning rate", f"{config.lr:g}, {config.lr_schedule}; weight decay {config.weight_decay:g}"),
         ("precision", f"{'bf16' if bf16 else 'fp32'} on {accelerator.device}"),
@@ -65,6 +67,15 @@ def summary(config: TrainConfig, trainer: Trainer, resumed: Resumed | None, chan
     if config.best_metric != "loss" and not num_val:
         rows.append(("note", f"--best-metric {config.best_metric} needs --validate: no best checkpoint will be kept"))
     return table(rows)
+
+
+def weights_text(options: Mapping[str, Any], class_names: Sequence[str]) -> list[str]:
+    """The smallest and the greatest of --class-weights; empty where the head has none."""
+    weights = options.get("class_weights")
+    if not weights:
+        return []
+    ends = (weights.index(end(weights)) for end in (min, max))
+    return [" to ".join(f"{weights[k]:.3g} ({class_names[k]})" for k in ends)]
 
 
 def run_record(about: dict[str, Any], data: TaskData) -> dict[str, Any]:

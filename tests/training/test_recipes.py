@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from meta_protocol import golden
 from panoptic_helpers import panoptic_set
 from paths import ROOT
 from PIL import Image
@@ -54,6 +55,7 @@ def test_the_recipes_that_are_promised_are_there():
         "m2f_instance_vitsplus",
         "m2f_instance_vitl",
         "m2f_ade20k_vit7b_meta",
+        *(f"linear_ade20k_{size}" for size in ("vits", "vitb", "vitl", "vit7b")),
     }
     assert promised <= names
     assert all(any(name in stem for stem in names) for name in ("ade20k", "cityscapes", "voc", "camvid"))
@@ -76,6 +78,8 @@ def test_a_recipe_says_what_it_costs_and_trains(tmp_path, recipe, capsys):
     small = [*SMALL, "--max-steps", "1", "--batch-size", "2", "--gradient-accumulation-steps", "1"]
     if content["head"] != "linear":
         small += ["--hidden-dim", "32"]
+    if "stride" in content:
+        small += ["--stride", "42"]
     if content["head"] in ("m2f", "pmt"):
         small += ["--num-points", "128"]
     args = parsed(recipe, *data, *small, "--checkpoint-dir", str(tmp_path / "run"))
@@ -84,6 +88,32 @@ def test_a_recipe_says_what_it_costs_and_trains(tmp_path, recipe, capsys):
             assert json.loads(json.dumps(getattr(args, key))) == value, key
     assert run_job(lambda: train(args)) == 0, capsys.readouterr().err
     assert list((tmp_path / "run").glob("*checkpoint_*_1.pth"))
+
+
+@pytest.mark.parametrize(("size", "miou"), [("vits", 47.0), ("vitb", 51.8), ("vitl", 54.9), ("vit7b", 55.9)])
+def test_the_linear_recipes_on_ade20k_are_metas(size, miou):
+    recipe = ROOT / "configs" / f"linear_ade20k_{size}.json"
+    published, args = (
+        golden()[0]["config"]["linear_training"],
+        parsed(recipe, "--image-paths", "x", "--mask-paths", "y"),
+    )
+    assert f" {miou} mIoU" in about(recipe)
+    assert args.batch_size == published["images_per_gpu"] * published["gpus"] and args.gradient_accumulation_steps == 1
+    assert (args.lr, args.weight_decay, args.decay_all) == (published["max_lr"], published["weight_decay"], True)
+    assert (args.max_steps, args.warmup_steps, args.lr_schedule) == (published["steps"], published["warmup"], "meta")
+    assert (args.image_size, list(args.scale_range)) == (published["short_side"], published["ratio"])
+    assert (args.augmentation, args.loss_pixels, args.precision) == ("meta", "all", "fp32")
+    assert (args.dropout, args.max_grad_norm, args.num_classes) == (published["dropout"], 0, published["classes"])
+    inference = args.inference(args.image_size)
+    assert inference.short_side_px == published["eval_short_side"] and not inference.has_flips
+    assert inference.crop_hw == (published["eval_crop"],) * 2 and inference.stride_hw == (published["eval_stride"],) * 2
+    assert args.checkpointing_steps == published["validate_every"]
+    epochs = args.max_steps * args.batch_size / 20_210
+    assert epochs < args.val_interval  # no validation between those of steps
+
+
+def about(recipe: Path) -> str:
+    return json.loads(recipe.read_text(encoding="utf-8"))["about"]
 
 
 def test_a_recipe_for_another_head_is_refused(capsys):
