@@ -1,8 +1,16 @@
 """What is checked before the first step: a mistake gives one message that names the culprit, and exit code 2."""
 
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 from messages import names
 from training_helpers import drawn, train_here
+
+from heads.options import with_defaults
+from training.checkpoints import Resumed
+from training.config import parse_training_arguments
+from training.setup import head_spec
 
 pytestmark = pytest.mark.slow
 
@@ -80,3 +88,22 @@ def test_mask_value_out_of_range(tmp_path, capsys):
     assert len([line for line in err.splitlines() if line.startswith("error:")]) == 1
     assert names(err, "6 masks", "--num-classes")
     assert all(f"train/000{i}.png" in err for i in range(4)) and not list(tmp_path.rglob("*.pth"))
+
+
+def test_a_resumed_run_keeps_what_no_flag_says():
+    """Order of dropout and norm, and the map of ConvNeXt, of a run from before there was another."""
+    words = ["--image-paths", "a", "--mask-paths", "b", "--backbone", "convnext_atto"]
+    config = parse_training_arguments("linear", words)
+    new = head_spec(config, 3, None, None)
+    assert new.options["drops_input"] and new.adapter == "auto"
+    older = {
+        "head": "linear",
+        "adapter": "none",
+        "options": {"use_all_maps": False, "dropout": 0.1, "dice_weight": 0.0},
+    }
+    resumed = Resumed(Path("x.pth"), {"spec": older, "backbone": {"name": "convnext_atto"}})
+    spec = head_spec(config, 3, resumed, None)
+    assert "drops_input" not in spec.options and spec.adapter == "none"
+    assert with_defaults({**older, "hidden_dim": 0})["options"] == spec.options
+    now = Resumed(Path("x.pth"), {"spec": asdict(new), "backbone": {"name": "convnext_tiny"}})
+    assert head_spec(config, 3, now, None) == new
