@@ -9,4 +9,5 @@ workers="$(nproc)"
 if [[ "${1:-}" == --fast ]]; then
   set -- -m "not slow" "${@:2}"
 fi
-exec "$PYTHON" -m pytest -n "$((workers < 4 ? workers : 4))" "$@"
+# The tests of a file run in one of them, since they share what takes long to make.
+exec "$PYTHON" -m pytest -n "$((workers < 4 ? workers : 4))" --dist loadfile "$@"

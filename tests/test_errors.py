@@ -199,7 +199,8 @@ def test_closing_the_terminal_saves_as_sigterm_does(tmp_path):
 def test_ctrl_c_soon_after_the_start_leaves_no_traceback(tmp_path, library):
     """While NumPy, torch and SciPy are loaded, and when the folder of the run is made."""
     run = tmp_path / "run"
-    process = start_script("linear", run, *drawn(tmp_path / "data"), "--epochs", "5000")
+    is_fresh = library != "the folder"
+    process = start_script("linear", run, *drawn(tmp_path / "data"), "--epochs", "5000", is_fresh=is_fresh)
     wait_for(process, run.exists if library == "the folder" else lambda: has_mapped(process, library))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)

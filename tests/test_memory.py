@@ -1,15 +1,8 @@
 """Out of memory: a message with the settings and the three flags that help most, in order of their effect."""
 
-import os
-import re
-import resource
-import subprocess
-import sys
-
 import pytest
 import torch
-from paths import ROOT
-from training_helpers import drawn, train_here, words
+from training_helpers import drawn, run_script, train_here, words
 
 from memory import estimated_memory_bytes
 from segmenter import Segmenter
@@ -53,18 +46,13 @@ def test_the_three_flags_are_the_most_helpful_ones_and_in_order(tmp_path):
 
 def test_a_machine_that_has_not_enough_says_so(tmp_path):
     """Really: the system refuses more than 500 MB of address space beyond what the libraries take."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    status = "import training.run; print(open('/proc/self/status').read())"
-    probe = subprocess.run([sys.executable, "-c", status], cwd=ROOT, env=environment, capture_output=True, text=True)
-    limit = int(re.search(r"VmPeak:\s+(\d+) kB", probe.stdout)[1]) * 1024 + 500 * 10**6
+    limited = (
+        "import memory, resource; training.summary.estimated_memory_bytes = memory.estimated_memory_bytes; "
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize(); "
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 500_000_000,) * 2)"
+    )
     sizes = ["--image-size", "256", "--batch-size", "16", "--max-steps", "1"]
-    command = [sys.executable, str(ROOT / "demo/train_upernet_head.py")]
-    done = subprocess.run(
-        [*command, *words("upernet", tmp_path / "run", *drawn(tmp_path / "data", train=16), *sizes)],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
-        env=environment,
-        capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    done = run_script("upernet", tmp_path / "run", *drawn(tmp_path / "data", train=16), *sizes, first=limited)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "--image-size 256 --batch-size 16" in done.stderr
     assert not list(tmp_path.rglob("*.pth"))  # nothing was trained, nothing is saved

@@ -175,11 +175,11 @@ def test_objects_have_the_numbers_of_validation(tmp_path):
     make_coco_demo_set(tmp_path / "data", 4, 3, 64)
     options = ["--task", "instance", "--coco-dir", str(tmp_path / "data"), "--image-size", "64", "--no-augmentation"]
     steps = ["--max-steps", "40", "--val-interval", "40", "--batch-size", "4", "--lr", "2e-3", "--validate"]
-    assert train_here("m2f", tmp_path / "run", *options, *steps) == 0
+    assert train_here("pmt", tmp_path / "run", *options, *steps) == 0
     data = ["--coco-dir", tmp_path / "data", "--output-dir", tmp_path / "out", "--save-predictions", tmp_path / "saved"]
     assert run("-m", tmp_path / "run", *data, "--json", tmp_path / "all.json") == 0
     found = json.loads((tmp_path / "all.json").read_text())
-    validated = best_validation(tmp_path / "run", "")
+    validated = best_validation(tmp_path / "run", "pmt_")
     known = {name: value for name, value in found["metrics"].items() if value is not None and name != "loss"}
     assert_close(known, {name: validated[name] for name in known})
     assert len(found["per_image"]) == 3 and len(list((tmp_path / "saved" / "json").glob("**/*.json"))) == 3
@@ -194,11 +194,12 @@ def test_segments_have_the_numbers_of_validation(tmp_path):
     data = [word for pair in zip(flags, files, strict=True) for word in pair]
     val = [word.replace("--coco", "--val-coco") for word in data]
     options = ["--task", "panoptic", "--image-size", "64", "--no-augmentation", "--lr", "2e-3", "--batch-size", "4"]
-    assert train_here("m2f", tmp_path / "run", *data, *val, *options, "--max-steps", "40") == 0
+    steps = ["--max-steps", "40", "--val-interval", "40"]
+    assert train_here("pmt", tmp_path / "run", *data, *val, *options, *steps) == 0
     words = ["--output-dir", tmp_path / "out", "--save-predictions", tmp_path / "saved", "--json", tmp_path / "a.json"]
     assert run("-m", tmp_path / "run", *data, *words) == 0
     found = json.loads((tmp_path / "a.json").read_text())
-    validated = best_validation(tmp_path / "run", "")
+    validated = best_validation(tmp_path / "run", "pmt_")
     known = {name: value for name, value in found["metrics"].items() if value is not None and name != "loss"}
     assert_close(known, {name: validated[name] for name in known})
     assert len(list((tmp_path / "saved" / "masks").glob("**/*.png"))) == 4

@@ -11,7 +11,8 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("head", ["m2f", "upernet", "linear", "pmt"])
 def test_script_writes_what_it_promises(tmp_path, head):
     data = drawn(tmp_path / "data")
-    done = run_script(head, tmp_path / "run", *data, "--epochs", "3", "--save-interval", "2", "--best-metric", "miou")
+    options = [*data, "--epochs", "3", "--save-interval", "2", "--best-metric", "miou"]
+    done = run_script(head, tmp_path / "run", *options, is_fresh=head == "m2f")
     assert done.returncode == 0, done.stderr
     prefix = "" if head == "m2f" else f"{head}_"
     run = tmp_path / "run"

@@ -30,7 +30,7 @@ def life(words: list[str]) -> int:
     if child == 0:
         torch.set_num_threads(1)
         AcceleratorState._reset_state(reset_partial_state=True)
-        args = parse_training_arguments("m2f", words)
+        args = parse_training_arguments("linear", words)
         os._exit(run_job(lambda: train(args)))
     return child
 

@@ -2,15 +2,17 @@
 
 import json
 import os
-import resource
 import signal
+import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
+from forked import SCRIPT, Forked, start_forked
 from paths import ROOT
 
 from checkpoint import checksum, read_checkpoint
@@ -54,11 +56,14 @@ def words(head: str, checkpoint_dir: Path, *more: str) -> list[str]:
     ]
 
 
+NO_ESTIMATE = "import training.summary; training.summary.estimated_memory_bytes = lambda *args: 0"
+"""An estimate of memory takes longer than a small training."""
+
 _ESTIMATES: dict[str, int] = {}
 
 
 def remembered_estimate(backbone, spec, image_size: int, batch_size: int) -> int:
-    """An estimate of memory takes longer than a small training: it is made once for each model and size."""
+    """Made once for each model and size."""
     parameters = [(p.numel(), p.element_size(), p.requires_grad) for p in backbone.parameters()]
     key = repr((backbone.channels, backbone.strides, parameters, spec, image_size, batch_size))
     if key not in _ESTIMATES:
@@ -84,49 +89,70 @@ def start_script(
     head: str,
     checkpoint_dir: Path,
     *more: str,
-    processes: int = 1,
-    launcher: str = "torchrun",
+    launcher: str = "",
+    is_fresh: bool = False,
     largest_file_bytes: int | None = None,
     first: str = "",
-) -> subprocess.Popen:
-    """In a process group of its own; several CPU processes through torchrun or accelerate launch.
+) -> subprocess.Popen | Forked:
+    """In a process group of its own, which has the libraries loaded, and estimates no memory.
 
-    first: code that is run before the script, in one process.
+    launcher: torchrun or accelerate, for two CPU processes, which are fresh ones. is_fresh: begin with the imports.
+    first: code that is run before the script.
     """
-    script = ROOT / "demo" / f"train_{head}_head.py"
-    start = [sys.executable]
-    if first:
-        path = f"import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); sys.argv = sys.argv[1:]"
-        start += ["-c", f"{path}; {first}; runpy.run_path(sys.argv[0], run_name='__main__')"]
+    argv = [str(ROOT / "demo" / f"train_{head}_head.py"), *words(head, checkpoint_dir, *more)]
+    if not launcher and not is_fresh:
+        code = f"{NO_ESTIMATE}; {first or 'pass'}; {SCRIPT}"
+        return start_forked(code, argv, checkpoint_dir.parent, largest_file_bytes=largest_file_bytes)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if processes > 1:
-        launchers = {
-            "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)],
-            "accelerate": ["accelerate.commands.launch", *ACCELERATE, "--num_processes", str(processes)],
-        }
-        start += ["-m", *launchers[launcher]]
+    launchers = {
+        "": [],
+        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+        "accelerate": ["-m", "accelerate.commands.launch", *ACCELERATE, "--num_processes", "2"],
+    }
+    if launcher:
         environment |= {"CUDA_VISIBLE_DEVICES": ""}
-        if launcher == "accelerate" or sys.platform == "darwin":  # torchrun needs no variable where there is no GPU
-            environment |= {"ACCELERATE_USE_CPU": "true"}
-
-    def prepare() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
-        if largest_file_bytes:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file_bytes, resource.RLIM_INFINITY))
-
+    if launcher == "accelerate" or sys.platform == "darwin":  # torchrun needs no variable where there is no GPU
+        environment |= {"ACCELERATE_USE_CPU": "true"}
     return subprocess.Popen(
-        [*start, str(script), *words(head, checkpoint_dir, *more)],
+        [sys.executable, *launchers[launcher], *argv],
         cwd=checkpoint_dir.parent,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=prepare,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
     )
 
 
-def wait_for(process: subprocess.Popen, condition: Callable[[], bool], limit_s: float = 120) -> None:
+def run_ranks(codes: list[str]) -> list[subprocess.CompletedProcess]:
+    """Runs a program in each process of a group, as several machines would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": str(len(codes)), "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+    started = [
+        start_forked(textwrap.dedent(code), ["program"], ROOT, {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank, code in enumerate(codes)
+    ]
+    ended = [(process, *process.communicate(120)) for process in started]
+    return [subprocess.CompletedProcess(process.args, process.returncode, out, err) for process, out, err in ended]
+
+
+def training_of(head: str, checkpoint_dir: Path, *more: str, first: str = "pass") -> str:
+    """The program of a training."""
+    return f"""
+        {NO_ESTIMATE}
+        {first}
+        from errors import run_job
+        from training.config import parse_training_arguments
+        from training.run import train
+        config = parse_training_arguments({head!r}, {words(head, checkpoint_dir, *more)!r})
+        raise SystemExit(run_job(lambda: train(config)))
+    """
+
+
+def wait_for(process: subprocess.Popen | Forked, condition: Callable[[], bool], limit_s: float = 120) -> None:
     """Until the condition holds, while the process runs."""
     end = time.monotonic() + limit_s
     while not condition():

@@ -62,7 +62,7 @@ def objects(tmp_path_factory) -> Path:
     make_coco_demo_set(folder / "data", 4, 3, 64)
     options = ["--task", "instance", "--coco-dir", str(folder / "data"), "--image-size", "64", "--no-augmentation"]
     steps = ["--max-steps", "40", "--val-interval", "40", "--batch-size", "4", "--lr", "2e-3"]
-    assert train_here("m2f", folder / "run", *options, *steps) == 0
+    assert train_here("pmt", folder / "run", *options, *steps) == 0
     return folder
 
 
@@ -74,7 +74,8 @@ def segments(tmp_path_factory) -> Path:
     flags = ["--coco-json", "--coco-images", "--coco-segments"]
     data = [word for pair in zip(flags, files, strict=True) for word in pair]
     options = ["--task", "panoptic", "--image-size", "64", "--no-augmentation", "--lr", "2e-3", "--batch-size", "4"]
-    assert train_here("m2f", folder / "run", *data, *options, "--max-steps", "40") == 0
+    steps = ["--max-steps", "40", "--val-interval", "40"]
+    assert train_here("pmt", folder / "run", *data, *options, *steps) == 0
     return folder
 
 

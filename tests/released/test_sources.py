@@ -4,14 +4,13 @@ import io
 import json
 import os
 import pickle
-import subprocess
-import sys
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import start_forked
 from golden_rule import fill
 from messages import naming
 from paths import GOLDEN, ROOT
@@ -329,9 +328,9 @@ def test_hostile_pickles_are_refused_in_little_memory(tmp_path, case):
         "    assert 'MemoryError' not in repr(error.__context__) and len(str(error)) < 1000\n"
         "    print('refused')\n"
     )
-    words = [sys.executable, "-c", code, str(path)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "refused\n"), done.stderr
+    process = start_forked(code, ["program", str(path)], ROOT)
+    out, err = process.communicate(60)
+    assert (process.returncode, out) == (0, "refused\n"), err
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04", b"not a pickle", pickle.dumps([1])])

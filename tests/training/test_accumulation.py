@@ -1,9 +1,5 @@
 """However the images of a step are cut into micro-batches and shared among processes, the step is that of one batch."""
 
-import re
-import subprocess
-import sys
-import textwrap
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from paths import HELPERS, ROOT
 from torch import Tensor, nn
+from training_helpers import run_ranks
 
 from heads.build import HeadSpec
 from segmenter import Segmenter
@@ -137,11 +134,8 @@ def test_two_processes_with_two_micro_batches_each_do_as_one_batch(tmp_path):
             plain = [(list(losses.values()), gradient) for losses, gradient in found]
             torch.save(plain, {str(tmp_path / "found.pt")!r})
     """
-    script = tmp_path / "two.py"
-    script.write_text(textwrap.dedent(code))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(launch, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, re.sub(r"\s+", " ", done.stderr[:6000])
+    done = run_ranks([code, code])
+    assert [one.returncode for one in done] == [0, 0], done[0].stderr
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     for (head, is_object), (losses, gradient) in zip(CASES, found, strict=True):
         expected_losses, expected = gradients(Accelerator(cpu=True), head, [some_batch(is_object)])

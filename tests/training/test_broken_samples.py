@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from training_helpers import drawn, metrics, run_script, train_here
+from training_helpers import drawn, metrics, run_ranks, train_here, training_of
 
 import training.tasks
 
@@ -78,7 +78,7 @@ def test_what_another_process_could_not_read_is_reported_too(tmp_path):
     broken = tmp_path / "data" / "masks" / "val" / "0001.png"
     broken.write_bytes(broken.read_bytes()[:-40])
     more = ["--epochs", "2", "--resume-checkpoint", "auto", "--on-bad-sample", "skip"]
-    done = run_script("linear", run, *data, *more, processes=2)
-    assert done.returncode == 0, done.stderr
+    done = run_ranks([training_of("linear", run, *data, *more)] * 2)
+    assert [one.returncode for one in done] == [0, 0], done[0].stderr
     (line,) = metrics(run, "linear_", "broken_sample")
-    assert "0001.png" in line["reason"] and done.stderr.count("sample skipped") == 1
+    assert "0001.png" in line["reason"] and sum(one.stderr.count("sample skipped") for one in done) == 1

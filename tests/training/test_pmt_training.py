@@ -35,11 +35,11 @@ def test_its_recipes_weight_decay_and_clipping_are_its_defaults(tmp_path):
 
 @pytest.mark.slow
 def test_objects_of_a_few_images_are_learned(tmp_path):
-    make_coco_demo_set(tmp_path / "data", 4, 1, 64)
+    make_coco_demo_set(tmp_path / "data", 2, 1, 64)
     folder = tmp_path / "data" / "train"
     files = ["--coco-json", str(folder / "_annotations.coco.json"), "--coco-images", str(folder)]
     same = [f"--val-{word[2:]}" if word.startswith("--") else word for word in files]
-    options = ["--task", "instance", "--image-size", "64", "--no-augmentation", "--lr", "2e-3", "--batch-size", "4"]
+    options = ["--task", "instance", "--image-size", "64", "--no-augmentation", "--lr", "2e-3", "--batch-size", "2"]
     steps = ["--max-steps", "60", "--val-interval", "60", "--best-metric", "map"]
     assert train_here("pmt", tmp_path / "run", *files, *same, *options, *steps) == 0
     last = metrics(tmp_path / "run", "pmt_", "val")[-1]

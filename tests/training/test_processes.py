@@ -1,47 +1,13 @@
 """Several processes: they join whatever the device, wait for the first one's decisions, and share one folder."""
 
-import os
-import socket
-import subprocess
-import sys
-import textwrap
-
 import pytest
-from paths import ROOT
-from training_helpers import drawn, train_here, words
+from training_helpers import drawn, run_ranks, train_here, training_of
 
 pytestmark = pytest.mark.slow
 
 
-def run_two(code_of_rank: list[str], **options) -> list[subprocess.CompletedProcess]:
-    """Runs a program in each of two processes of one group, as two machines would."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = []
-    for rank, code in enumerate(code_of_rank):
-        group = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": port}
-        environment = {**os.environ, **group, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{textwrap.dedent(code)}"]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, env=environment, **pipes, **options))
-    done = []
-    for process in started:
-        out, err = process.communicate(timeout=120)
-        done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-    return done
-
-
-def training(*flags: str) -> str:
-    return f"""
-        import training.processes
-        training.processes.SEEN_WITHIN_S = 1  # where a folder is not shared, no process ever sees the mark
-        from errors import run_job
-        from training.config import parse_training_arguments
-        from training.run import train
-        args = parse_training_arguments("linear", {list(flags)!r})
-        sys.exit(run_job(lambda: train(args)))
-    """
+QUICK = "import training.processes; training.processes.SEEN_WITHIN_S = 1"
+"""Where a folder is not shared, no process ever sees the mark."""
 
 
 def test_the_others_wait_longer_than_the_group_does():
@@ -64,15 +30,15 @@ def test_the_others_wait_longer_than_the_group_does():
         except UserError as error:
             print(error)
     """
-    done = run_two([code, code])
+    done = run_ranks([code, code])
     assert [d.stdout for d in done] == ["{'val': ['a']}\nno such folder\n"] * 2, done[1].stderr
     assert "checking in one process" in done[0].stderr and "checking" not in done[1].stderr
 
 
 def test_a_folder_that_is_not_shared_is_refused_in_all_processes(tmp_path):
     data = drawn(tmp_path / "data")
-    flags = [words("linear", tmp_path / name, *data, "--max-steps", "1") for name in ("here", "there")]
-    done = run_two([training(*f) for f in flags])
+    folders = (tmp_path / "here", tmp_path / "there")
+    done = run_ranks([training_of("linear", folder, *data, "--max-steps", "1", first=QUICK) for folder in folders])
     assert [d.returncode for d in done] == [2, 2]
     for one in done:
         assert "--checkpoint-dir" in one.stderr and "process 1 on" in one.stderr and "Traceback" not in one.stderr
@@ -86,12 +52,9 @@ def test_the_first_process_decides_what_auto_resumes(tmp_path):
     assert train_here("linear", run, *data) == 0
     for path in (*run.glob("*epoch*.pth"), *run.glob("*/*.pth"), *run.glob("*step_[3-9].pth")):
         path.unlink()
-    spoilt = """
-        import training.checkpoints as resuming
-        resuming.newest_first = lambda files: 1 / 0
-    """
-    flags = words("linear", run, *data, "--batch-size", "1")
-    done = run_two([training(*flags), textwrap.dedent(spoilt) + textwrap.dedent(training(*flags))])
+    spoilt = "import training.checkpoints as resuming; resuming.newest_first = lambda files: 1 / 0"
+    flags = [*data, "--batch-size", "1"]
+    done = run_ranks([training_of("linear", run, *flags, first=first) for first in (QUICK, f"{QUICK}; {spoilt}")])
     assert [d.returncode for d in done] == [0, 0], done[1].stderr
     assert "linear_checkpoint_step_1.pth" in done[0].stdout
     assert (run / "linear_checkpoint_epoch_3.pth").exists()
