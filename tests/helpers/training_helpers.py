@@ -96,7 +96,7 @@ def start_script(
 ) -> subprocess.Popen | Forked:
     """In a process group of its own, which has the libraries loaded, and estimates no memory.
 
-    launcher: torchrun or accelerate, for two CPU processes, which are fresh ones. is_fresh: begin with the imports.
+    launcher: torchrun or accelerate, for two CPU processes, which are fresh ones. is_fresh: its imports are its own.
     first: code that is run before the script.
     """
     argv = [str(ROOT / "demo" / f"train_{head}_head.py"), *words(head, checkpoint_dir, *more)]
