@@ -18,6 +18,7 @@ from heads.adapters.light import (
     LayersAdapter,
     StageNormAdapter,
 )
+from heads.dpt import DPTHead
 from heads.linear import LinearHead
 from heads.mask2former.head import Mask2FormerHead, mask2former_size
 from heads.masks.loss import MaskLossSettings
@@ -162,6 +163,12 @@ def _upernet(spec: HeadSpec, in_channels: list[int]) -> nn.Module:
     return UPerNetHead(in_channels, spec.num_classes, spec.hidden_dim, PixelLossSettings(**spec.options))
 
 
+def _dpt(spec: HeadSpec, in_channels: list[int]) -> nn.Module:
+    options = dict(spec.options)
+    dropout = options.pop("dropout", 0.1)
+    return DPTHead(in_channels, spec.num_classes, spec.hidden_dim, dropout, PixelLossSettings(**options))
+
+
 def _linear(spec: HeadSpec, in_channels: list[int]) -> nn.Module:
     own = {name: spec.options[name] for name in ("use_all_maps", "dropout", "drops_input") if name in spec.options}
     settings = PixelLossSettings(**{name: value for name, value in spec.options.items() if name not in own})
@@ -199,6 +206,7 @@ ADAPTERS: dict[str, Callable[[HeadSpec, BackboneFacts], nn.Module]] = {
 HEADS: dict[str, Callable[[HeadSpec, list[int]], nn.Module]] = {
     "m2f": _mask2former,
     "upernet": _upernet,
+    "dpt": _dpt,
     "linear": _linear,
     "pmt": _pmt,
 }

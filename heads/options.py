@@ -10,6 +10,7 @@ from flags import flag
 WIDTH = "width of the head"
 ADAPTERS = ("auto", "dinov3", "pyramid", "none", "stage_norm")
 ADAPTER = "auto: dinov3 for ViTs, else what --init-head needs, or none"
+LAYERS_ADAPTER = "the backbone's layers are taken as they are"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Mask2FormerOptions(MaskLossOptions):
 @dataclass(frozen=True, kw_only=True)
 class PMTOptions(MaskLossOptions):
     hidden_dim: int = flag(0, "of the feed-forward layers, 0 = the backbone's", low=0)
-    adapter: str = flag("auto", "the backbone's layers are taken as they are", choices=("auto", "layers"))
+    adapter: str = flag("auto", LAYERS_ADAPTER, choices=("auto", "layers"))
     num_queries: int = flag(200, "masks that an image can have", low=1)
     num_blocks: int = flag(6, "blocks of the decoder", low=1)
     no_masked_attention: bool = flag(False, "queries look at all patches from the first step on")
@@ -83,6 +84,13 @@ class PixelLossOptions:
 class UPerNetOptions(PixelLossOptions):
     hidden_dim: int = flag(2048, WIDTH, low=1)
     adapter: str = flag("auto", ADAPTER, choices=ADAPTERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPTOptions(PixelLossOptions):
+    hidden_dim: int = flag(256, WIDTH, low=1)
+    adapter: str = flag("auto", LAYERS_ADAPTER, choices=("auto", "layers"))
+    dropout: float = flag(0.1, "share of values dropped before the classifier", low=0, high=0.99)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +140,7 @@ HEADS = {
         has_no_object=True,
     ),
     "upernet": HeadFacts("UPerNet", "upernet_", UPerNetOptions),
+    "dpt": HeadFacts("DPT", "dpt_", DPTOptions, layers={}),
     "linear": HeadFacts(
         "linear", "linear_", LinearOptions, takes_one_stride=True, takes_final_map=True, fixed={"drops_input": True}
     ),

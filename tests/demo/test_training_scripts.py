@@ -8,7 +8,7 @@ from training_helpers import drawn, metrics, run_script
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("head", ["m2f", "upernet", "linear", "pmt"])
+@pytest.mark.parametrize("head", ["m2f", "upernet", "linear", "dpt", "pmt"])
 def test_script_writes_what_it_promises(tmp_path, head):
     data = drawn(tmp_path / "data")
     options = [*data, "--epochs", "3", "--save-interval", "2", "--best-metric", "miou"]

@@ -29,6 +29,7 @@ SMALL = {
     "m2f": ["--hidden-dim", "32", "--m2f-size", "paper", "--num-queries", "8", "--num-points", "256"],
     "upernet": ["--hidden-dim", "32"],
     "linear": [],
+    "dpt": ["--hidden-dim", "16"],
     "pmt": ["--num-queries", "8", "--num-points", "256", "--num-blocks", "2"],
 }
 
