@@ -80,6 +80,9 @@ class CompareConfig(CompareFlags, CocoFlags, TrainConfig):
         super().__post_init__()
         if self.unfreeze_backbone:
             raise UserError("--unfreeze-backbone: the heads of a comparison share one backbone, which stays frozen")
+        for name, value in (("early-stopping", self.early_stopping), ("tracker", self.tracker)):
+            if value:
+                raise UserError(f"--{name} {value}: is for the training of one head; leave it out of a comparison")
         if len(set(self.heads)) != len(self.heads):
             raise UserError(f"--heads {' '.join(self.heads)}: names a head twice")
         wrong = [head for head in self.heads if self.task != "semantic" and not HEADS[head].finds_objects]

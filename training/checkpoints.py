@@ -23,6 +23,7 @@ class Progress:
     best, best_checkpoint: the validation that was best by best_metric, and the name of its file in best_model/.
     validation_due: the validation of this moment is still to be done.
     bad_steps: steps in a row that were skipped, up to now, for numbers that are not finite.
+    not_better: validations in a row, up to now, that were not the best.
     """
 
     best_metric: str
@@ -33,6 +34,7 @@ class Progress:
     bad_steps: int = 0
     best_checkpoint: str | None = None
     best: dict[str, float] = field(default_factory=dict)
+    not_better: int = 0
 
     def improves(self, values: dict[str, float], metrics: dict[str, bool]) -> bool:
         """metrics: of the evaluator. A model with a loss that is not finite is never the best, whatever its metrics:

@@ -19,6 +19,7 @@ from flags import add_flags, check_ranges, flag, flag_of, parse
 from heads.options import HEADS
 from training.schedule import SCHEDULE_NAMES
 
+TRACKERS = ("wandb", "mlflow", "trackio")
 TASK_NAMES = ("semantic", "instance", "panoptic")
 Words = tuple[str, ...] | None
 
@@ -260,6 +261,9 @@ class ScheduleFlags:
 class ValidationFlags:
     val_interval: int = flag(1, "epochs between validations", low=1)
     best_metric: str = flag("loss", "decides about the best model: loss, miou, map, pq, ...", metavar="NAME")
+    early_stopping: int = flag(
+        0, "end the run after so many validations in a row without a better one (0 = off)", low=0, metavar="N"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,6 +284,7 @@ class OutputFlags:
     )
     keep_last: int = flag(0, "of epochs, and of steps (0 = all)", low=0, metavar="N")
     log_interval: int = flag(10, "steps between lines of metrics.jsonl", low=1)
+    tracker: str | None = flag(None, "log there too; its package must be installed", choices=TRACKERS)
     config: str | None = flag(None, "values for flags; the command line wins", metavar="FILE.json")
 
 
@@ -300,6 +305,8 @@ class TrainConfig(OutputFlags, InferenceFlags, ValidationFlags, ScheduleFlags, M
         if self.image_size < 32 or self.image_size % 32:
             nearest = max(32, round(self.image_size / 32) * 32)
             raise UserError(f"--image-size {self.image_size}: must be a multiple of 32, {nearest} for example")
+        if self.early_stopping and not (self.is_validated or self.coco_dir):  # a folder may hold a validation split
+            raise UserError(f"--early-stopping {self.early_stopping}: needs --validate, or --val-… images")
         low, high = self.scale_range
         if not 0 < low <= high < math.inf:
             raise UserError(f"--scale-range {low} {high}: expected 0 < LOW <= HIGH")

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -22,10 +23,13 @@ NAMES_SHOWN = 8
 
 
 class RunLog:
-    """Only the first process writes. A terminal gets a bar, a log file gets a line every `interval` steps."""
+    """Only the first process writes. A terminal gets a bar, a log file gets a line every `interval` steps.
 
-    def __init__(self, files: RunFiles, interval: int, is_main: bool):
-        self.files, self.interval, self.is_main = files, interval, is_main
+    track: is given the scalars of each line by name, and the step; None where --tracker is not given.
+    """
+
+    def __init__(self, files: RunFiles, interval: int, is_main: bool, track: Callable[..., None] | None = None):
+        self.files, self.interval, self.is_main, self.track = files, interval, is_main, track
         self._sums: dict[str, float] = defaultdict(float)
         self._count = self._images = 0
         self.bar: tqdm | None = None
@@ -125,10 +129,12 @@ class RunLog:
 
     def _write(self, line: dict[str, Any]) -> None:
         append_line(self.files.metrics, json.dumps(without_nan(line)))
+        scalars = {f"{line['split']}/{name}": value for name, value in line.items() if isinstance(value, float)}
         with suppress(OSError):  # the curves are a convenience: a full disk that spares metrics.jsonl ends no run
-            for name, value in line.items():
-                if isinstance(value, float):
-                    self.tensorboard.add_scalar(f"{line['split']}/{name}", value, line["step"])
+            for name, value in scalars.items():
+                self.tensorboard.add_scalar(name, value, line["step"])
+        if self.track and scalars:
+            self.track(scalars, step=line["step"])
 
 
 def without_nan(value: Any) -> Any:

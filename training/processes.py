@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,11 +27,16 @@ SEEN_WITHIN_S = 20
 """A network folder may show a new file to other machines this much later."""
 
 
-def make_accelerator(precision: str) -> Accelerator:
-    """precision: "auto", "fp32" or "bf16". Processes that torchrun started join one group, whatever the device is."""
+def make_accelerator(precision: str, tracker: str | None = None) -> Accelerator:
+    """precision: "auto", "fp32" or "bf16". Processes that torchrun started join one group, whatever the device is.
+
+    Raises UserError where the tracker's package is not installed.
+    """
+    if tracker and find_spec(tracker) is None:
+        raise UserError(f"--tracker {tracker}: its package is not installed: pip install {tracker}")
     is_group_of_cpus = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
     mixed_precision = "bf16" if uses_bf16(precision) else "no"
-    return Accelerator(mixed_precision=mixed_precision, cpu=True if is_group_of_cpus else None)
+    return Accelerator(mixed_precision=mixed_precision, cpu=True if is_group_of_cpus else None, log_with=tracker)
 
 
 def uses_bf16(precision: str) -> bool:

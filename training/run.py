@@ -46,6 +46,9 @@ from training.tasks import TaskData, compare, prepare_data
 from training.trainer import Loaders, Trainer
 from training.transfer import head_to_begin_with, transfer
 
+PROJECT = "segmentation-heads"
+"""What --tracker puts runs under."""
+
 LOST_WORKER = (
     "a process that reads images was ended from outside ({reason}): most often memory or /dev/shm ran out; pass "
     "fewer --num-workers than {num} (0 reads in the main process), and resume with --resume-checkpoint auto"
@@ -58,7 +61,9 @@ def train(config: TrainConfig) -> None:
     Raises UserError for everything that a person can put right, Interrupted on a signal."""
     with ExitStack() as held:
         held.enter_context(stopping_at_once())
-        accelerator = make_accelerator(config.precision)
+        accelerator = make_accelerator(config.precision, config.tracker)
+        if config.tracker:
+            accelerator.init_trackers(PROJECT, config=plain_words(config.arguments()))
         run = prepare(config, accelerator, held)
         if run.is_done:
             run.report_done()
@@ -70,6 +75,11 @@ def train(config: TrainConfig) -> None:
                     run.trainer.test()
             run.report_outcome()
         accelerator.end_training()
+
+
+def plain_words(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Numbers and words, as every tracker takes them."""
+    return {k: v if isinstance(v, int | float | str) else json.dumps(v) for k, v in arguments.items() if v is not None}
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class TrainerSettings:
     """max_steps, warmup_steps: instead of epochs, -1 = off. lr_milestones: shares of the run.
 
     save_interval, val_interval: in epochs. ema_decay: 0 = no average. checkpointing_steps: 0 = none. keep_last: 0 =
-    all. inference: how validation looks at images.
+    all. early_stopping: validations in a row that are not the best, 0 = off. inference: how validation looks at images.
     """
 
     epochs: int
@@ -70,6 +70,7 @@ class TrainerSettings:
     checkpointing_steps: int
     keep_last: int
     val_interval: int
+    early_stopping: int
     log_interval: int
     inference: Inference
 
@@ -138,7 +139,8 @@ class Trainer:
         self._make_plan()
         self.average = Average(segmenter, settings.ema_decay) if settings.ema_decay else None
         self.validation_batches: Iterable[Batch] | None = loaders.val
-        self.log = RunLog(files, settings.log_interval, accelerator.is_main_process)
+        track = accelerator.log if accelerator.trackers else None
+        self.log = RunLog(files, settings.log_interval, accelerator.is_main_process, track)
         self.stop = StopRequest()
         self.broken: set[str] = set()  # samples whose files broke on the way
         self._saved_step = 0  # what was trained up to this step is in a checkpoint
@@ -230,7 +232,12 @@ class Trainer:
     @property
     def is_step_left(self) -> bool:
         """Whether a step, or the end of an epoch whose steps are all done, is still to come."""
-        return not self.is_end or self._is_epoch_over
+        return not self.is_stopped_early(self.progress) and (not self.is_end or self._is_epoch_over)
+
+    def is_stopped_early(self, progress: Progress) -> bool:
+        """At the end of an epoch, where the last validations were not the best."""
+        limit = self.settings.early_stopping
+        return 0 < limit <= progress.not_better and progress.samples == 0
 
     @property
     def is_finished(self) -> bool:
@@ -437,9 +444,12 @@ class Trainer:
             self.log.say("the loss or a score is not finite: this model is not kept as the best")
 
         name, path = self.files.name(progress), self._kept_path()
-        done = replace(progress, validation_due=False)
+        done = replace(progress, validation_due=False, not_better=progress.not_better + 1)
         if is_best:
-            done = replace(done, best=result.values, best_checkpoint=name)
+            done = replace(done, best=result.values, best_checkpoint=name, not_better=0)
+        if self.is_stopped_early(done):
+            path = self.files.folder / name
+            self.log.say(f"no better {progress.best_metric} in {done.not_better} validations: stopping early")
         if is_best and self.accelerator.is_main_process:
             best_path = save_best(self.files, self._checkpoint(done), name)
             if path:
