@@ -7,7 +7,7 @@ size.
 import sys
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,7 +64,7 @@ def read_bands(path: Path, max_pixels: int, upright: bool) -> Bands:
             if not _needs_tifffile(image):
                 return _with_pil(path, image, upright)
     except UnidentifiedImageError:
-        if not _is_tiff(path):
+        if not is_tiff(path):
             raise
     return _with_tifffile(path, max_pixels, upright)
 
@@ -79,12 +79,23 @@ def pixels_by_header(path: Path) -> int:
     ):  # what readers raise for a damaged file has no common ancestor; decoding it will say what is wrong
         pass
     try:
-        if _is_tiff(path):
+        if is_tiff(path):
             with _tiff_page(path) as page:
                 return page.size
     except Exception:
         pass
     return 0
+
+
+def size_by_header(path: Path) -> tuple[int, int] | None:
+    """(H, W) as stored, without decoding the file; None where it is no image."""
+    with suppress(Exception), opened(path) as image:  # decoding it will say what is wrong
+        return image.height, image.width
+    with suppress(Exception):
+        if is_tiff(path):
+            with _tiff_page(path) as page:
+                return page.imagelength, page.imagewidth
+    return None
 
 
 def rgb_of(image: Image.Image) -> np.ndarray:
@@ -161,7 +172,7 @@ def _read_as(image: Image.Image, mode: str, raw: str) -> None:
     image.tile = [tile._replace(args=args) for tile, args in changed]
 
 
-def _is_tiff(path: Path) -> bool:
+def is_tiff(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(4) in TIFF_STARTS
 

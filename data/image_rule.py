@@ -57,7 +57,7 @@ class ImageRule:
         return np.repeat(eight, 3, axis=0) if len(eight) == 1 else np.array(eight, order="C")  # PIL's is read-only
 
     def _scaled(self, values: np.ndarray) -> np.ndarray:
-        low, high = _percentiles(values) if self.value_range == PERCENTILE else self.value_range
+        low, high = percentiles(values) if self.value_range == PERCENTILE else self.value_range
         scaled = np.empty(values.shape, np.uint8)
         for band, target in zip(values, scaled, strict=True):  # one at a time: floats need four times the memory
             share = (band.astype(np.float64) - low) * (255 / (high - low))
@@ -83,7 +83,8 @@ class ImageRule:
 PLAIN = ImageRule()
 
 
-def _percentiles(values: np.ndarray) -> tuple[float, float]:
+def percentiles(values: np.ndarray) -> tuple[float, float]:
+    """The PERCENTILES of all finite values, the lower one less than the upper one."""
     finite = values[np.isfinite(values)]
     low, high = map(float, np.percentile(finite, PERCENTILES)) if finite.size else (0.0, 1.0)
     return (low, high) if low < high else (low, low + 1)

@@ -4,6 +4,7 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from errors import UserError, note, printable, run_job
-from evaluation.options import InferenceFlags
+from evaluation.options import LARGER, InferenceFlags
 from flags import add_flags, hyphenate, unset
 from training.config import TASK_NAMES
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from prediction.files import Job
     from prediction.predictor import Predictor
 
-KINDS = ("overlays", "masks", "json", "coco")
+KINDS = ("overlays", "masks", "json", "polygons", "coco")
 INFERENCE = [field.name for field in fields(InferenceFlags)]
 
 
@@ -61,7 +62,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="images at a time, where they have one size; without a number as many as fit, up to 16",
     )
-    images.add_argument("--max-megapixels", type=float, default=None, help="larger ones are refused (None = the run's)")
+    images.add_argument("--max-megapixels", type=float, default=None, help=f"{LARGER} (None = the run's)")
     inference = parser.add_argument_group("how images are looked at (None = as the run validated)")
     add_flags(inference, unset(InferenceFlags))
     output = parser.add_argument_group("output")
@@ -114,14 +115,10 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace) -> int:
-    from memory import is_out_of_memory
-    from prediction.files import (
-        CocoFile,
-        job_of_image,
-        jobs_of_folder,
-        save_result,
-        with_ids,
-    )  # --help should not wait for torch
+    from data.opening import DecodeError  # --help should not wait for torch
+    from data.rasters import is_raster
+    from prediction.files import CocoFile, job_of_image, jobs_of_folder, save_result, with_ids
+    from prediction.rasters import predict_raster, save_map
 
     if args.image_path is not None and not args.image_path.is_file():
         raise UserError(f"--image-path {args.image_path}: there is no such file")
@@ -138,24 +135,48 @@ def predict(args: argparse.Namespace) -> int:
     batch_size = predictor.fitting_batch() if args.batch is None else args.batch
     coco = CocoFile(**model.labels, class_names=model.class_names) if "coco" in kinds else None
     failed: list[Job] = []
-    for batch in batches(predictor, jobs, batch_size, failed):
+    whole = []
+    for job in jobs:
+        if model.task != "semantic" or not is_raster(job.path, predictor.max_pixels):
+            whole.append(job)
+            continue
+        if args.output is not None and job.targets.get("masks") == args.output and args.output.suffix == ".png":
+            raise UserError(f"--output {args.output}: the mask of a raster is a GeoTIFF, its name should end in .tif")
         try:
+            with explaining_memory(job.path, 1):
+                predict_raster(predictor, job)
+        except DecodeError as error:
+            failed.append(job)
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+    for batch in batches(predictor, whole, batch_size, failed):
+        with explaining_memory(batch[0][0].path, len(batch)):
             results = predictor.predict_batch([image for _, image in batch])
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"out of memory with {batch[0][0].path} and --batch {len(batch)}: pass a smaller --batch, "
-                "--windows-at-once or --short-side, or --precision bf16 on a GPU, or run it where there is more memory"
-            ) from error
         for (job, image), result in zip(batch, results, strict=True):
             save_result(job, image, result)
+            if model.task == "semantic":
+                save_map(job, result)
             if coco:
                 coco.add(job, result)
     if coco:
         coco.save(coco_path, model.task)
     print(f"{len(jobs) - len(failed)} of {len(jobs)} images predicted: {args.output or args.output_dir}")
     return 1 if failed else 0
+
+
+@contextmanager
+def explaining_memory(path: Path, batch_size: int) -> "Iterator[None]":
+    """Turns an out-of-memory error into a UserError that names what helps."""
+    from memory import is_out_of_memory
+
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"out of memory with {path} and --batch {batch_size}: pass a smaller --batch, "
+            "--windows-at-once or --short-side, or --precision bf16 on a GPU, or run it where there is more memory"
+        ) from error
 
 
 def build_predictor(args: argparse.Namespace) -> "Predictor":
@@ -187,6 +208,8 @@ def kinds_of(asked: list[str], task: str) -> list[str]:
         if "coco" in asked:
             raise UserError("--save coco: this model gives class maps; COCO files hold objects, leave it out")
         return asked
+    if "polygons" in asked:
+        raise UserError("--save polygons: this model finds objects; polygons are made of class maps, save coco instead")
     wanted = set(asked) | ({"masks"} if task == "panoptic" and "coco" in asked else set())
     return [kind for kind in KINDS if kind in wanted or (kind == "json" and "masks" in wanted)]
 

@@ -1,7 +1,7 @@
 """The flags of inference, the same for validation, evaluation and prediction, and their values. Imports no torch."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from errors import UserError
@@ -10,6 +10,9 @@ from structures import PYRAMID_STRIDES
 
 MODES = ("whole", "slide")
 STEP_PX = PYRAMID_STRIDES[-1]
+LARGER = "larger images are refused, larger TIFFs read window by window"
+"""Of --max-megapixels, in the help of all scripts."""
+
 META_SCALES = (0.9, 0.95, 1.0, 1.05, 1.1)
 """Of Meta's test-time augmentation (DINOv3, Siméoni et al. 2025, section 6.3.2)."""
 
@@ -69,6 +72,11 @@ class InferenceFlags:
             self.tta,
             self.windows_at_once,
         )
+
+    def raster_inference(self, image_size: int) -> Inference:
+        """The same of rasters, which are always seen in windows and at their own size."""
+        slide = replace(self, eval_mode="slide", native=True, short_side=None)
+        return slide.inference(image_size)
 
     def check_inference(self, task: str, image_size: int) -> None:
         """Raises UserError where the flags contradict one another, the task, or the image size of the run."""

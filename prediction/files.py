@@ -21,12 +21,24 @@ from errors import UserError
 from evaluation.visualize import overlay
 from prediction.results import InstanceResult, PanopticResult, Result
 
-ENDINGS = {"overlays": ".png", "masks": ".png", "json": ".json"}
+ENDINGS = {"overlays": ".png", "masks": ".png", "json": ".json", "polygons": ".geojson"}
 """Of files in a folder of their kind."""
-SUFFIXES = {"overlays": "_overlay.png", "masks": "_mask.png", "json": ".json", "coco": "_coco.json"}
+SUFFIXES = {
+    "overlays": "_overlay.png",
+    "masks": "_mask.png",
+    "json": ".json",
+    "polygons": ".geojson",
+    "coco": "_coco.json",
+}
 """Of files beside the one that --output names."""
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
-OUTPUT_ENDINGS = {"overlays": tuple(FORMATS), "masks": (".png",), "json": (".json",), "coco": (".json",)}
+OUTPUT_ENDINGS = {
+    "overlays": tuple(FORMATS),
+    "masks": (".png", ".tif", ".tiff"),
+    "json": (".json",),
+    "polygons": (".geojson",),
+    "coco": (".json",),
+}
 """What --output may end in where it names a file of this kind."""
 COCO_FILE = "coco.json"
 RECORD_FILE = "predictions.json"
@@ -41,7 +53,7 @@ class Job:
 
     image_id: its number in COCO files, None where it is in none. name: for people and programs. mask_name: of its mask
     in COCO files.
-    targets: where each of "overlays", "masks" and "json" goes, as far as it is wanted.
+    targets: where each of "overlays", "masks", "json" and "polygons" goes, as far as it is wanted.
     """
 
     image_id: int | None
@@ -177,14 +189,17 @@ def job_of_image(path: Path, output: Path, asked: Sequence[str], kinds: Sequence
 
 
 def save_result(job: Job, pixels: np.ndarray, result: Result) -> None:
-    """image: (H, W, 3) uint8. Raises UserError where a file cannot be written."""
+    """Writes the files of an image, except GeoTIFFs and polygons (see save_map of rasters.py).
+
+    image: (H, W, 3) uint8. Raises UserError where a file cannot be written.
+    """
     height, width = result.size_hw
     for kind, path in job.targets.items():
         if kind == "overlays":
             save_image(path, overlay(pixels, result.drawn(), result.class_names, result.colors()))
-        elif kind == "masks":
+        elif kind == "masks" and path.suffix.lower() in FORMATS:
             save_image(path, Image.fromarray(result.mask()))
-        else:
+        elif kind == "json":
             save_json(path, {"file_name": job.name, "width": width, "height": height, **result.as_dict()})
 
 

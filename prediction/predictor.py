@@ -61,17 +61,20 @@ class Predictor:
         flags = flags_of(of_run, {"eval_mode": eval_mode, **inference})
         flags.check_inference(segmenter.task, of_run["image_size"])
         self.inference = flags.inference(of_run["image_size"])
+        self.raster_inference = flags.raster_inference(of_run["image_size"])
         self.max_pixels = round((max_megapixels or of_run["max_megapixels"]) * 1e6)
         self.image_rule = ImageRule.from_dict(of_run)
         self.is_bf16 = is_bf16
         self.has_noted_frame = False
-        backbone = segmenter.backbone
-        self.transform = EvalTransform(
-            self.inference.short_side_px,
-            backbone.mean,
-            backbone.std,
-            self.inference.scales,
-            is_exact=not self.inference.is_whole,
+        self.transform, self.raster_transform = (
+            EvalTransform(
+                inference.short_side_px,
+                segmenter.backbone.mean,
+                segmenter.backbone.std,
+                inference.scales,
+                is_exact=not inference.is_whole,
+            )
+            for inference in (self.inference, self.raster_inference)
         )
 
     @classmethod
@@ -142,14 +145,14 @@ class Predictor:
         task = {"semantic": self._semantic, "instance": self._instance, "panoptic": self._panoptic}
         return task[self.segmenter.task](views, size_hw)
 
-    def _outputs(self, images: Tensor) -> Any:
-        """Of the head. bfloat16 ends here: scores are made from them in float32."""
+    def outputs(self, images: Tensor) -> Any:
+        """The head's outputs for normalised images (B, 3, h, w); bfloat16 ends here, scores are made in float32."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.is_bf16):
             return self.segmenter(images)
 
     def _semantic(self, views: list[Tensor], size_hw: tuple[int, int]) -> list[Result]:
         head, names = self.segmenter.head, self.segmenter.class_names
-        scores = scores_of_views(self._outputs, head, views, size_hw, len(names), self.inference)
+        scores = scores_of_views(self.outputs, head, views, size_hw, len(names), self.inference)
         classes = best_classes(scores, size_hw, len(names))
         rule = LabelRule.from_dict(self.segmenter.labels)
         return [SemanticResult(one, names, rule) for one in classes.cpu().numpy()]
@@ -157,7 +160,7 @@ class Predictor:
     def _instance(self, views: list[Tensor], size_hw: tuple[int, int]) -> list[Result]:
         head, names, ids = self.segmenter.head, self.segmenter.class_names, self.segmenter.labels["category_ids"]
         (images,) = views
-        outputs, results = self._outputs(images), []
+        outputs, results = self.outputs(images), []
         for i in range(len(images)):
             found = head.instances(outputs, i, size_hw, threshold=self.threshold)
             objects = [
@@ -171,7 +174,7 @@ class Predictor:
         names, ids = self.segmenter.class_names, self.segmenter.labels["category_ids"]
         is_thing = self.segmenter.labels["is_thing"]
         (images,) = views
-        outputs, results = self._outputs(images), []
+        outputs, results = self.outputs(images), []
         for i in range(len(images)):
             segment_map, found = self.segmenter.head.panoptic(outputs, i, size_hw, is_thing, self.threshold)
             segments = [

@@ -60,8 +60,11 @@ class SemanticResult:
         return table[self.classes]
 
     def as_dict(self) -> dict[str, Any]:
-        """Classes that occur, the largest first."""
-        counts = np.bincount(self.classes.ravel(), minlength=len(self.class_names))
+        return self.counted(np.bincount(self.classes.ravel(), minlength=len(self.class_names)))
+
+    def counted(self, counts: np.ndarray) -> dict[str, Any]:
+        """Classes that occur, the largest first. counts: pixels of each class."""
+        counts = counts[: len(self.class_names)]
         present = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k]]
         return {"classes": [{"name": self.class_names[k], **self._code(k), "pixels": int(counts[k])} for k in present]}
 

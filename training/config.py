@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from backbones.names import ATTENTION_BACKENDS, BACKBONES
 from errors import UserError
-from evaluation.options import InferenceFlags
+from evaluation.options import LARGER, InferenceFlags
 from flags import add_flags, check_ranges, flag, flag_of, parse
 from heads.options import HEADS
 from training.schedule import SCHEDULE_NAMES
@@ -81,7 +81,7 @@ class LabelFlags:
     ignore_index: int = flag(255, "mask value of unlabelled pixels", low=0, high=65535)
     label_map: str | None = flag(None, "merges, drops and names mask values", metavar="FILE.json", is_file=True)
     palette: str | None = flag(None, "colours of classes, for masks that hold colours", metavar="FILE", is_file=True)
-    max_megapixels: float = flag(180.0, "larger images are refused unread", kind=float)
+    max_megapixels: float = flag(180.0, LARGER, kind=float)
     bands: tuple[int, ...] | None = flag(
         None, "bands to use, counted from 1 (None = RGB)", kind=band_numbers, metavar="R,G,B"
     )
