@@ -4,8 +4,8 @@ N objects, S the training size in pixels, h w an image's size in evaluation."""
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, cycle, islice
 from typing import Any
 
@@ -66,9 +66,13 @@ class TrainDataset(Dataset):
         sample looks in this epoch. Raises UserError only where no sample can be read.
         """
         epoch, first = epoch_and_index
-        sample, content, skipped = first_readable(self.source, first)
-        view = self.transform.view_of(content, seed_of(self.seed, epoch, sample.sample_id))
-        return Sample(view.image(content.pixels), view.target(content), sample.sample_id, skipped)
+
+        def seen(sample: Any, content: Content) -> Sample:
+            view = self.transform.view_of(content, seed_of(self.seed, epoch, sample.sample_id))
+            return Sample(view.image(content.pixels), view.target(content), sample.sample_id)
+
+        sample, skipped = first_readable(self.source, first, seen)
+        return replace(sample, skipped=skipped)
 
 
 class EvalDataset(Dataset):
@@ -96,16 +100,18 @@ class EvalDataset(Dataset):
         return Sample(image, content.eval_target(*places), sample.sample_id, views=tuple(views))
 
 
-def first_readable(source: Source, first: int) -> tuple[Any, Content, tuple[str, ...]]:
+def first_readable(
+    source: Source, first: int, seen: Callable[[Any, Content], Sample]
+) -> tuple[Sample, tuple[str, ...]]:
     """Reads samples[first], or the next one that can be read, round to the beginning.
 
-    Returns the sample, what was read of it, and "sample id: reason" of those before it. Raises UserError where none
-    can be read.
+    seen: makes the view of a sample and of what was read of it; of a raster, reading is a part of that. Returns the
+    view, and "sample id: reason" of the samples before it. Raises UserError where none can be read.
     """
     samples, skipped = source.samples, []
     for index in chain(range(first, len(samples)), range(first)):
         try:
-            return samples[index], source.read(samples[index]), tuple(skipped)
+            return seen(samples[index], source.read(samples[index])), tuple(skipped)
         except UserError as error:
             skipped.append(str(Skipped(samples[index].sample_id, str(error))))
     raise UserError(f"none of the {len(samples)} training samples can be read; the first: {skipped[0]}")

@@ -4,6 +4,7 @@ hold more than one class, mirroring, photometric distortion.
 S is the training size in pixels, H W an image's own size, h w its size when zoomed.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,8 @@ class MetaTrainTransform:
         """The view of an image and its semantic map."""
         height, width = content.pixels.shape[1:]
         with random_state(seed):
-            short_side = max(1, int(self.image_size * uniform(*self.scale)))
+            side = min(height, width) if content.is_raster else self.image_size  # a raster's own scale is its zoom 1
+            short_side = max(1, int(side * uniform(*self.scale)))
             zoomed_hw = exact_size_hw(height, width, short_side)
             crop = self._draw_crop(content, zoomed_hw)
             return MetaView(crop, coin(), draw_distortion(), self.mean, self.std)
@@ -87,16 +89,17 @@ class Crop:
     def image(self, image: Tensor) -> Tensor:
         """(3, H, W) uint8 -> the crop, uint8, resized by Pillow as Meta does."""
         (top, left), (height, width) = self.place, self.size_hw
-        whole = PIL.Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        full_height, full_width = image.shape[1:]
         zoomed_height, zoomed_width = self.zoomed_hw
         if zoomed_height * zoomed_width <= MOST_ZOOMED * self.size**2:
+            whole = _as_pillow(image[:, 0:full_height, 0:full_width])
             zoomed = whole.resize((zoomed_width, zoomed_height), PIL.Image.Resampling.BILINEAR)
             seen = zoomed.crop((left, top, left + width, top + height))
         else:
-            step_y, step_x = whole.height / zoomed_height, whole.width / zoomed_width
-            bottom, right = min((top + height) * step_y, whole.height), min((left + width) * step_x, whole.width)
-            box = (left * step_x, top * step_y, right, bottom)
-            seen = whole.resize((width, height), PIL.Image.Resampling.BILINEAR, box=box)
+            rows, y = _around(top, height, full_height / zoomed_height, full_height)
+            columns, x = _around(left, width, full_width / zoomed_width, full_width)
+            part = _as_pillow(image[:, rows, columns])
+            seen = part.resize((width, height), PIL.Image.Resampling.BILINEAR, box=(x[0], y[0], x[1], y[1]))
         return torch.from_numpy(np.array(seen)).permute(2, 0, 1).contiguous()
 
 
@@ -124,6 +127,21 @@ class MetaView:
         columns = columns[::-1] if self.is_flipped else columns
         padded = (np.pad(p, (0, self.crop.size - len(p)), constant_values=OUTSIDE) for p in (rows, columns))
         return content.target(*padded)
+
+
+def _as_pillow(image: Tensor) -> PIL.Image.Image:
+    return PIL.Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def _around(start: int, count: int, step: float, length: int) -> tuple[slice, tuple[float, float]]:
+    """The pixels of an axis that resizing [start, start + count) of its zoomed form takes, and that span in them.
+
+    step: pixels of the image per zoomed one. Beside the span itself bilinear filtering takes `step` more on each side.
+    """
+    first, last = start * step, min((start + count) * step, length)
+    margin = math.ceil(step) + 1
+    cut = slice(max(math.floor(first) - margin, 0), min(math.ceil(last) + margin, length))
+    return cut, (first - cut.start, last - cut.start)
 
 
 def nearest_before(start: int, count: int, original: int, zoomed: int) -> np.ndarray:

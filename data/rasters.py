@@ -31,6 +31,9 @@ TILE_PX = 512
 SAMPLED_WINDOWS, SAMPLED_PX = 8, 128
 """Percentiles of a raster are those of 8 x 8 windows of 128 x 128 pixels, evenly spaced."""
 
+RASTER = "raster"
+"""What the mode of a raster starts with."""
+
 LOSSY = ("JPEG", "WEBP", "JPEG2000", "LERC", "JXL")
 Window = tuple[slice, slice]
 
@@ -70,7 +73,7 @@ class Raster:
             try:
                 _check_image(self._file)
                 self.size_hw: tuple[int, int] = self._file.shape
-                self.mode = f"raster {self._file.dtypes[0]}"
+                self.mode = f"{RASTER} {self._file.dtypes[0]}"
                 self._palette = _color_table(self._file)
                 self._rule = self._with_range(rule)
             except BaseException:
@@ -138,7 +141,7 @@ class MaskRaster:
                 raise
         self.size_hw: tuple[int, int] = self._file.shape
         self.is_color = as_colors or self._file.count > 1
-        self.mode = f"raster {self._file.dtypes[0]}"
+        self.mode = f"{RASTER} {self._file.dtypes[0]}"
         self._palette = _color_table(self._file)
 
     @property

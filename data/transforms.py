@@ -69,12 +69,14 @@ class TrainTransform:
         self.jitter = v2.ColorJitter(brightness=0.25, contrast=0.4, saturation=0.4, hue=0.05)
 
     def view_of(self, content: Content, seed: int) -> "View":
-        return self.view(*content.pixels.shape[1:], seed)
+        return self.view(*content.pixels.shape[1:], seed, content.is_raster)
 
-    def view(self, height: int, width: int, seed: int) -> "View":
-        """The view of an image of that size in pixels."""
+    def view(self, height: int, width: int, seed: int, is_raster: bool = False) -> "View":
+        """The view of an image of that size in pixels. Of a raster always a random window, at its own scale."""
         with random_state(seed):
-            window = self._random_window(height, width) if self.augmentation.crop else Window(0, 0, height, width)
+            is_cut = self.augmentation.crop or is_raster
+            short_side = self.image_size if is_raster else min(height, width)
+            window = self._random_window(height, width, short_side) if is_cut else Window(0, 0, height, width)
             jitter = None
             if self.augmentation.color_jitter:
                 jitter = partial(self.jitter.transform, params=self.jitter.make_params([]))
@@ -82,11 +84,14 @@ class TrainTransform:
             turns = int(torch.randint(4, ())) if self.augmentation.quarter_turns else 0
         return View(window, self.image_size, is_flipped, jitter, self.mean, self.std, turns)
 
-    def _random_window(self, height: int, width: int) -> "Window":
-        """The square of the image that will fill S x S; larger than the image where that is zoomed below S."""
+    def _random_window(self, height: int, width: int, short_side: int) -> "Window":
+        """The square of the image that will fill S x S; larger than the image where that is zoomed below S.
+
+        short_side: what fills S without a zoom, in pixels of the image.
+        """
         low, high = self.augmentation.scale or (1.0, 1.0)
         zoom = low * (high / low) ** torch.rand(()).item()
-        side = max(1, round(min(height, width) / zoom))
+        side = max(1, round(short_side / zoom))
         top, left = (_random_between(0, length - side) for length in (height, width))
         return Window(top, left, side, side)
 

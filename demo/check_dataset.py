@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 
     from data.sources.coco_tables import CocoImage
     from data.sources.pairs import Pair
+    from data.sources.raster_windows import RasterWindow
     from data.sources.source import Source
     from training.sets import CocoSets, MaskSets
 
     Sample = TypeVar("Sample")
 
 PREVIEW_EXTENSIONS = (".png", ".jpg")
+PREVIEW_PX = 512
+"""Side of the windows of a raster that are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,10 @@ def check(config: CheckConfig) -> int:
     if config.preview:
         usable = sets.without(report.bad_sample_ids).splits["train"]
         if config.task == "semantic":
-            write_preview(config.preview, usable.pairs, lambda pairs: mask_preview(pairs, sets))
+            from data.sources.raster_windows import with_windows  # with torch, which the check alone does without
+
+            samples = with_windows(usable.pairs, PREVIEW_PX, sets.max_pixels, is_train=False)
+            write_preview(config.preview, samples, lambda some: mask_preview(some, sets))
         else:
             write_preview(config.preview, usable.images, lambda images: coco_preview(images, sets))
     return report.exit_code(config.strict)
@@ -95,7 +101,7 @@ def write_preview(path: Path, usable: "list[Sample]", draw: "Callable[[list[Samp
     print(f"preview: {path}", file=sys.stderr)
 
 
-def mask_preview(pairs: "list[Pair]", sets: "MaskSets") -> "Image":
+def mask_preview(pairs: "list[Pair | RasterWindow]", sets: "MaskSets") -> "Image":
     from data.sources.masks import MaskSource
     from evaluation.drawing import class_colors
     from evaluation.visualize import preview

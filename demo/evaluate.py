@@ -12,11 +12,15 @@ from errors import UserError, note, printable, run_job
 from training.evaluate_config import EvaluateConfig, parse_evaluate_arguments
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from data.rasters import Raster
     from evaluation.evaluate import Result
+    from evaluation.rasters import Block
     from prediction.files import Job
     from prediction.results import Result as Prediction
     from segmenter import Segmenter
-    from training.evaluate import Evaluated, Evaluation
+    from training.evaluate import BlocksOfRaster, Evaluated, Evaluation
 
 WORST_FILE = "worst.png"
 WORST_SHOWN = 5
@@ -35,7 +39,8 @@ def evaluate(config: EvaluateConfig) -> int:
     if done:
         note(f"{done} images are in {evaluation.results} already")
     try:
-        images = tqdm(evaluation.run(), total=len(jobs), initial=done, unit="image", disable=None)
+        found = evaluation.run(raster_saver(jobs, evaluation.segmenter))
+        images = tqdm(found, total=len(jobs), initial=done, unit="image", disable=None)
         for evaluated in images:
             save_prediction(jobs[evaluated.sample_id], evaluated, evaluation.segmenter)
         return report(config, evaluation)
@@ -51,6 +56,7 @@ def evaluate(config: EvaluateConfig) -> int:
 def prediction_jobs(config: EvaluateConfig, evaluation: "Evaluation") -> "dict[str, Job]":
     """Of each image: where its prediction goes, nowhere without --save-predictions."""
     from prediction.files import ENDINGS, RECORD_FILE, Job, recorded_names
+    from prediction.rasters import MASK_ENDING
 
     names = evaluation.sample_ids
     if config.save_predictions is None:
@@ -60,6 +66,8 @@ def prediction_jobs(config: EvaluateConfig, evaluation: "Evaluation") -> "dict[s
     targets = {
         name: {kind: folder / kind / f"{bases[name]}{ENDINGS[kind]}" for kind in ("masks", "json")} for name in names
     }
+    for name in evaluation.rasters:
+        targets[name]["masks"] = targets[name]["masks"].with_suffix(MASK_ENDING)
     return {name: Job(None, Path(name), name, "", targets[name]) for name in names}
 
 
@@ -68,8 +76,21 @@ def save_prediction(job: "Job", evaluated: "Evaluated", segmenter: "Segmenter") 
 
     from prediction.files import save_result
 
-    if job.targets:
+    if job.targets and not evaluated.is_raster:
         save_result(job, np.empty((0, 0, 3), np.uint8), PREDICTIONS[segmenter.task](evaluated, segmenter))
+
+
+def raster_saver(jobs: "dict[str, Job]", segmenter: "Segmenter") -> "BlocksOfRaster":
+    """Saves the prediction of a raster while it is evaluated."""
+    from data.labels import LabelRule
+    from prediction.rasters import save_raster
+
+    def save(name: str, raster: "Raster", blocks: "Iterator[Block]") -> "Iterator[Block]":
+        if not jobs[name].targets:
+            return blocks
+        return save_raster(jobs[name], raster, blocks, segmenter.class_names, LabelRule.from_dict(segmenter.labels))
+
+    return save
 
 
 def class_map(evaluated: "Evaluated", segmenter: "Segmenter") -> "Prediction":
@@ -135,7 +156,8 @@ def report(config: EvaluateConfig, evaluation: "Evaluation") -> int:
             "per_image": [{"image": name, **values} for name, values in images],
         }
         write_json(Path(config.json), known_numbers(content))
-    sheet = evaluation.sheet([name for name, _ in images[: config.worst]]) if config.worst else None
+    whole = [name for name, _ in images if name not in evaluation.rasters]
+    sheet = evaluation.sheet(whole[: config.worst]) if config.worst and whole else None
     if sheet:
         path = Path(config.output_dir) / WORST_FILE
         write_atomically(path, lambda file: sheet.save(file, format="PNG"))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,11 +34,11 @@ class WindowReader(Protocol):
 
     size_hw: tuple[int, int]
 
-    def read(self, rows: slice, columns: slice) -> "object":
-        """(3, h, w) uint8, an array."""
+    def read(self, rows: slice, columns: slice) -> np.ndarray:
+        """(3, h, w) uint8."""
 
-    def has_data(self, rows: slice, columns: slice) -> "object":
-        """(h, w) bool, an array."""
+    def has_data(self, rows: slice, columns: slice) -> np.ndarray:
+        """(h, w) bool."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -112,6 +112,12 @@ class SemanticEvaluator:
             if len(self.samples) < self.num_samples:
                 self.samples.append(Shown(image.cpu(), truth.byte().cpu(), predicted.cpu()))
 
+    def add_map(self, predicted: Tensor, truth: Tensor) -> None:
+        """Counts a part of a raster, (h, w) each: in the confusion matrix alone, for contours and loss need a whole."""
+        known = predicted != IGNORE_INDEX
+        truth = torch.where(known, truth, IGNORE_INDEX)
+        self.confusion += confusion_matrix(predicted, truth, len(self.class_names))
+
     def _predicted(self, model: Model, batch: Batch, truths: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Loss of the first view, and classes (B, H, W)."""
         truth_hw = tuple(truths[0].shape)

@@ -57,7 +57,7 @@ class TestUserError:
             read = staticmethod(lambda sample: bug())
 
         with pytest.raises(ValueError) as caught:
-            first_readable(Broken(), 0)
+            first_readable(Broken(), 0, lambda sample, content: content)
         assert not isinstance(caught.value, UserError)
 
     @pytest.mark.parametrize("workers", ["0", "1"])

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,23 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
 from checkpoint import append_line, checksum, write_atomically
-from data.dataset import EvalDataset, collate
+from data.dataset import EvalDataset, Skipped, collate
 from data.image_rule import ImageRule
 from data.labels import LabelRule, label_options
+from data.rasters import MaskRaster, Raster, is_raster
 from data.sources.coco import find_splits, read_coco
 from data.sources.coco_tables import CocoSet, common_classes
 from data.sources.masks import MaskSource
 from data.sources.objects import CocoSource
 from data.sources.pairs import match_files
 from data.sources.panoptic import read_panoptic
+from data.sources.raster_windows import opened_pair
 from data.sources.source import Source
 from errors import UserError, ignore_signals, note
 from evaluation.evaluate import Evaluator, Result, evaluate
 from evaluation.options import flags_of
+from evaluation.rasters import Block, RasterModel, class_blocks
+from evaluation.semantic import SemanticEvaluator
 from released.model import load_model
 from segmenter import Segmenter
 from training.config import range_of
@@ -41,12 +46,17 @@ FORMAT = 1
 """Of RESULTS_FILE; raised when what stands in it gets another meaning."""
 
 
+BlocksOfRaster = Callable[[str, Raster, Iterator[Block]], Iterator[Block]]
+"""Is given a raster's sample id, the raster and its blocks while these are counted, and gives each block on."""
+
+
 @dataclass(frozen=True)
 class Evaluated:
-    """One image. evaluator: which has seen this image alone, and keeps what was predicted in it."""
+    """One image. evaluator: which has seen this image alone and, except of a raster, keeps what was predicted in it."""
 
     sample_id: str
     evaluator: Evaluator
+    is_raster: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +87,7 @@ class Evaluation:
         flags = flags_of(run, config.asked_inference())
         flags.check_inference(self.segmenter.task, run["image_size"])
         self.inference = flags.inference(run["image_size"])
+        self.raster_inference = flags.raster_inference(run["image_size"])
         find = mask_data if self.segmenter.task == "semantic" else coco_data
         self.source, self.make_evaluator = find(config, self.segmenter)
         self.accelerator: Accelerator = make_accelerator(config.precision)
@@ -87,6 +98,7 @@ class Evaluation:
                 torch.bfloat16
             )  # the same numbers as autocast alone, in half the memory
         self.accelerator.prepare_model(self.segmenter, evaluation_mode=True)  # in place: its device and precision
+        self.rasters = frozenset(rasters_of(self.source) if self.segmenter.task == "semantic" else ())
         self.results = Path(config.output_dir) / RESULTS_FILE
         self.skipped: list[str] = []
         self._states: dict[str, dict[str, Any]] = {}  # as plain values
@@ -123,11 +135,13 @@ class Evaluation:
         """How images were looked at, in plain values."""
         return asdict(self.inference)
 
-    def run(self) -> Iterator[Evaluated]:
-        """Evaluates the images that are left, in their order. Each is kept in the file when the next is asked for: what
-        the caller makes of it is done then."""
+    def run(self, with_blocks: BlocksOfRaster = lambda name, raster, blocks: blocks) -> Iterator[Evaluated]:
+        """Evaluates the images that are left, in their order, rasters last. Each is kept in the file when the next is
+        asked for: what the caller makes of it is done then. with_blocks: what is made of rasters."""
         left = [number for number, name in enumerate(self.sample_ids) if name not in self._states]
-        for evaluated, state in self._evaluated(left):
+        whole = [number for number in left if self.sample_ids[number] not in self.rasters]
+        for evaluated in chain(self._evaluated(whole), self._evaluated_rasters(left, with_blocks)):
+            state = evaluated.evaluator.to_plain(evaluated.evaluator.state())
             self._states[evaluated.sample_id] = state
             yield evaluated
             append_line(self.results, json.dumps({"sample_id": evaluated.sample_id, "state": state}))
@@ -142,7 +156,7 @@ class Evaluation:
         return sorted(found, key=lambda item: (item[1][self.metric] != item[1][self.metric], item[1][self.metric]))
 
     def sheet(self, names: Sequence[str]) -> Image.Image | None:
-        """Image, ground truth and prediction of the samples, in this order."""
+        """Image, ground truth and prediction of the samples, no raster among them, in this order."""
         evaluator = self.make_evaluator(self.source, self.inference, len(names))
         place = {name: number for number, name in enumerate(self.sample_ids)}
         batches = (batch for batch in self._loader([place[name] for name in names]) if batch.targets)
@@ -152,13 +166,42 @@ class Evaluation:
     def _result(self, plain: list[dict[str, Any]]) -> Result:
         return self._reader.result(PlainStates(plain, self._reader))
 
-    def _evaluated(self, numbers: list[int]) -> Iterator[tuple[Evaluated, dict[str, Any]]]:
+    def _evaluated(self, numbers: list[int]) -> Iterator[Evaluated]:
         for batch in self._loader(numbers):
             self.skipped += batch.skipped
             if batch.targets:
                 evaluator = self.make_evaluator(self.source, self.inference, 1)
                 evaluate(self.segmenter, [batch], evaluator, self.accelerator.device, self.config.seed)
-                yield Evaluated(batch.sample_ids[0], evaluator), evaluator.to_plain(evaluator.state())
+                yield Evaluated(batch.sample_ids[0], evaluator)
+
+    def _evaluated_rasters(self, numbers: list[int], with_blocks: BlocksOfRaster) -> Iterator[Evaluated]:
+        """Of those of the numbers that are rasters; one that cannot be read to its end is skipped."""
+        for sample in (self.source.samples[number] for number in numbers):
+            if sample.sample_id not in self.rasters:
+                continue
+            evaluator = self.make_evaluator(self.source, self.raster_inference, 0)
+            try:
+                with opened_pair(sample, self.source.rule, self.source.labels) as (raster, mask):
+                    for _ in with_blocks(sample.sample_id, raster, self._counted(raster, mask, evaluator)):
+                        pass
+            except UserError as error:
+                self.skipped.append(str(Skipped(sample.sample_id, str(error))))
+                continue
+            yield Evaluated(sample.sample_id, evaluator, is_raster=True)
+
+    def _counted(self, raster: Raster, mask: MaskRaster, evaluator: SemanticEvaluator) -> Iterator[Block]:
+        model = RasterModel(
+            self.segmenter,
+            self.segmenter.head,
+            eval_transform(self.raster_inference, self.segmenter.backbone).views,
+            len(self.segmenter.class_names),
+            self.raster_inference,
+            self.accelerator.device,
+        )
+        for block in class_blocks(raster, model):
+            truth = torch.from_numpy(mask.classes(block.rows, block.columns, self.source.labels))
+            evaluator.add_map(block.classes, truth)
+            yield block
 
     def _loader(self, numbers: list[int]) -> DataLoader:
         data = EvalDataset(self.source, eval_transform(self.inference, self.segmenter.backbone))
@@ -181,7 +224,8 @@ class Evaluation:
     def _identity(self) -> dict[str, Any]:
         """What results of images must have in common to be put together; as JSON gives it back."""
         inference = asdict(replace(self.inference, windows_at_once=1))
-        content = {
+        of_rasters = {"rasters": asdict(replace(self.raster_inference, windows_at_once=1))} if self.rasters else {}
+        content = of_rasters | {
             "format": FORMAT,
             "model": checksum(self.segmenter.trainable_state()),
             "backbone": self.segmenter.backbone.fingerprint,
@@ -237,6 +281,11 @@ def coco_data(config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, Mak
     _, known = common_classes([of_model, found])
     source = CocoSource(known.images, max_pixels_of(config, segmenter), image_rule_of(config, segmenter))
     return source, OBJECT_EVALUATORS[segmenter.task](names, is_thing)
+
+
+def rasters_of(source: MaskSource) -> Iterator[str]:
+    """The ids of the samples that are read window by window."""
+    return (one.sample_id for one in source.samples if is_raster(one.image, source.max_pixels))
 
 
 def max_pixels_of(config: EvaluateConfig, segmenter: Segmenter) -> int:

@@ -12,6 +12,8 @@ from data.check.report import error_message
 from data.labels import LabelRule
 from data.sources.masks import MaskSource
 from data.sources.objects import CocoSource, truth_objects, truth_segments
+from data.sources.pairs import Pair
+from data.sources.raster_windows import RasterWindow, with_windows
 from data.sources.source import Source
 from errors import UserError, note, warn
 from evaluation.drawing import class_colors
@@ -70,12 +72,20 @@ class TaskData:
 
 
 def semantic_data(config: TrainConfig, sets: MaskSets, report: Report, record: dict[str, Any]) -> TaskData:
+    numbers = {"train": report.train, "val": report.val}
+
+    def samples(split: str) -> list[Pair | RasterWindow]:
+        pairs = sets.splits[split].pairs
+        if all(width * height <= sets.max_pixels for width, height in numbers[split].sizes_wh):
+            return pairs  # no raster among them: no header is read once more
+        return with_windows(pairs, config.image_size, sets.max_pixels, is_train=split == "train")
+
     return TaskData(
         config.task,
         sets.class_names,
         sets.meaning,
         record,
-        {split: MaskSource(one.pairs, sets.labels, sets.max_pixels, sets.rule) for split, one in sets.splits.items()},
+        {split: MaskSource(samples(split), sets.labels, sets.max_pixels, sets.rule) for split in sets.splits},
         sets.labels.describe(sets.class_names),
         semantic_evaluator(sets.class_names, sets.labels),
         report.train.class_pixels,

@@ -8,6 +8,7 @@ import json
 import os
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from data.bands import pixels_by_header
 from data.decode import DecodeError, decode_image, decode_mask
 from data.image_rule import PLAIN, ImageRule
+from data.rasters import RASTER, MaskRaster, Raster, is_raster, strips_of
 from data.sources.pairs import Pair
 
 VALUES_KEPT = 1024
@@ -71,7 +73,10 @@ class MaskFacts:
 
 
 def image_facts(path: Path, max_pixels: int, rule: ImageRule = PLAIN) -> ImageFacts:
+    """Of a raster by windows, in the memory of one strip."""
     try:
+        if is_raster(path, max_pixels):
+            return _facts_of_raster(path, rule)
         image = decode_image(path, max_pixels, rule=rule)
     except DecodeError as error:
         return ImageFacts(failure=Failure(error.kind, str(error)))
@@ -86,15 +91,45 @@ def image_facts(path: Path, max_pixels: int, rule: ImageRule = PLAIN) -> ImageFa
 
 
 def mask_facts(path: Path, max_pixels: int, as_colors: bool) -> MaskFacts:
-    """as_colors: every mask is read as colours, for a palette is given."""
+    """as_colors: every mask is read as colours, for a palette is given. A raster is counted by windows."""
     try:
+        if is_raster(path, max_pixels):
+            return _facts_of_mask_raster(path, as_colors)
         mask = decode_mask(path, as_colors, max_pixels)
     except DecodeError as error:
         return MaskFacts(failure=Failure(error.kind, str(error)))
     height, width = mask.values.shape
     counts = count_values(mask.values)
-    kept = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:VALUES_KEPT])
-    return MaskFacts((width, height), mask.mode, mask.orientation, mask.is_color, kept, len(counts))
+    return MaskFacts((width, height), mask.mode, mask.orientation, mask.is_color, _most(counts), len(counts))
+
+
+def _facts_of_raster(path: Path, rule: ImageRule) -> ImageFacts:
+    """Raises DecodeError."""
+    with Raster(path, rule) as raster:
+        height, width = raster.size_hw
+        digest, low, high = hashlib.sha256(f"raster {width}x{height}".encode()), None, None
+        for window in strips_of(raster.size_hw):
+            values = raster.values(*window)
+            digest.update(np.ascontiguousarray(values))
+            if values.dtype == np.uint16 and rule.value_range is None:
+                least, greatest = int(values.min()), int(values.max())
+                low, high = (least, greatest) if low is None else (min(low, least), max(high, greatest))
+        stored_range = None if low is None else (low, high)
+        return ImageFacts((width, height), raster.mode, 1, digest.hexdigest()[:20], stored_range)
+
+
+def _facts_of_mask_raster(path: Path, as_colors: bool) -> MaskFacts:
+    """Raises DecodeError."""
+    counts: Counter[int] = Counter()
+    with MaskRaster(path, as_colors) as mask:
+        for window in strips_of(mask.size_hw):
+            counts.update(count_values(mask.stored(*window)))
+        return MaskFacts(mask.size_hw[::-1], mask.mode, 1, mask.is_color, _most(counts), len(counts))
+
+
+def _most(counts: dict[int, int]) -> dict[int, int]:
+    """The VALUES_KEPT most frequent values."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:VALUES_KEPT])
 
 
 def count_values(values: np.ndarray) -> dict[int, int]:
@@ -289,7 +324,8 @@ def _all_facts(
         except OSError:  # reading it will say what is wrong
             stat = None
         known = None if stat is None else memory.recall(kind, path, stat)
-        if known is None or known.size_wh[0] * known.size_wh[1] > max_pixels:
+        is_large = known is not None and known.size_wh[0] * known.size_wh[1] > max_pixels
+        if known is None or is_large != known.mode.startswith(RASTER):
             unknown.append((job, stat))
         else:
             yield job, known

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,22 +11,31 @@ from torch import Tensor
 from data.decode import MAX_PIXELS, DecodedImage, RawMask, decode_image, decode_mask
 from data.image_rule import PLAIN, ImageRule
 from data.labels import LabelRule
+from data.rasters import MaskRaster, Raster, check_pair
 from data.sources.pairs import Pair
+from data.sources.raster_windows import RasterPixels, RasterWindow, classes_of, read_tile
 from errors import UserError
 from structures import IGNORE_INDEX, Target
 
 
 @dataclass(frozen=True)
 class MaskSource:
-    """See Source. labels: what the masks' values mean; max_pixels: larger files are refused; rule: what becomes RGB."""
+    """See Source. labels: what the masks' values mean; max_pixels: larger files are refused; rule: what becomes RGB.
 
-    samples: Sequence[Pair]
+    Of a raster the samples are windows (see `with_windows`).
+    """
+
+    samples: Sequence[Pair | RasterWindow]
     labels: LabelRule
     max_pixels: int = MAX_PIXELS
     rule: ImageRule = PLAIN
 
-    def read(self, sample: Pair) -> "ReadPair":
+    def read(self, sample: Pair | RasterWindow) -> "ReadPair | ReadRaster":
         """Raises UserError where a file cannot be read, sizes differ, or the mask holds what is no label."""
+        if isinstance(sample, RasterWindow):
+            if sample.tile is not None:
+                return ReadPair(*read_tile(sample, self.rule, self.labels))
+            return ReadRaster.of(sample.pair, self.rule, self.labels)
         image = decode_image(sample.image, self.max_pixels, rule=self.rule)
         mask = decode_mask(sample.mask, bool(self.labels.palette), self.max_pixels)
         if image.pixels.shape[1:] != mask.values.shape:
@@ -38,7 +48,9 @@ class MaskSource:
         ids = self.labels.ids_of_colors(mask.values, sample.mask) if mask.is_color else mask.values
         return ReadPair(torch.from_numpy(image.pixels), self.labels.apply(ids, sample.mask))
 
-    def size_hw(self, sample: Pair) -> tuple[int, int]:
+    def size_hw(self, sample: Pair | RasterWindow) -> tuple[int, int]:
+        if isinstance(sample, RasterWindow):
+            return sample.size_hw
         return decode_image(sample.image, self.max_pixels, rule=self.rule).pixels.shape[1:]
 
 
@@ -48,6 +60,7 @@ class ReadPair:
 
     pixels: Tensor
     classes: np.ndarray
+    is_raster: ClassVar[bool] = False
 
     def target(self, rows: np.ndarray, columns: np.ndarray) -> Target:
         view = self.classes[np.ix_(rows, columns)]
@@ -57,6 +70,40 @@ class ReadPair:
 
     def eval_target(self, rows: np.ndarray, columns: np.ndarray) -> Target:
         return semantic_target(torch.from_numpy(self.classes))
+
+
+@dataclass(frozen=True)
+class ReadRaster:
+    """A raster to train on, of which only what a view shows is read; closed when nothing refers to it any more."""
+
+    raster: Raster
+    mask: MaskRaster
+    labels: LabelRule
+    is_raster: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, pair: Pair, rule: ImageRule, labels: LabelRule) -> "ReadRaster":
+        """Raises UserError."""
+        content = cls(Raster(pair.image, rule), MaskRaster(pair.mask, bool(labels.palette)), labels)
+        check_pair(content.raster, content.mask)
+        return content
+
+    @property
+    def pixels(self) -> RasterPixels:
+        return RasterPixels(self.raster)
+
+    def target(self, rows: np.ndarray, columns: np.ndarray) -> Target:
+        """See Content. Raises UserError where the mask cannot be read there, or holds what is no label."""
+        (top, bottom), (left, right) = ((int(part[part >= 0].min()), int(part.max()) + 1) for part in (rows, columns))
+        window = slice(top, bottom), slice(left, right)
+        read = classes_of(self.raster, self.mask, self.labels, *window)
+        view = read[np.ix_((rows - top).clip(0), (columns - left).clip(0))]
+        view[rows < 0] = IGNORE_INDEX
+        view[:, columns < 0] = IGNORE_INDEX
+        return semantic_target(torch.from_numpy(view))
+
+    def eval_target(self, rows: np.ndarray, columns: np.ndarray) -> Target:
+        raise AssertionError("a raster is evaluated in tiles")
 
 
 def semantic_target(classes: Tensor) -> Target:

@@ -4,6 +4,7 @@ H W are the image's size in pixels, as the annotations give it."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -64,6 +65,7 @@ class ReadImage:
     image: CocoImage
     pixels: Tensor
     colors: np.ndarray | None
+    is_raster: ClassVar[bool] = False
 
     def masks(self) -> Iterator[tuple[int, Tensor]]:
         """The label and the mask (H, W) uint8 of each object but the crowds; only one mask is in memory at a time."""

@@ -5,7 +5,7 @@ H W are an image's size in pixels, h w that of a view.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -14,9 +14,13 @@ from structures import Target
 
 
 class Content(Protocol):
-    """One sample, read. pixels: (3, H, W) uint8 RGB."""
+    """One sample, read. pixels: (3, H, W) uint8 RGB; of a raster something that is cut as a tensor is (RasterPixels).
+
+    is_raster: views are windows at the image's own scale, whatever its size.
+    """
 
     pixels: Tensor
+    is_raster: ClassVar[bool]
 
     def target(self, rows: np.ndarray, columns: np.ndarray) -> Target:
         """Of a view: what is at these h rows and w columns of the image, where -1 (OUTSIDE) lies beyond it.

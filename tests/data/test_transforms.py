@@ -99,7 +99,7 @@ def test_zoom_spans_the_range_evenly_in_its_logarithm():
     """A mark's size in the output gives the zoom: halving and doubling must be equally likely."""
     transform = TrainTransform(64, Augmentation(flip=False, color_jitter=False), MEAN, STD)
     torch.manual_seed(0)
-    sides = [transform._random_window(1000, 3000).height for _ in range(400)]
+    sides = [transform._random_window(1000, 3000, 1000).height for _ in range(400)]
     zooms = torch.tensor([1000 / side for side in sides])
     assert 0.499 < zooms.min() < 0.52 and 1.9 < zooms.max() < 2.003
     assert abs((zooms > 1).float().mean() - 0.5) < 0.1
@@ -109,7 +109,7 @@ def test_zoom_spans_the_range_evenly_in_its_logarithm():
 def test_crops_lie_at_every_place_up_to_both_borders(zoom, side):
     transform = TrainTransform(64, Augmentation((zoom, zoom)), MEAN, STD)
     torch.manual_seed(0)
-    windows = [transform._random_window(64, 72) for _ in range(300)]
+    windows = [transform._random_window(64, 72, 64) for _ in range(300)]
     assert {window.top for window in windows} == set(range(min(0, 64 - side), max(0, 64 - side) + 1))
     assert {window.left for window in windows} == set(range(min(0, 72 - side), max(0, 72 - side) + 1))
     assert {(window.height, window.width) for window in windows} == {(side, side)}
