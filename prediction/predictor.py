@@ -39,9 +39,9 @@ class Predictor:
     """Gives SemanticResult, InstanceResult or PanopticResult, as the model's task is.
 
     segmenter: from Segmenter.load, on any device. threshold: least score of objects and segments, None = that of
-    THRESHOLDS. eval_mode: "whole" or "slide", None = as the run validated. max_megapixels: larger files are refused,
-    None = the run's limit. is_bf16: the network computes in bfloat16. inference: other fields of InferenceFlags, such
-    as crop=896 or tta=True; those not given are as the run validated.
+    THRESHOLDS. eval_mode: "whole" or "slide", None = as the run validated. max_megapixels: larger files are refused
+    (predict_raster of rasters.py takes them), None = the run's limit. is_bf16: the network computes in bfloat16.
+    inference: other fields of InferenceFlags, such as crop=896 or tta=True; those not given are as the run validated.
 
     Raises UserError where eval_mode or inference does not fit the task.
     """
