@@ -11,7 +11,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data.labels import LabelRule
-from data.rasters import Georeference, MaskWriter, Raster, georeference_of, read_mask_tiles
+from data.raster_masks import MaskRaster, MaskWriter
+from data.rasters import Georeference, Raster, georeference_of
 from evaluation.drawing import class_colors
 from evaluation.rasters import Block, RasterModel, class_blocks
 from evaluation.visualize import overlay
@@ -60,7 +61,7 @@ def save_raster(
     counts = np.zeros(256, np.int64)
     reduced = _Reduced(raster)
     mask_path = job.targets.get("masks")
-    where = (mask_path or job.targets.get("polygons") or Path(".")).parent
+    where = next(iter(job.targets.values())).parent
     where.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".mask_", dir=where) as folder, naming_remedy(where):
         path = mask_path.with_suffix(MASK_ENDING) if mask_path else Path(folder) / f"mask{MASK_ENDING}"
@@ -76,8 +77,8 @@ def save_raster(
                 yield block
         if "polygons" in job.targets:
             names = {int(table[k]): name for k, name in enumerate(class_names)}
-            with read_mask_tiles(path) as read:
-                write_polygons(job.targets["polygons"], read, raster.size_hw, names, nodata, raster.georeference)
+            with MaskRaster(path) as mask:
+                write_polygons(job.targets["polygons"], mask.stored, raster.size_hw, names, nodata, raster.georeference)
     if "json" in job.targets:
         result = SemanticResult(np.zeros((0, 0), np.uint8), class_names, labels)
         content = {"file_name": job.name, "width": width, "height": height, **result.counted(counts)}

@@ -19,7 +19,8 @@ from checkpoint import append_line, checksum, write_atomically
 from data.dataset import EvalDataset, Skipped, collate
 from data.image_rule import ImageRule
 from data.labels import LabelRule, label_options
-from data.rasters import MaskRaster, Raster, is_raster
+from data.raster_masks import MaskRaster
+from data.rasters import Raster, is_raster
 from data.sources.coco import find_splits, read_coco
 from data.sources.coco_tables import CocoSet, common_classes
 from data.sources.masks import MaskSource

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from data.bands import pixels_by_header
 from data.decode import DecodeError, decode_image, decode_mask
 from data.image_rule import PLAIN, ImageRule
-from data.rasters import RASTER, MaskRaster, Raster, is_raster, strips_of
+from data.raster_masks import MaskRaster
+from data.rasters import RASTER, Raster, is_raster, strips_of
 from data.sources.pairs import Pair
 
 VALUES_KEPT = 1024

@@ -11,7 +11,8 @@ from torch import Tensor
 from data.decode import MAX_PIXELS, DecodedImage, RawMask, decode_image, decode_mask
 from data.image_rule import PLAIN, ImageRule
 from data.labels import LabelRule
-from data.rasters import MaskRaster, Raster, check_pair
+from data.raster_masks import MaskRaster, check_pair
+from data.rasters import Raster
 from data.sources.pairs import Pair
 from data.sources.raster_windows import RasterPixels, RasterWindow, classes_of, read_tile
 from errors import UserError

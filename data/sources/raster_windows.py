@@ -15,7 +15,8 @@ from torch import Tensor
 from data.bands import size_by_header
 from data.image_rule import ImageRule
 from data.labels import LabelRule
-from data.rasters import MaskRaster, Raster, Window, check_pair, is_raster
+from data.raster_masks import MaskRaster, check_pair
+from data.rasters import Raster, Window, is_raster
 from data.sources.pairs import Pair
 from structures import IGNORE_INDEX
 

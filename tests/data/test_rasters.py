@@ -19,7 +19,8 @@ pytest.importorskip("rasterio", reason="rasterio is not installed: pip install -
 from raster_files import drawn_image, write_raster
 
 from data import rasters
-from data.rasters import MaskRaster, Raster, is_raster
+from data.raster_masks import MaskRaster
+from data.rasters import Raster, is_raster
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 LABELS = LabelRule(4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from training_helpers import metrics, train_here
 
-from data.rasters import MaskRaster
+from data.raster_masks import MaskRaster
 from demo import check_dataset
 from demo import evaluate as script
 from evaluation.semantic import confusion_matrix
