@@ -8,6 +8,7 @@ from data.check.check import check_pairs
 from data.dataset import TrainDataset, seed_of
 from data.image_rule import PERCENTILE, ImageRule
 from data.labels import LabelRule
+from data.meta_transform import MetaTrainTransform
 from data.sources.masks import MaskSource
 from data.sources.pairs import Pair, match_files
 from data.sources.raster_windows import RasterWindow, with_windows
@@ -86,6 +87,20 @@ def test_a_training_view_is_that_of_the_same_pixels_in_memory_and_reads_its_wind
         inside = np.outer(view_rows >= 0, view_columns >= 0)
         assert (sample.target.semantic.numpy() == np.where(inside, expected, 255)).all()
     assert len(seen) == 4
+
+
+def test_metas_views_of_a_raster_are_those_of_its_pixels_in_memory(tmp_path, monkeypatch):
+    pair, image, _ = made_pair(tmp_path, 600, 900)
+    content = MaskSource([RasterWindow(pair, 0)], LABELS, MAX_PIXELS).read(RasterWindow(pair, 0))
+    transform = MetaTrainTransform(64, (0.5, 2.0), MEAN, STD)
+    read = []
+    original = Raster.read
+    monkeypatch.setattr(Raster, "read", lambda self, *window: (read.append(window), original(self, *window))[1])
+    for seed in range(4):
+        view = transform.view_of(content, seed)
+        assert torch.equal(view.image(content.pixels), view.image(torch.from_numpy(image)))
+        assert view.target(content).semantic.shape == (64, 64)
+        assert all(part.stop - part.start <= 128 + 8 for part in read[-1])  # zoomed to half at most, and a margin
 
 
 def test_windows_of_a_raster_without_crops_have_its_own_scale():
