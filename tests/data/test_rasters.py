@@ -16,7 +16,7 @@ from data.transforms import Augmentation, TrainTransform
 from errors import UserError
 from structures import IGNORE_INDEX
 
-pytest.importorskip("rasterio", reason="rasterio is not installed: pip install -r requirements-geo.txt")
+pytest.importorskip("rasterio", reason="rasterio is not installed: pip install rasterio")
 from raster_files import drawn_image, write_raster
 
 from data import rasters

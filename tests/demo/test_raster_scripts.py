@@ -14,7 +14,7 @@ from demo import evaluate as script
 from evaluation.semantic import confusion_matrix
 from training.evaluate_config import parse_evaluate_arguments
 
-rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed: pip install -r requirements-geo.txt")
+rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed: pip install rasterio")
 from raster_files import drawn_image, write_raster  # noqa: E402
 
 pytestmark = pytest.mark.slow

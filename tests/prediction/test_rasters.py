@@ -21,7 +21,7 @@ from prediction import polygons
 from prediction.rasters import stored_ids
 from segmenter import Segmenter
 
-rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed: pip install -r requirements-geo.txt")
+rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed: pip install rasterio")
 from raster_files import UTM, drawn_image, write_raster  # noqa: E402
 
 pytestmark = pytest.mark.slow
