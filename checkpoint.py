@@ -122,22 +122,22 @@ def flush_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds the folder of `path` for this process; the system lets go when the process ends, however it ends.
+def locked(path: Path, flag: str = "--checkpoint-dir") -> Iterator[None]:
+    """Holds the folder of `path`, which `flag` names, for this process; the system lets go when the process ends.
 
     Raises UserError where another process holds it. File systems without locks hold nothing.
     """
     try:
         file = open(path, "ab")  # noqa: SIM115 (held by the with below)
     except OSError as error:
-        raise UserError(f"--checkpoint-dir {path.parent}: {path.name} cannot be opened ({error.strerror})") from error
+        raise UserError(f"{flag} {path.parent}: {path.name} cannot be opened ({error.strerror})") from error
     with file:
         try:
             if fcntl is not None:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process, not of the loader's workers
         except (BlockingIOError, PermissionError) as error:
             raise UserError(
-                f"--checkpoint-dir {path.parent}: another process is training there; wait for it, stop it, or choose "
+                f"{flag} {path.parent}: another process is at work there; wait for it, stop it, or choose "
                 "another folder"
             ) from error
         except OSError:

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,22 +29,30 @@ WORST_SHOWN = 5
 
 
 def evaluate(config: EvaluateConfig) -> int:
-    from tqdm import tqdm  # after parsing: --help should not wait for torch
+    from training.evaluate import Evaluation  # after parsing: --help should not wait for torch
+
+    with ExitStack() as held:
+        return evaluate_in(config, Evaluation(config, held))
+
+
+def evaluate_in(config: EvaluateConfig, evaluation: "Evaluation") -> int:
+    from tqdm import tqdm
 
     from memory import is_out_of_memory
-    from training.evaluate import Evaluation
 
-    evaluation = Evaluation(config)
     jobs = prediction_jobs(config, evaluation)
     done = evaluation.resume(lambda name: all(path.exists() for path in jobs[name].targets.values()))
-    if done:
-        note(f"{done} images are in {evaluation.results} already")
+    is_first = evaluation.accelerator.is_main_process
+    if done and is_first:
+        note(f"{done} images are in {evaluation.results.common} already")
     try:
         found = evaluation.run(raster_saver(jobs, evaluation.segmenter))
-        images = tqdm(found, total=len(jobs), initial=done, unit="image", disable=None)
+        total = len(evaluation.share)
+        images = tqdm(found, total=done + total, initial=done, unit="image", disable=None if is_first else True)
         for evaluated in images:
             save_prediction(jobs[evaluated.sample_id], evaluated, evaluation.segmenter)
-        return report(config, evaluation)
+        evaluation.put_together()
+        return report(config, evaluation) if is_first else 0
     except Exception as error:
         if not is_out_of_memory(error):
             raise

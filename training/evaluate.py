@@ -1,9 +1,8 @@
 """One model on one data set, image by image: what was found of each is kept in a file, from which it resumes."""
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -15,37 +14,22 @@ from accelerate import Accelerator
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
-from checkpoint import append_line, checksum, write_atomically
+from checkpoint import checksum, locked
 from data.dataset import EvalDataset, Skipped, collate
-from data.image_rule import ImageRule
-from data.labels import LabelRule, label_options
 from data.raster_masks import MaskRaster
-from data.rasters import Raster, is_raster
-from data.sources.coco import find_splits, read_coco
-from data.sources.coco_tables import CocoSet, common_classes
-from data.sources.masks import MaskSource
-from data.sources.objects import CocoSource
-from data.sources.pairs import match_files
-from data.sources.panoptic import read_panoptic
+from data.rasters import Raster
 from data.sources.raster_windows import opened_pair
-from data.sources.source import Source
-from errors import UserError, ignore_signals, note
+from errors import UserError, ignore_signals
 from evaluation.evaluate import Evaluator, Result, evaluate
 from evaluation.options import flags_of
 from evaluation.rasters import Block, RasterModel, class_blocks
 from evaluation.semantic import SemanticEvaluator
 from released.model import load_model
-from segmenter import Segmenter
-from training.config import range_of
 from training.evaluate_config import EvaluateConfig
-from training.processes import make_accelerator
+from training.evaluate_data import coco_data, digest_of_files, mask_data, rasters_of
+from training.evaluate_results import FORMAT, ResultFiles
+from training.processes import check_shared, decided, gathered, make_accelerator
 from training.setup import eval_transform
-from training.tasks import OBJECT_EVALUATORS, MakeEvaluator, semantic_evaluator
-
-RESULTS_FILE = "results.jsonl"
-FORMAT = 1
-"""Of RESULTS_FILE; raised when what stands in it gets another meaning."""
-
 
 BlocksOfRaster = Callable[[str, Raster, Iterator[Block]], Iterator[Block]]
 """Is given a raster's sample id, the raster and its blocks while these are counted, and gives each block on."""
@@ -75,13 +59,18 @@ class PlainStates(Sequence):
 
 
 class Evaluation:
-    """A model and the data that it is evaluated on.
+    """A model and the data that it is evaluated on, of which each process takes its share.
 
-    skipped: "sample id: reason" of what could not be read. Raises UserError where model and data do not fit.
+    skipped: "sample id: reason" of what could not be read. held: keeps the output folder for this call.
+    Raises UserError where model and data do not fit.
     """
 
-    def __init__(self, config: EvaluateConfig) -> None:
+    def __init__(self, config: EvaluateConfig, held: ExitStack) -> None:
         self.config = config
+        self.accelerator: Accelerator = make_accelerator(config.precision)
+        folder = Path(config.output_dir)
+        decided(self.accelerator, f"preparing {folder}", lambda: hold(folder, held))
+        check_shared(self.accelerator, folder, "--output-dir")
         self.segmenter = load_model(config.model_path, config.weights, config.backbone, config.task)
         config.check_task(self.segmenter.task)
         run = self.segmenter.arguments
@@ -91,17 +80,15 @@ class Evaluation:
         self.raster_inference = flags.raster_inference(run["image_size"])
         find = mask_data if self.segmenter.task == "semantic" else coco_data
         self.source, self.make_evaluator = find(config, self.segmenter)
-        self.accelerator: Accelerator = make_accelerator(config.precision)
-        if self.accelerator.num_processes > 1:
-            raise UserError("an evaluation runs in one process: start it with python, not with torchrun")
         if self.accelerator.mixed_precision == "bf16" and not self.segmenter.backbone.is_kept:
             self.segmenter.backbone.cast_weights(
                 torch.bfloat16
             )  # the same numbers as autocast alone, in half the memory
         self.accelerator.prepare_model(self.segmenter, evaluation_mode=True)  # in place: its device and precision
         self.rasters = frozenset(rasters_of(self.source) if self.segmenter.task == "semantic" else ())
-        self.results = Path(config.output_dir) / RESULTS_FILE
+        self.results = ResultFiles(folder, self.accelerator.process_index)
         self.skipped: list[str] = []
+        self.share: list[int] = []  # numbers of the samples that this process evaluates
         self._states: dict[str, dict[str, Any]] = {}  # as plain values
 
     @cached_property
@@ -117,35 +104,49 @@ class Evaluation:
         """Takes what an interrupted evaluation of the same model and data has found; returns of how many images.
 
         is_complete: whether a sample has all that the caller makes of it. With another model, other data or another
-        protocol it starts over. The file is written again, without a last line that was cut off.
+        protocol it starts over.
         """
         known = set(self.sample_ids)
-        lines = [] if self.config.overwrite else finished_lines(self.results)
-        if lines and lines[0] != self._identity:
-            note(f"{self.results} is of another model, data set or protocol: starting over")
-            lines = []
-        lines = [line for line in lines[1:] if line["sample_id"] in known and is_complete(line["sample_id"])]
-        for line in lines:
-            self._states[line["sample_id"]] = line["state"]
-        kept = [self._identity, *lines]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_atomically(self.results, lambda file: file.write(text.encode()))
+
+        def merge() -> dict[str, Any]:
+            if self.config.overwrite:
+                self.results.remove()
+            self.results.merge(self._identity, lambda name: name in known and is_complete(name))
+            return self._identity
+
+        identity = decided(self.accelerator, f"reading {self.results.common}", merge)
+        self._states = self.results.states()
+        self.results.start(identity)
+        left = [number for number, name in enumerate(self.sample_ids) if name not in self._states]
+        self.share = left[self.accelerator.process_index :: self.accelerator.num_processes]
         return len(self._states)
+
+    def put_together(self) -> None:
+        """Waits for all processes; then each has what they found."""
+        self.skipped = gathered(self.accelerator, self.skipped)
+        known = set(self.sample_ids)
+
+        def merge() -> None:
+            self.results.merge(self._identity, known.__contains__)
+
+        if self.accelerator.num_processes > 1:
+            decided(self.accelerator, "putting together what all found", merge)
+            self._states = self.results.states()
 
     def as_dict(self) -> dict[str, Any]:
         """How images were looked at, in plain values."""
         return asdict(self.inference)
 
     def run(self, with_blocks: BlocksOfRaster = lambda name, raster, blocks: blocks) -> Iterator[Evaluated]:
-        """Evaluates the images that are left, in their order, rasters last. Each is kept in the file when the next is
-        asked for: what the caller makes of it is done then. with_blocks: what is made of rasters."""
-        left = [number for number, name in enumerate(self.sample_ids) if name not in self._states]
-        whole = [number for number in left if self.sample_ids[number] not in self.rasters]
-        for evaluated in chain(self._evaluated(whole), self._evaluated_rasters(left, with_blocks)):
+        """Evaluates this process's share of the images that are left, in their order, rasters last. Each is kept in the
+        file when the next is asked for: what the caller makes of it is done then. with_blocks: what is made of
+        rasters."""
+        whole = [number for number in self.share if self.sample_ids[number] not in self.rasters]
+        for evaluated in chain(self._evaluated(whole), self._evaluated_rasters(self.share, with_blocks)):
             state = evaluated.evaluator.to_plain(evaluated.evaluator.state())
             self._states[evaluated.sample_id] = state
             yield evaluated
-            append_line(self.results, json.dumps({"sample_id": evaluated.sample_id, "state": state}))
+            self.results.add(evaluated.sample_id, state)
 
     def result(self) -> Result:
         """Of all images that could be read."""
@@ -240,101 +241,10 @@ class Evaluation:
         return json.loads(json.dumps(content))
 
 
-def mask_data(config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, MakeEvaluator]:
-    """Raises UserError where files are missing, or their classes are not those of the model."""
-    names, asked = segmenter.class_names, config.asked_labels()
-    labels = LabelRule.from_dict(segmenter.labels)
-    if any(value is not None for value in asked.values()):
-        defaults = {"num_classes": len(names), "ignore_index": labels.ignore_index, "reduce_zero_label": False}
-        given = defaults | {name: value for name, value in asked.items() if value is not None}
-        labels, found = label_options(**{"class_names": None, "label_map": None, "palette": None} | given)
-        is_named = asked["class_names"] or asked["label_map"]
-        if labels.num_classes != len(names) or (is_named and found != names):
-            raise UserError(
-                f"these labels are {labels.num_classes} classes ({', '.join(found)}), but {segmenter.path} knows "
-                f"{len(names)} ({', '.join(names)}): map them with --label-map to these names, in this order"
-            )
-    pairing = match_files(config.image_paths, config.mask_paths)
-    if not pairing.pairs:
-        raise UserError(f"--image-paths {' '.join(config.image_paths)}: no image has a mask of its name")
-    alone = len(pairing.lone_images) + len(pairing.lone_masks)
-    if alone:
-        note(f"{alone} images and masks have no partner of their name: skipped")
-    source = MaskSource(pairing.pairs, labels, max_pixels_of(config, segmenter), image_rule_of(config, segmenter))
-    return source, semantic_evaluator(names, labels)
-
-
-def coco_data(config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, MakeEvaluator]:
-    """Categories are matched with the model's by id and name, or by name. Raises UserError as mask_data."""
-    if config.coco_dir:
-        splits = find_splits(Path(config.coco_dir))
-        if config.split not in splits:
-            raise UserError(f"--coco-dir {config.coco_dir}: has no split {config.split}, but {', '.join(splits)}")
-        found = read_coco(*splits[config.split])
-    elif segmenter.task == "panoptic":
-        found = read_panoptic(Path(config.coco_json), Path(config.coco_images), Path(config.coco_segments))
-    else:
-        found = read_coco(Path(config.coco_json), Path(config.coco_images))
-    names, is_thing = segmenter.class_names, segmenter.labels["is_thing"]
-    of_model = CocoSet(
-        Path(segmenter.path), [], names, segmenter.labels["category_ids"], is_thing, frozenset(range(len(names)))
-    )
-    _, known = common_classes([of_model, found])
-    source = CocoSource(known.images, max_pixels_of(config, segmenter), image_rule_of(config, segmenter))
-    return source, OBJECT_EVALUATORS[segmenter.task](names, is_thing)
-
-
-def rasters_of(source: MaskSource) -> Iterator[str]:
-    """The ids of the samples that are read window by window."""
-    return (one.sample_id for one in source.samples if is_raster(one.image, source.max_pixels))
-
-
-def max_pixels_of(config: EvaluateConfig, segmenter: Segmenter) -> int:
-    return round((config.max_megapixels or segmenter.arguments["max_megapixels"]) * 1e6)
-
-
-def image_rule_of(config: EvaluateConfig, segmenter: Segmenter) -> ImageRule:
-    """Raises UserError where --value-range cannot be read."""
-    asked: dict[str, Any] = {}
-    if config.bands:
-        asked["bands"] = config.bands
-    if config.value_range:
-        asked["value_range"] = range_of(config.value_range)
-        if asked["value_range"] is None:
-            words = " ".join(map(str, config.value_range))
-            raise UserError(f"--value-range {words}: expected two numbers LOW < HIGH, or percentile")
-    return ImageRule.from_dict(segmenter.arguments | asked)
-
-
-def finished_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file of results; not one that was cut off, nor what follows it."""
-    if not path.is_file():
-        return []
-    lines = []
-    for text in path.read_bytes().splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        if not isinstance(line, dict):
-            break
-        lines.append(line)
-    return lines
-
-
-def digest_of_files(source: Source) -> str:
-    """Changes with the samples, their order aside, and with size or date of any of their files."""
-    digest = hashlib.sha256()
-    for sample in sorted(source.samples, key=lambda sample: sample.sample_id):
-        digest.update(f"{sample.sample_id}\0".encode(errors="surrogateescape"))
-        for path in files_of(sample):
-            about = os.stat(path) if path.exists() else None
-            digest.update(f"{about.st_size} {about.st_mtime_ns}\0".encode() if about else b"gone\0")
-        digest.update(repr(getattr(sample, "objects", "")).encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
-def files_of(sample: Any) -> list[Path]:
-    """Of a pair, or of an image of a COCO file."""
-    names = ("image", "mask", "path", "segments_path")
-    return [path for path in (getattr(sample, name, None) for name in names) if path is not None]
+def hold(folder: Path, held: ExitStack) -> None:
+    """Raises UserError where the folder cannot be made, or another evaluation is at work there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output-dir {folder}: cannot be made ({error.strerror})") from error
+    held.enter_context(locked(folder / ".evaluation.lock", "--output-dir"))

@@ -68,8 +68,19 @@ def decided(accelerator: Accelerator, what: str, decide: Callable[[], Decision])
     return decision
 
 
-def check_shared(accelerator: Accelerator, folder: Path) -> None:
-    """Raises UserError, in all processes, where `folder` is not the same one for all of them."""
+def gathered(accelerator: Accelerator, items: list[Any]) -> list[Any]:
+    """What all processes give, in the order of their ranks, in each of them; waits for the slowest."""
+    if accelerator.num_processes == 1:
+        return items
+    group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    found: list[list[Any]] = [[] for _ in range(accelerator.num_processes)]
+    torch.distributed.all_gather_object(found, items, group=group)
+    torch.distributed.destroy_process_group(group)
+    return [item for of_one in found for item in of_one]
+
+
+def check_shared(accelerator: Accelerator, folder: Path, flag: str = "--checkpoint-dir") -> None:
+    """Raises UserError, in all processes, where `folder`, which `flag` names, is not the same one for all of them."""
     if accelerator.num_processes == 1:
         return
 
@@ -87,7 +98,7 @@ def check_shared(accelerator: Accelerator, folder: Path) -> None:
         mark.unlink()
     if blind:
         raise UserError(
-            f"--checkpoint-dir {folder} is not the same folder for all processes: {', '.join(blind)} cannot see what "
+            f"{flag} {folder} is not the same folder for all processes: {', '.join(blind)} cannot see what "
             "the first one writes there. Name a folder that all machines share"
         )
 

@@ -2,19 +2,21 @@
 
 import json
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import start_forked
 from panoptic_helpers import panoptic_set
 from PIL import Image
-from training_helpers import data_flags, drawn, metrics, train_here
+from training_helpers import data_flags, drawn, metrics, run_ranks, train_here, wait_for
 
 from data.drawn.sets import make_coco_demo_set
 from demo import evaluate as script
 from evaluation.semantic import SemanticEvaluator
 from prediction.predictor import Predictor
-from training.evaluate import finished_lines
+from training.evaluate_results import finished_lines
 
 pytestmark = pytest.mark.slow
 
@@ -135,6 +137,50 @@ def test_an_interrupted_evaluation_resumes_where_it_stopped(semantic, tmp_path, 
     counted.clear()
     evaluated(semantic, out, *words, "--overwrite")
     assert len(counted) == NUM_IMAGES
+
+
+def ranks(*words: object, first: str = "pass") -> list[int]:
+    """The exit codes of an evaluation in two processes."""
+    code = f"""
+        {first}
+        import sys
+        from demo import evaluate
+        config = evaluate.parse_evaluate_arguments({[str(word) for word in ("--num-workers", 0, *words)]!r})
+        raise SystemExit(evaluate.run_job(lambda: evaluate.evaluate(config)))
+    """
+    return [done.returncode for done in run_ranks([code, code])]
+
+
+def test_two_processes_find_what_one_finds(semantic, tmp_path, counted):
+    whole = evaluated(semantic, tmp_path / "whole", "--worst", "0")
+    out, saved = tmp_path / "out", tmp_path / "saved"
+    words = ("-m", semantic / "run", *masks(semantic), "--output-dir", out, "--json", out / "all.json", "--worst", "0")
+    interrupted = "import training.evaluate_results as r; own = r.ResultFiles.add; n = []; "
+    interrupted += "r.ResultFiles.add = lambda self, *a: (own(self, *a), n.append(1), len(n) < 2 or sys.exit(3))"
+    assert 3 in ranks(*words, "--save-predictions", saved, first=f"import sys; {interrupted}")
+    assert len(list(out.glob("results.*.jsonl"))) == 1  # of the second process
+    assert ranks(*words, "--save-predictions", saved) == [0, 0]
+    found = json.loads((out / "all.json").read_text())
+    assert found["metrics"] == whole["metrics"] and found["per_image"] == whole["per_image"]
+    assert len(list((saved / "masks").iterdir())) == NUM_IMAGES and not list(out.glob("results.*.jsonl"))
+    counted.clear()
+    evaluated(semantic, out, "--worst", "0", "--save-predictions", saved)
+    assert counted == []  # one process takes over what two have found
+
+
+def test_two_evaluations_in_one_folder_are_refused(semantic, tmp_path, capsys):
+    holder = (
+        "import sys, time; from pathlib import Path; from checkpoint import locked\n"
+        "with locked(Path(sys.argv[1]) / '.evaluation.lock'):\n"
+        "    (Path(sys.argv[1]) / 'held').touch()\n"
+        "    time.sleep(600)"
+    )
+    process = start_forked(holder, ["program", str(tmp_path)], tmp_path)
+    wait_for(process, (tmp_path / "held").exists)
+    assert run("-m", semantic / "run", *masks(semantic), "--output-dir", tmp_path) == 2
+    assert f"--output-dir {tmp_path}" in capsys.readouterr().err
+    process.send_signal(signal.SIGKILL)
+    process.wait()
 
 
 def test_another_protocol_data_set_or_model_starts_over(semantic, tmp_path, counted, capsys):

@@ -1,0 +1,107 @@
+"""The data that a model is evaluated on: found, checked against the model's classes, and told from other data."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data.image_rule import ImageRule
+from data.labels import LabelRule, label_options
+from data.rasters import is_raster
+from data.sources.coco import find_splits, read_coco
+from data.sources.coco_tables import CocoSet, common_classes
+from data.sources.masks import MaskSource
+from data.sources.objects import CocoSource
+from data.sources.pairs import match_files
+from data.sources.panoptic import read_panoptic
+from data.sources.source import Source
+from errors import UserError, note
+from segmenter import Segmenter
+from training.config import range_of
+from training.evaluate_config import EvaluateConfig
+from training.tasks import OBJECT_EVALUATORS, MakeEvaluator, semantic_evaluator
+
+
+def mask_data(config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, MakeEvaluator]:
+    """Raises UserError where files are missing, or their classes are not those of the model."""
+    names, asked = segmenter.class_names, config.asked_labels()
+    labels = LabelRule.from_dict(segmenter.labels)
+    if any(value is not None for value in asked.values()):
+        defaults = {"num_classes": len(names), "ignore_index": labels.ignore_index, "reduce_zero_label": False}
+        given = defaults | {name: value for name, value in asked.items() if value is not None}
+        labels, found = label_options(**{"class_names": None, "label_map": None, "palette": None} | given)
+        is_named = asked["class_names"] or asked["label_map"]
+        if labels.num_classes != len(names) or (is_named and found != names):
+            raise UserError(
+                f"these labels are {labels.num_classes} classes ({', '.join(found)}), but {segmenter.path} knows "
+                f"{len(names)} ({', '.join(names)}): map them with --label-map to these names, in this order"
+            )
+    pairing = match_files(config.image_paths, config.mask_paths)
+    if not pairing.pairs:
+        raise UserError(f"--image-paths {' '.join(config.image_paths)}: no image has a mask of its name")
+    alone = len(pairing.lone_images) + len(pairing.lone_masks)
+    if alone:
+        note(f"{alone} images and masks have no partner of their name: skipped")
+    source = MaskSource(pairing.pairs, labels, max_pixels_of(config, segmenter), image_rule_of(config, segmenter))
+    return source, semantic_evaluator(names, labels)
+
+
+def coco_data(config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, MakeEvaluator]:
+    """Categories are matched with the model's by id and name, or by name. Raises UserError as mask_data."""
+    if config.coco_dir:
+        splits = find_splits(Path(config.coco_dir))
+        if config.split not in splits:
+            raise UserError(f"--coco-dir {config.coco_dir}: has no split {config.split}, but {', '.join(splits)}")
+        found = read_coco(*splits[config.split])
+    elif segmenter.task == "panoptic":
+        found = read_panoptic(Path(config.coco_json), Path(config.coco_images), Path(config.coco_segments))
+    else:
+        found = read_coco(Path(config.coco_json), Path(config.coco_images))
+    names, is_thing = segmenter.class_names, segmenter.labels["is_thing"]
+    of_model = CocoSet(
+        Path(segmenter.path), [], names, segmenter.labels["category_ids"], is_thing, frozenset(range(len(names)))
+    )
+    _, known = common_classes([of_model, found])
+    source = CocoSource(known.images, max_pixels_of(config, segmenter), image_rule_of(config, segmenter))
+    return source, OBJECT_EVALUATORS[segmenter.task](names, is_thing)
+
+
+def rasters_of(source: MaskSource) -> Iterator[str]:
+    """The ids of the samples that are read window by window."""
+    return (one.sample_id for one in source.samples if is_raster(one.image, source.max_pixels))
+
+
+def max_pixels_of(config: EvaluateConfig, segmenter: Segmenter) -> int:
+    return round((config.max_megapixels or segmenter.arguments["max_megapixels"]) * 1e6)
+
+
+def image_rule_of(config: EvaluateConfig, segmenter: Segmenter) -> ImageRule:
+    """Raises UserError where --value-range cannot be read."""
+    asked: dict[str, Any] = {}
+    if config.bands:
+        asked["bands"] = config.bands
+    if config.value_range:
+        asked["value_range"] = range_of(config.value_range)
+        if asked["value_range"] is None:
+            words = " ".join(map(str, config.value_range))
+            raise UserError(f"--value-range {words}: expected two numbers LOW < HIGH, or percentile")
+    return ImageRule.from_dict(segmenter.arguments | asked)
+
+
+def digest_of_files(source: Source) -> str:
+    """Changes with the samples, their order aside, and with size or date of any of their files."""
+    digest = hashlib.sha256()
+    for sample in sorted(source.samples, key=lambda sample: sample.sample_id):
+        digest.update(f"{sample.sample_id}\0".encode(errors="surrogateescape"))
+        for path in files_of(sample):
+            about = os.stat(path) if path.exists() else None
+            digest.update(f"{about.st_size} {about.st_mtime_ns}\0".encode() if about else b"gone\0")
+        digest.update(repr(getattr(sample, "objects", "")).encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def files_of(sample: Any) -> list[Path]:
+    """Of a pair, or of an image of a COCO file."""
+    names = ("image", "mask", "path", "segments_path")
+    return [path for path in (getattr(sample, name, None) for name in names) if path is not None]
