@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=20_000, metavar="PX", help="side of the raster")
     parser.add_argument("--backbone", default="dinov3_vits16")
     parser.add_argument("--weights", default="random", help="of the backbone")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--max-megapixels", type=float, default=1.0, help="what is decoded whole: less than the raster")
     parser.add_argument("--folder", type=Path, default=None, help="for raster and results (None = a temporary one)")
     args = parser.parse_args()
@@ -42,13 +43,19 @@ def main() -> None:
         evaluate += ["--num-workers", 0, "--output-dir", folder / "evaluation", "--json", report]
         found = {}
         for name, words in (("predict", predict), ("evaluate", evaluate)):
-            words += ["--max-megapixels", args.max_megapixels]
+            words += ["--max-megapixels", args.max_megapixels, "--precision", args.precision]
             found[name] = measured([str(word) for word in words])
             seconds, peak_gb = found[name]
             print(f"{name}: {seconds:.0f} s, {args.size**2 / 1e6 / seconds:.2f} megapixels/s, peak {peak_gb:.2f} GB")
         sizes = {path.name: path.stat().st_size for path in (image, mask_path, mask_path.with_suffix(".geojson"))}
     figures = {name: {"s": round(s, 1), "peak_gb": round(gb, 2)} for name, (s, gb) in found.items()}
-    about = {"size_px": args.size, "backbone": args.backbone, "drawn_s": round(drawn_s, 1), "bytes": sizes}
+    about = {
+        "size_px": args.size,
+        "backbone": args.backbone,
+        "precision": args.precision,
+        "drawn_s": round(drawn_s, 1),
+        "bytes": sizes,
+    }
     print(json.dumps({**about, **figures, **machine()}))
 
 
