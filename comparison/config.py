@@ -65,13 +65,22 @@ class CompareFlags:
     )
 
 
+OF_EACH_HEAD = ("weight_decay", "max_grad_norm")
+"""Flags of which heads have defaults of their own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(CompareFlags, CocoFlags, TrainConfig):
-    """The fields of TrainConfig are those of all heads; the flags of one head are in `set`."""
+    """The fields of TrainConfig are those of all heads; the flags of one head are in `set`.
+
+    weight_decay, max_grad_norm: None = each head's own.
+    """
 
     head = ""
     checkpoint_dir: str = flag("./checkpoints/comparison", "")
     best_metric: str = flag("auto", "")
+    weight_decay: float | None = flag(None, "", kind=float, low=0)
+    max_grad_norm: float | None = flag(None, "", kind=float, low=0)
 
     def __post_init__(self) -> None:
         if self.runs:
@@ -130,6 +139,7 @@ class CompareConfig(CompareFlags, CocoFlags, TrainConfig):
         shared = {
             field.name: getattr(self, field.name) for field in fields(config_of(head)) if hasattr(self, field.name)
         }
+        shared = {name: value for name, value in shared.items() if value is not None or name not in OF_EACH_HEAD}
         folder = f"seed_{seed}" if size == ALL else f"seed_{seed}_images_{size}"
         return config_of(head)(
             **shared
@@ -183,16 +193,15 @@ def parse_compare_arguments(argv: Sequence[str]) -> CompareConfig:
         ("comparison", (CompareFlags,)),
         ("data", (PairFlags, CocoFiles, CocoFlags, LabelFlags, ImageFlags)),
         ("backbone and adapter", (ModelFlags,)),
-        ("training, of all heads", (ScheduleFlags, SeedFlags)),
+        ("training, of all heads (None = each head's own)", (ScheduleFlags, SeedFlags)),
         ("validation", (HeldOutFlags, ValidationFlags, InferenceFlags)),
         ("output and resuming", (OutputFlags,)),
     ):
         group = parser.add_argument_group(title)
         for part in parts:
             add_flags(group, part)
-    own = {
-        field.name: field.default for field in fields(CompareConfig) if field.name in ("checkpoint_dir", "best_metric")
-    }
+    names = ("checkpoint_dir", "best_metric", *OF_EACH_HEAD)
+    own = {field.name: field.default for field in fields(CompareConfig) if field.name in names}
     parser.set_defaults(**own)
     return parse(CompareConfig, parser, argv)
 

@@ -21,6 +21,14 @@ def test_heads_share_the_flags_but_those_that_are_set_for_one():
     assert config.config_for("linear", 0, "20").train_images == 20
 
 
+def test_each_head_keeps_its_own_recipe_except_for_what_is_asked_for():
+    flags = [*DATA, "--heads", "m2f", "pmt"]
+    m2f, pmt = (parse_compare_arguments(flags).config_for(head, 0) for head in ("m2f", "pmt"))
+    assert (m2f.weight_decay, m2f.max_grad_norm, pmt.weight_decay, pmt.max_grad_norm) == (1e-4, 1.0, 0.05, 0.01)
+    pmt = parse_compare_arguments([*flags, "--weight-decay", "0.2"]).config_for("pmt", 0)
+    assert (pmt.weight_decay, pmt.max_grad_norm) == (0.2, 0.01)
+
+
 def test_few_images_are_not_validated_after_every_short_epoch():
     flags = ["--train-sizes", "5", "100", "all", "--budget", "steps=200", "--batch-size", "8"]
     config = parse_compare_arguments([*DATA, *flags])
