@@ -485,11 +485,7 @@ def test_mistakes_are_one_line(semantic, objects, tmp_path, capsys):
     one = ["-i", picture, "-o", tmp_path / "out.png"]
     for model, words, message in (
         (semantic, [*one, "--save", "coco"], "--save coco:"),
-        (
-            semantic,
-            ["-i", picture, "-o", tmp_path / "out.tif"],
-            "out.tif",
-        ),
+        (semantic, ["-i", picture, "-o", tmp_path / "out.gif"], "out.gif"),
         (semantic, ["-i", picture, "-o", picture], str(picture)),
         (semantic, ["-i", tmp_path / "gone.png", "-o", tmp_path / "out.png"], "gone.png: "),
         (semantic, ["-d", tmp_path, "-od", tmp_path / "out"], "--recursive"),

@@ -1,6 +1,7 @@
 """The checkpoints of a folder: which are kept, which one is resumed, and what becomes of a lineage that was left."""
 
 import os
+import zipfile
 
 import pytest
 from messages import names
@@ -117,7 +118,9 @@ def test_auto_takes_the_newest_valid_checkpoint(tmp_path, capsys):
         (run / name).write_bytes((unbroken / name).read_bytes())
         os.utime(run / name, (1e9 - age, 1e9 - age))
     altered = bytearray((run / names[2]).read_bytes())
-    altered[len(altered) // 2] ^= 1
+    with zipfile.ZipFile(run / names[2]) as archive:
+        largest = max(archive.infolist(), key=lambda record: record.file_size)
+    altered[largest.header_offset + largest.file_size // 2 + 64] ^= 1  # beyond its header and padding
     (run / names[2]).write_bytes(altered)
     (run / "linear_checkpoint_step_9.pth").write_bytes((unbroken / names[2]).read_bytes()[:-100])
     capsys.readouterr()
