@@ -49,6 +49,25 @@ class Features:
     layers: dict[int, Layer] = field(default_factory=dict)
     final_map: Tensor | None = None
 
+    def named(self) -> dict[str, Tensor]:
+        """Each tensor by its place, "maps.0", "layers.7.prefix", ...; one that is in two places is the same object."""
+        named = {f"maps.{i}": m for i, m in enumerate(self.maps)}
+        named |= {"class_token": self.class_token, "final_map": self.final_map}
+        for number, layer in self.layers.items():
+            named |= {f"layers.{number}.map": layer.map, f"layers.{number}.prefix": layer.prefix}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @classmethod
+    def from_named(cls, named: dict[str, Tensor]) -> Features:
+        """The inverse of `named`, in the same order."""
+        numbers = dict.fromkeys(int(name.split(".")[1]) for name in named if name.startswith("layers."))
+        return cls(
+            [tensor for name, tensor in named.items() if name.startswith("maps.")],
+            named.get("class_token"),
+            {n: Layer(named[f"layers.{n}.map"], named[f"layers.{n}.prefix"]) for n in numbers},
+            named.get("final_map"),
+        )
+
     def to(self, device, non_blocking: bool = False) -> Features:
         return self._changed(lambda t: t.to(device, non_blocking=non_blocking))
 
@@ -57,23 +76,13 @@ class Features:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in self._tensors().values())
+        return sum(t.nbytes for t in {id(t): t for t in self.named().values()}.values())
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Features:
-        changed = {key: change(tensor) for key, tensor in self._tensors().items()}
-        token, final_map = self.class_token, self.final_map
-        return Features(
-            [changed[id(m)] for m in self.maps],
-            None if token is None else changed[id(token)],
-            {n: Layer(changed[id(layer.map)], changed[id(layer.prefix)]) for n, layer in self.layers.items()},
-            None if final_map is None else changed[id(final_map)],
-        )
-
-    def _tensors(self) -> dict[int, Tensor]:
-        """Each once, by identity: what is in both `maps` and `layers` is moved and counted once."""
-        of_layers = [t for layer in self.layers.values() for t in (layer.map, layer.prefix)]
-        others = [t for t in (self.class_token, self.final_map) if t is not None]
-        return {id(t): t for t in [*self.maps, *others, *of_layers]}
+        """Each tensor once: what is in both `maps` and `layers` is moved once, and stays one object."""
+        named = self.named()
+        changed = {key: change(tensor) for key, tensor in {id(t): t for t in named.values()}.items()}
+        return Features.from_named({name: changed[id(tensor)] for name, tensor in named.items()})
 
 
 @dataclass

@@ -31,6 +31,9 @@ from structures import PYRAMID_STRIDES, Features, Layer
 
 _SAMPLES = 4096
 
+WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the bytes of a number: as what its bits can be added up."""
+
 
 def fingerprint(state: dict[str, Tensor]) -> str:
     """16 hex digits from every tensor's name, shape and up to 8191 evenly strided values as float32.
@@ -211,6 +214,37 @@ class FrozenBackbone(nn.Module):
             for parameter in self.parameters():
                 parameter.requires_grad_(parameter.grad is not None)
                 parameter.grad = None
+
+    def outputs(self) -> dict[str, Any]:
+        """Plain values that differ wherever forward gives other features of the same pixels; weights, the caller's
+        autocast and the device aside."""
+        return {
+            "name": self.name,
+            "taps": self.taps,
+            "layers": sorted(self._layers),
+            "final_map": self._gives_final_map,
+            "norm": self._is_normed,
+            "autocast": str(self._autocast_dtype),
+            "attention": self.attention,
+            "timm": timm.__version__,
+        }
+
+    def digest(self) -> str:
+        """64 hex digits of the weights as they are now. Unlike in `fingerprint`, every value counts: of each tensor the
+        sum of its bits as whole numbers, which takes a second for some GB."""
+        state = self.whole_state()
+        digest = hashlib.sha256(fingerprint(state).encode())
+        for name in sorted(state):
+            tensor = state[name].detach().contiguous().flatten()
+            total = int(tensor.view(WORDS[tensor.element_size()]).sum(dtype=torch.int64))
+            digest.update(f"{name} {tensor.dtype} {total};".encode())
+        return digest.hexdigest()
+
+    def values_per_image(self, height: int, width: int) -> int:
+        """How many numbers forward gives for an image of this size, class token and registers aside."""
+        of_maps = [c * height * width // stride**2 for c, stride in zip(self.channels, self.strides, strict=True)]
+        more = len(self._layers - set(self.taps)) + self._gives_final_map
+        return sum(of_maps) + more * of_maps[-1]
 
     def cast_weights(self, dtype: torch.dtype) -> "FrozenBackbone":
         """Keeps the weights of Linear and Conv layers in `dtype` (bfloat16), which halves the memory of a large ViT.

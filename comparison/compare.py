@@ -144,7 +144,8 @@ def trained(
 
     data = first.trainer.data
     held.callback(end_workers, first.trainer.loaders.val)
-    measurer = ImageByImage(data, together.validation_batches, accelerator.device, first.trainer.settings.inference)
+    inference, loaders = first.trainer.settings.inference, first.trainer.loaders
+    measurer = ImageByImage(data, loaders.val, accelerator.device, inference, together.cache)
     timings = kept_timings(first.files.folder)
     models, results = {}, []
     for name, run in runs.items():

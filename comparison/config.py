@@ -16,6 +16,7 @@ from evaluation.options import InferenceFlags
 from flags import Switch, add_flags, flag, flag_of, kind_of, parse
 from heads.options import HEADS
 from training.config import (
+    CacheFlags,
     CocoFiles,
     CocoFlags,
     HeldOutFlags,
@@ -194,6 +195,7 @@ def parse_compare_arguments(argv: Sequence[str]) -> CompareConfig:
         ("data", (PairFlags, CocoFiles, CocoFlags, LabelFlags, ImageFlags)),
         ("backbone and adapter", (ModelFlags,)),
         ("training, of all heads (None = each head's own)", (ScheduleFlags, SeedFlags)),
+        ("feature cache", (CacheFlags,)),
         ("validation", (HeldOutFlags, ValidationFlags, InferenceFlags)),
         ("output and resuming", (OutputFlags,)),
     ):

@@ -4,7 +4,7 @@ H W are an image's size in pixels, K the number of classes.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from statistics import median
@@ -24,6 +24,7 @@ from evaluation.options import Inference
 from evaluation.visualize import Drawn, Shown, ShownObjects
 from segmenter import Segmenter
 from structures import IGNORE_INDEX, Batch
+from training.feature_cache import CachedModel, FeatureCache
 from training.tasks import TaskData
 
 TIMED_IMAGES = 10
@@ -47,11 +48,20 @@ class Measured:
 class ImageByImage:
     """Evaluates a model on the validation images of a run, one image after the other.
 
-    batches: of one image each, in the order of the source; those that cannot be read are skipped.
+    batches: of one image each, in the order of the source; those that cannot be read are skipped. cache: of the
+    backbone that all models share, None where each has its own.
     """
 
-    def __init__(self, data: TaskData, batches: Any, device: torch.device, inference: Inference) -> None:
+    def __init__(
+        self,
+        data: TaskData,
+        batches: Iterable[Batch],
+        device: torch.device,
+        inference: Inference,
+        cache: FeatureCache | None = None,
+    ) -> None:
         self.data, self.batches, self.device, self.inference = data, batches, device, inference
+        self.cache = cache
 
     def measure(self, model: Segmenter) -> Measured:
         states = [self._evaluated(model, batch).state() for batch in self._readable()]
@@ -90,7 +100,7 @@ class ImageByImage:
 
     def _evaluated(self, model: Segmenter, batch: Batch) -> Evaluator:
         evaluator = self._evaluator()
-        evaluate(model, [batch], evaluator, self.device)
+        evaluate(CachedModel(model, self.cache) if self.cache else model, [batch], evaluator, self.device)
         return evaluator
 
     @torch.no_grad()

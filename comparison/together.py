@@ -6,20 +6,21 @@ that its own training script gives: what is random in a step depends on seed, st
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from contextlib import ExitStack
 from statistics import median
 
 import torch
-from torch.utils.data import DataLoader
 
 from comparison.config import TRIAL_STEPS
 from errors import StopRequest
 from structures import Batch
+from training.feature_cache import FeatureCache
+from training.feature_stores import MemoryStore
 from training.trainer import Trainer
 
 REMEMBERED_BYTES = 2**30
-"""Features of validation images, which are the same in each validation, are kept up to this size."""
+"""Without --cache-features, the features of validation images, which all heads see in each validation, are kept up to
+this size."""
 
 
 class Together:
@@ -36,9 +37,10 @@ class Together:
         first = next(iter(trainers.values()))
         self.accelerator, self.backbone = first.accelerator, first.segmenter.backbone
         assert not self.backbone.is_trained
-        self.validation_batches = RememberedFeatures(first.loaders.val, self)
+        in_memory = MemoryStore(REMEMBERED_BYTES)
+        self.cache = first.cache or FeatureCache(self.backbone, self.accelerator, in_memory, torch.float32)
         for name, trainer in trainers.items():
-            trainer.log.title, trainer.validation_batches = name, self.validation_batches
+            trainer.log.title, trainer.cache = name, self.cache
 
     def fit(self, names: list[str], stop: StopRequest) -> None:
         """Trains these until all are done. However it ends, what was trained of each is saved.
@@ -109,7 +111,9 @@ class Together:
 
     @torch.no_grad()
     def with_features(self, batch: Batch) -> Batch:
-        """The batch on the device, with what the backbone says of its images."""
+        """The batch on the device, with what the backbone says of its images, unless a cache has said it."""
+        if batch.features is not None:
+            return batch
         batch = batch.to(self.accelerator.device, non_blocking=True)
         with self.accelerator.autocast():
             batch.features = self.backbone(batch.images)
@@ -121,24 +125,3 @@ class Together:
 def place(trainer: Trainer) -> tuple[int, int]:
     """Where it is: (finished epochs, samples of the running one)."""
     return trainer.progress.epoch, trainer.progress.samples
-
-
-class RememberedFeatures:
-    """The batches of a loader that gives the same ones each time, with features that are computed once."""
-
-    def __init__(self, loader: DataLoader, together: Together) -> None:
-        self.loader, self.together = loader, together
-        self.kept = {}
-        self.kept_bytes = 0
-
-    def __iter__(self) -> Iterator[Batch]:
-        for number, batch in enumerate(self.loader):
-            if batch.targets and number in self.kept:
-                batch.features = self.kept[number]
-            elif batch.targets:
-                batch = self.together.with_features(batch)
-                size = batch.features.nbytes
-                if self.kept_bytes + size <= REMEMBERED_BYTES:
-                    self.kept[number] = batch.features.to("cpu")
-                    self.kept_bytes += size
-            yield batch

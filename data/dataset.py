@@ -50,11 +50,14 @@ class TrainDataset(Dataset):
     """Augmented samples, indexed by (epoch, number).
 
     What a sample looks like depends on (seed, epoch, sample id) and nothing else: order, workers, ranks and resuming
-    cannot change it.
+    cannot change it. num_views: where it is not 0, each sample has so many fixed views, shown in turns: then it depends
+    on (epoch modulo num_views, sample id), so that runs of other seeds see the same ones.
     """
 
-    def __init__(self, source: Source, transform: TrainTransform | MetaTrainTransform, seed: int) -> None:
-        self.source, self.transform, self.seed = source, transform, seed
+    def __init__(
+        self, source: Source, transform: TrainTransform | MetaTrainTransform, seed: int, num_views: int = 0
+    ) -> None:
+        self.source, self.transform, self.seed, self.num_views = source, transform, seed, num_views
 
     def __len__(self) -> int:
         return len(self.source.samples)
@@ -66,9 +69,10 @@ class TrainDataset(Dataset):
         sample looks in this epoch. Raises UserError only where no sample can be read.
         """
         epoch, first = epoch_and_index
+        seed, number = (0, epoch % self.num_views) if self.num_views else (self.seed, epoch)
 
         def seen(sample: Any, content: Content) -> Sample:
-            view = self.transform.view_of(content, seed_of(self.seed, epoch, sample.sample_id))
+            view = self.transform.view_of(content, seed_of(seed, number, sample.sample_id))
             return Sample(view.image(content.pixels), view.target(content), sample.sample_id)
 
         sample, skipped = first_readable(self.source, first, seen)

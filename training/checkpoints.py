@@ -166,7 +166,10 @@ def keep_newest(files: RunFiles, count: int) -> None:
 
 
 AUTO = "auto"
-MAY_DIFFER_UNSAID = ("resume_checkpoint", "checkpoint_dir", "overwrite", "config", "num_workers", "weights", "head")
+MAY_DIFFER_UNSAID = (
+    *("resume_checkpoint", "checkpoint_dir", "overwrite", "config", "num_workers", "weights", "head"),
+    *("cache_dir", "cache_budget"),
+)
 
 
 @dataclass

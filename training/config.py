@@ -8,6 +8,7 @@ nothing changes it once it is made: what was found out, such as where weights la
 import argparse
 import functools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Any, ClassVar
@@ -21,6 +22,9 @@ from training.schedule import SCHEDULE_NAMES
 
 TRACKERS = ("wandb", "mlflow", "trackio")
 TASK_NAMES = ("semantic", "instance", "panoptic")
+CACHE_PLACES = ("off", "ram", "disk", "auto")
+CACHE_DTYPES = ("fp32", "bf16", "fp8", "int8")
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 Words = tuple[str, ...] | None
 
 
@@ -37,6 +41,14 @@ def epoch_or_steps(word: str) -> str | int:
     if not str(word).isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"expected epoch or a number of steps, not {word!r}")
     return int(word)
+
+
+def size_in_bytes(word: str) -> int:
+    """100GB, 1.5TB, or a number of bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(|[KMGT]B)", str(word).upper())
+    if not found or float(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f"expected a size such as 100GB, not {word!r}")
+    return int(float(found[1]) * UNITS[found[2]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +270,32 @@ class ScheduleFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheFlags:
+    """The feature cache: what the frozen backbone says about a view is computed once."""
+
+    cache_features: str = flag(
+        "off", "keep the frozen features; auto: in memory where they fit, else on disk", choices=CACHE_PLACES
+    )
+    cache_dir: str | None = flag(
+        None, "of --cache-features disk, shared by runs and heads (None = beside torch.hub's)", metavar="DIR"
+    )
+    cache_budget: int | None = flag(
+        None,
+        "what the cache may hold, 100GB for example (None = half of what is free)",
+        kind=size_in_bytes,
+        metavar="SIZE",
+    )
+    cache_views: int = flag(
+        4,
+        "fixed augmented views per training image, in place of a new one in each epoch (0 = new ones, and only "
+        "validation is cached)",
+        low=0,
+        metavar="K",
+    )
+    cache_dtype: str = flag("auto", "of the kept features; auto: as --precision", choices=("auto", *CACHE_DTYPES))
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValidationFlags:
     val_interval: int = flag(1, "epochs between validations", low=1)
     best_metric: str = flag("loss", "decides about the best model: loss, miou, map, pq, ...", metavar="NAME")
@@ -289,7 +327,9 @@ class OutputFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(OutputFlags, InferenceFlags, ValidationFlags, ScheduleFlags, ModelFlags, ImageFlags, DataConfig):
+class TrainConfig(
+    OutputFlags, InferenceFlags, ValidationFlags, CacheFlags, ScheduleFlags, ModelFlags, ImageFlags, DataConfig
+):
     """A training, except for the head's own options, which `config_of` adds.
 
     head: "m2f", ... class_weights: None where the head has no such flag.
@@ -324,6 +364,11 @@ class TrainConfig(OutputFlags, InferenceFlags, ValidationFlags, ScheduleFlags, M
             )
         if self.keep_matching_classes and not self.init_head:
             raise UserError("--keep-matching-classes goes with --init-head")
+        if self.unfreeze_backbone and self.cache_features != "off":
+            raise UserError(
+                f"--cache-features {self.cache_features} and --unfreeze-backbone exclude each other: the features of a "
+                "backbone that learns change with each step"
+            )
         self.check_inference(self.task, self.image_size)
         self.check_options()
 
@@ -374,6 +419,7 @@ def parse_training_arguments(head: str, argv: Sequence[str]) -> TrainConfig:
         ("backbone and adapter", (ModelFlags,)),
         ("head and loss", tuple(part for part in facts.options.__mro__ if is_dataclass(part))),
         ("training", (ScheduleFlags, SeedFlags)),
+        ("feature cache", (CacheFlags,)),
         ("validation", (HeldOutFlags, ValidationFlags, InferenceFlags)),
         ("output and resuming", (OutputFlags,)),
     ):

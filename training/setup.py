@@ -21,8 +21,10 @@ from evaluation.options import Inference
 from heads.build import HeadSpec
 from heads.options import HEADS, head_options
 from segmenter import Segmenter, backbone_tensors
+from training.cache_plan import cache_plan
 from training.checkpoints import Resumed
 from training.config import TrainConfig
+from training.feature_cache import make_cache, stored_dtype
 from training.tasks import TaskData
 from training.trainer import Loaders, TrainerSettings
 
@@ -53,18 +55,22 @@ def make_loaders(config: TrainConfig, backbone: FrozenBackbone, data: TaskData, 
         "persistent_workers": config.num_workers > 0,
         "worker_init_fn": ignore_signals,
     }
+    plan = cache_plan(config, backbone, data.sizes, config.epochs, stored_dtype(config, accelerator))
+    cache = make_cache(config, backbone, accelerator, plan.total_bytes)
+    num_views = cache.num_views if cache else 0
     view = train_transform(config, backbone)
     whole = eval_transform(config.inference(config.image_size), backbone)
     # In evaluation one image at a time: they differ in size, and big ones fill the memory.
     return Loaders(
         order,
-        DataLoader(TrainDataset(data.sources["train"], view, config.seed), batch_sampler=order, **options),
+        DataLoader(TrainDataset(data.sources["train"], view, config.seed, num_views), batch_sampler=order, **options),
         *(
             DataLoader(EvalDataset(data.sources[split], whole, rank, world_size), batch_size=1, **options)
             if data.sizes.get(split)
             else None
             for split in ("val", "test")
         ),
+        cache,
     )
 
 

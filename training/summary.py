@@ -15,6 +15,7 @@ import torchvision
 from heads.build import HeadSpec
 from memory import count_parameters, estimated_memory_bytes
 from segmenter import Segmenter
+from training.cache_plan import cache_lines, cache_plan
 from training.checkpoints import (
     Progress,
     Resumed,
@@ -57,6 +58,7 @@ def summary(config: TrainConfig, trainer: Trainer, resumed: Resumed | None, chan
             "memory",
             f"about {memory / 2**30:.1f} GiB a process{' in fp32, bf16 needs less' if bf16 else ''}",
         ),
+        *[("feature cache", line) for line in cache_text(config, trainer)],
         ("output", f"{Path(config.checkpoint_dir)}"),
     ]
     if resumed:
@@ -67,6 +69,16 @@ def summary(config: TrainConfig, trainer: Trainer, resumed: Resumed | None, chan
     if config.best_metric != "loss" and not num_val:
         rows.append(("note", f"--best-metric {config.best_metric} needs --validate: no best checkpoint will be kept"))
     return table(rows)
+
+
+def cache_text(config: TrainConfig, trainer: Trainer) -> list[str]:
+    """Size, time and advice; empty where there is no cache. Asks the backbone about one image."""
+    cache = trainer.cache
+    if cache is None:
+        return []
+    epochs = max(1, trainer.plan.epochs - trainer.progress.epoch)
+    plan = cache_plan(config, cache.backbone, trainer.data.sizes, epochs, cache.dtype)
+    return cache_lines(plan, cache, cache.trial(config.batch_size, config.image_size))
 
 
 def weights_text(options: Mapping[str, Any], class_names: Sequence[str]) -> list[str]:

@@ -26,6 +26,7 @@ from evaluation.options import Inference
 from segmenter import Segmenter
 from structures import Batch, LossScope, Target
 from training.checkpoints import Progress, RunFiles, keep_newest, save_best, save_checkpoint
+from training.feature_cache import CachedModel, FeatureCache
 from training.logs import RunLog
 from training.optimizer import Average, build_optimizer, set_lr
 from training.processes import largest_anywhere, mean_anywhere
@@ -86,12 +87,14 @@ class Plan:
 
 @dataclass
 class Loaders:
-    """order: what decides which samples each batch of `train` has. val, test: None where there is no such split."""
+    """order: what decides which samples each batch of `train` has. val, test: None where there is no such split.
+    cache: of the backbone's features, None = they are computed each time."""
 
     order: EpochBatches
     train: DataLoader
     val: DataLoader | None
     test: DataLoader | None
+    cache: FeatureCache | None = None
 
 
 @dataclass
@@ -138,7 +141,7 @@ class Trainer:
         self.progress = Progress(settings.best_metric)
         self._make_plan()
         self.average = Average(segmenter, settings.ema_decay) if settings.ema_decay else None
-        self.validation_batches: Iterable[Batch] | None = loaders.val
+        self.cache = loaders.cache
         track = accelerator.log if accelerator.trackers else None
         self.log = RunLog(files, settings.log_interval, accelerator.is_main_process, track)
         self.stop = StopRequest()
@@ -213,7 +216,9 @@ class Trainer:
     def batches_left(self) -> Iterator[list[Batch]]:
         """The micro-batches of each step that is left in the running epoch."""
         self.loaders.order.set_epoch(self.progress.epoch, self.progress.samples)
-        steps = groups_of(self.loaders.train, self.settings.gradient_accumulation_steps)
+        is_cached = self.cache is not None and self.cache.num_views > 0
+        batches = self.cache.batches(self.loaders.train) if is_cached else self.loaders.train
+        steps = groups_of(batches, self.settings.gradient_accumulation_steps)
         return islice(steps, self.plan.total_steps - self.progress.step)
 
     def save_if_due(self) -> None:
@@ -433,7 +438,7 @@ class Trainer:
     def validate(self) -> None:
         """Measures the model as it is, and keeps it where it is the best so far."""
         with self.average.in_place() if self.average else nullcontext():
-            result, sheet = self._measured("val", self.validation_batches)
+            result, sheet = self._measured("val", self.loaders.val)
         progress = self.progress
         is_best = progress.improves(result.values, self.data.metrics)
         if self.accelerator.is_main_process and sheet:
@@ -481,7 +486,9 @@ class Trainer:
         skipped: list[str] = []
         self.model.eval()
         device = self.accelerator.device
-        evaluate(self.segmenter, self._readable(batches, skipped), evaluator, device, self.settings.seed)
+        is_cached = self.cache is not None and split == "val"  # images to test on are seen once
+        model = CachedModel(self.segmenter, self.cache) if is_cached else self.segmenter
+        evaluate(model, self._readable(batches, skipped), evaluator, device, self.settings.seed)
         self.model.train()
         (stop_signal,) = largest_anywhere(self.accelerator, [self.stop.signum])
         if stop_signal:

@@ -17,6 +17,7 @@ from data.drawn.sets import make_coco_demo_set
 from errors import Interrupted, UserError, run_job
 from segmenter import Segmenter
 from training.config import parse_training_arguments
+from training.feature_cache import TRIAL_KEY, FeatureCache
 from training.processes import make_accelerator
 from training.run import train
 from training.trainer import Trainer
@@ -116,11 +117,31 @@ def test_each_batch_passes_the_backbone_once(data, tmp_path, monkeypatch, number
             has_features.append(features is not None)
         return own_forward(self, images, features)
 
+    cached, own_computed = [], FeatureCache._computed
+
+    def computed(self, images, keys):
+        cached.extend(keys)
+        return own_computed(self, images, keys)
+
     monkeypatch.setattr(Together, "with_features", counted)
     monkeypatch.setattr(Segmenter, "forward", forward)
+    monkeypatch.setattr(FeatureCache, "_computed", computed)
     assert run(data, tmp_path / "run", "--budget", "epochs=2", heads=LIGHT) == 0
-    assert len(passes) == 2 * 3 + 3  # two epochs of three batches, and three validation images once in all
+    assert len(passes) == 2 * 3 and len(set(cached)) == len(cached) == 3  # validation images once in all
     assert has_features == [True] * len(LIGHT) * 6
+
+
+def test_the_heads_of_a_comparison_share_a_cache(data, tmp_path, monkeypatch, numbers_only):
+    computed, own = [], FeatureCache._computed
+
+    def counted(self, images, keys):
+        computed.extend(keys)
+        return own(self, images, keys)
+
+    monkeypatch.setattr(FeatureCache, "_computed", counted)
+    flags = ("--budget", "epochs=2", "--cache-features", "ram", "--cache-views", "1")
+    assert run(data, tmp_path / "run", *flags, heads=LIGHT) == 0
+    assert len([key for key in computed if key != TRIAL_KEY]) == 5 + 3
 
 
 @pytest.mark.parametrize("stopped", ["upernet", "linear"])
