@@ -10,13 +10,13 @@ import functools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from typing import Any, ClassVar
 
 from backbones.names import ATTENTION_BACKENDS, BACKBONES
 from errors import UserError
 from evaluation.options import LARGER, InferenceFlags
-from flags import add_flags, check_ranges, flag, flag_of, parse
+from flags import add_flags, check_ranges, flag, flag_of, hyphenate, parse
 from heads.options import HEADS
 from training.schedule import SCHEDULE_NAMES
 
@@ -296,6 +296,23 @@ class CacheFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FillFlags:
+    """Of demo/cache_features.py, beside those of a training."""
+
+    head: str = flag("upernet", "whose flags the others are, and whose features are kept", choices=tuple(HEADS))
+    shard: str = flag("1/1", "the part of the images that this call computes, 2/4 is the second of four", metavar="I/N")
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """(index from 0, count) of the shard. Raises UserError."""
+        found = re.fullmatch(r"(\d+)/(\d+)", self.shard)
+        index, count = map(int, found.groups()) if found else (0, 0)
+        if not 1 <= index <= count:
+            raise UserError(f"--shard {self.shard}: expected I/N with I from 1 to N, such as 2/4")
+        return index - 1, count
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValidationFlags:
     val_interval: int = flag(1, "epochs between validations", low=1)
     best_metric: str = flag("loss", "decides about the best model: loss, miou, map, pq, ...", metavar="NAME")
@@ -428,3 +445,29 @@ def parse_training_arguments(head: str, argv: Sequence[str]) -> TrainConfig:
             add_flags(group, part)
     parser.set_defaults(**facts.defaults)
     return parse(config_of(head), parser, argv, head)
+
+
+def parse_fill_arguments(argv: Sequence[str]) -> tuple[TrainConfig, FillFlags]:
+    """Of demo/cache_features.py: a training, with its features on disk, and which part of them.
+
+    Exits with code 2 on a mistake, as argparse does.
+    """
+    parser = argparse.ArgumentParser(
+        description="Fill the feature cache of trainings ahead of them, on any number of machines.",
+        epilog="All other flags are those of demo/train_HEAD_head.py: pass what the training will be started with.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_flags(parser, FillFlags)
+    own, words = parser.parse_known_args(hyphenate(argv))
+    fill = FillFlags(**vars(own))
+    config = parse_training_arguments(fill.head, words)
+    try:
+        fill.part  # noqa: B018 (raises where --shard cannot be read)
+        if config.unfreeze_backbone:
+            raise UserError("--unfreeze-backbone: the features of a backbone that learns change with each step")
+        if config.cache_features == "ram":
+            raise UserError("--cache-features ram: memory does not outlast this call; pass disk, or leave it out")
+        return replace(config, cache_features="disk"), fill
+    except UserError as error:
+        parser.error(str(error))

@@ -69,7 +69,7 @@ class FeatureCache:
 
     def features(self, images: Tensor) -> Features:
         """What the backbone says about images (B, 3, H, W), normalised, on any device."""
-        return self._completed(images, *self._looked_up(images))
+        return self._completed(images, self._looked_up(images))
 
     def setting(self) -> str:
         """64 hex digits that differ wherever the same pixels have other entries."""
@@ -116,18 +116,20 @@ class FeatureCache:
         self.store.remove(TRIAL_KEY)
         return Trial(computed_s, found_s)
 
-    def _looked_up(self, images: Tensor) -> tuple[list[str], list[Tensor | None]]:
-        """The images' keys, and the entries of those that are known."""
+    def _looked_up(self, images: Tensor) -> "Found":
         keys = self.keys(images)
-        return keys, list(self._pool.map(self.store.get, keys))
+        entries = list(self._pool.map(self.store.get, keys))
+        is_complete = all(entry is not None for entry in entries)
+        return Found(keys, entries, self._stacked(entries) if is_complete else None)
 
     def _with_features(self, batch: Batch, reading: Future) -> Batch:
         batch = batch.to(self.accelerator.device, non_blocking=True)
-        batch.features = self._completed(batch.images, *reading.result())
+        batch.features = self._completed(batch.images, reading.result())
         return batch
 
-    def _completed(self, images: Tensor, keys: list[str], entries: list[Tensor | None]) -> Features:
+    def _completed(self, images: Tensor, found: "Found") -> Features:
         """Computes and stores what is missing among the entries."""
+        keys, entries = found.keys, found.entries
         missing = [number for number, entry in enumerate(entries) if entry is None]
         at_once = self._images_at_once(len(missing))
         for first in range(0, len(missing), at_once):
@@ -138,7 +140,13 @@ class FeatureCache:
         list(self._pool.map(self.store.put, [keys[n] for n in missing], [entries[n] for n in missing]))
         self.num_computed += len(missing)
         self.num_found += len(entries) - len(missing)
-        return decode(torch.stack(entries), self.accelerator.device)
+        stacked = self._stacked(entries) if found.stacked is None else found.stacked
+        return decode(stacked, self.accelerator.device)
+
+    def _stacked(self, entries: list[Tensor]) -> Tensor:
+        """(B, n), from where a GPU can fetch them while it computes."""
+        stacked = torch.stack(entries)
+        return stacked.pin_memory() if self.accelerator.device.type == "cuda" else stacked
 
     @torch.no_grad()
     def _computed(self, images: Tensor, keys: list[str]) -> list[Tensor]:
@@ -148,6 +156,15 @@ class FeatureCache:
 
     def _images_at_once(self, count: int) -> int:
         return 1 if self.accelerator.device.type == "cpu" else max(1, count)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of a batch: its keys, the entries that are known, and where these are all of them, (B, n) of them."""
+
+    keys: list[str]
+    entries: list[Tensor | None]
+    stacked: Tensor | None
 
 
 @dataclass(frozen=True)

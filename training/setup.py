@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -48,13 +49,7 @@ def augmentation(config: TrainConfig) -> Augmentation:
 def make_loaders(config: TrainConfig, backbone: FrozenBackbone, data: TaskData, accelerator: Accelerator) -> Loaders:
     rank, world_size = accelerator.process_index, accelerator.num_processes
     order = EpochBatches(data.sizes["train"], config.batch_size, config.seed, rank, world_size)
-    options = {
-        "num_workers": config.num_workers,
-        "collate_fn": collate,
-        "pin_memory": accelerator.device.type == "cuda",
-        "persistent_workers": config.num_workers > 0,
-        "worker_init_fn": ignore_signals,
-    }
+    options = loader_options(config, accelerator)
     plan = cache_plan(config, backbone, data.sizes, config.epochs, stored_dtype(config, accelerator))
     cache = make_cache(config, backbone, accelerator, plan.total_bytes)
     num_views = cache.num_views if cache else 0
@@ -72,6 +67,17 @@ def make_loaders(config: TrainConfig, backbone: FrozenBackbone, data: TaskData, 
         ),
         cache,
     )
+
+
+def loader_options(config: TrainConfig, accelerator: Accelerator) -> dict[str, Any]:
+    """Of every DataLoader."""
+    return {
+        "num_workers": config.num_workers,
+        "collate_fn": collate,
+        "pin_memory": accelerator.device.type == "cuda",
+        "persistent_workers": config.num_workers > 0,
+        "worker_init_fn": ignore_signals,
+    }
 
 
 def eval_transform(inference: Inference, backbone: FrozenBackbone) -> EvalTransform:

@@ -73,7 +73,7 @@ def summary(config: TrainConfig, trainer: Trainer, resumed: Resumed | None, chan
 
 def cache_text(config: TrainConfig, trainer: Trainer) -> list[str]:
     """Size, time and advice; empty where there is no cache. Asks the backbone about one image."""
-    cache = trainer.cache
+    cache = trainer.loaders.cache
     if cache is None:
         return []
     epochs = max(1, trainer.plan.epochs - trainer.progress.epoch)
