@@ -12,7 +12,7 @@ from backbones.names import BACKBONES
 from comparison.config import parse_compare_arguments
 from demo import check_dataset, predict
 from heads.options import HEADS
-from training.config import parse_training_arguments
+from training.config import parse_fill_arguments, parse_training_arguments
 from training.evaluate_config import parse_evaluate_arguments
 
 PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
@@ -32,6 +32,7 @@ def known_flags() -> dict[str, set[str]]:
         ("predict", "predict.py"),
         ("evaluate", "evaluate.py"),
         ("compare", "compare_heads.py"),
+        ("cache", "cache_features.py"),
     ]:
         done = subprocess.run(
             [sys.executable, str(ROOT / "demo" / script), "--help"],
@@ -93,6 +94,8 @@ def test_commands_in_documents_parse(document, monkeypatch):
             assert parse_training_arguments(training[1], words)
         elif script == "demo/compare_heads.py":
             assert parse_compare_arguments(words)
+        elif script == "demo/cache_features.py":
+            assert parse_fill_arguments(words)
         elif script == "demo/evaluate.py":
             assert parse_evaluate_arguments(words)
         else:
