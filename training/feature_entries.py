@@ -183,7 +183,9 @@ def _layout_of(names: dict[str, int], tensors: list[list[Any]], offset: int) -> 
         parts.append(Part(shape, COMPUTED[computed], dtype, bool(is_last), scale_offset, offset))
         offset += _padded(math.prod(shape) * dtype.itemsize)
     is_known = all(NAME.fullmatch(name) and number in range(len(parts)) for name, number in names.items())
+    Features.from_named(names)  # raises where one half of a layer is missing
     is_map = all(len(part.shape) == 3 for part in parts if part.is_channels_last or part.scale_offset)
+    is_map = is_map and all(part.shape for part in parts)
     if not (is_known and is_map) or any(length < 0 for part in parts for length in part.shape):
         raise LookupError("names and sizes that no features have")
     return Layout({name: int(number) for name, number in names.items()}, parts, offset)

@@ -1,7 +1,11 @@
 """Entries of the feature cache: exact in fp32, within the bounds of their dtype otherwise, and checked when read."""
 
+import json
+import random
+
 import pytest
 import torch
+from fuzz_mutators import json_file
 
 from structures import Features, Layer
 from training.feature_entries import ALIGNMENT, DTYPES, decode, encode, is_entry, quantized
@@ -95,9 +99,28 @@ def test_only_whole_entries_of_their_own_key_are_entries():
 )
 def test_a_header_of_somebody_else_is_no_entry(header):
     """With a checksum that is right."""
-    content = header.encode().ljust(-(-len(header) // ALIGNMENT) * ALIGNMENT)
+    assert not is_entry(sealed(header.encode()), KEYS[0])
+
+
+def test_any_header_is_refused_or_decoded():
+    """A fuzzer: mutated headers with the right checksum, before the tensors of the whole entry."""
+    entry = encode(features(), KEYS, torch.int8)[0]
+    length = int.from_bytes(entry[48:56].numpy().tobytes(), "little")
+    tree, body = json.loads(entry[64 : 64 + length].numpy().tobytes()), entry[64 + length :]
+    decoded = 0
+    for number in range(600):
+        _, header = json_file(random.Random(number), [tree])
+        made = sealed(header, body)
+        if is_entry(made, KEYS[0]):
+            decode(made[None], torch.device("cpu"))
+            decoded += 1
+    assert 60 < decoded < 540
+
+
+def sealed(header: bytes, body: torch.Tensor | None = None) -> torch.Tensor:
+    content = header.ljust(-(-len(header) // ALIGNMENT) * ALIGNMENT)
     words = torch.frombuffer(bytearray(len(content).to_bytes(8, "little") + bytes(8) + content), dtype=torch.uint8)
+    words = words if body is None else torch.cat([words, body])
     checksum = int(words.view(torch.int64).sum()).to_bytes(8, "little", signed=True)
     start = b"FEATURE1" + bytes.fromhex(KEYS[0]) + checksum
-    entry = torch.cat([torch.frombuffer(bytearray(start), dtype=torch.uint8), words])
-    assert len(entry) % ALIGNMENT == 0 and not is_entry(entry, KEYS[0])
+    return torch.cat([torch.frombuffer(bytearray(start), dtype=torch.uint8), words])
