@@ -103,8 +103,10 @@ class DiskStore:
             warn(f"--cache-dir {self.folder}: nothing more is cached ({error.__cause__})")
 
     def remove(self, key: str) -> None:
-        with suppress(OSError):
+        with suppress(OSError), self._lock:
+            size = self._path(key).stat().st_size
             self._path(key).unlink()
+            self.used_bytes -= size
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.features"

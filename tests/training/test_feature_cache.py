@@ -239,6 +239,16 @@ def test_a_disk_that_fails_ends_the_writing_and_not_the_training(backbone, asked
     assert asked == [1] * 4 and names(capsys.readouterr().err, "--cache-dir", tmp_path / "cache")
 
 
+@pytest.mark.parametrize("is_on_disk", [False, True])
+def test_a_trial_leaves_nothing_behind(backbone, tmp_path, is_on_disk):
+    store = DiskStore(tmp_path, 10**9) if is_on_disk else MemoryStore(10**9)
+    for limit in (10**9, 0):  # a full store is no reason to fail
+        store.budget_bytes = limit
+        trial = cache_of(backbone, store).trial(batch_size=2, image_size=32)
+        assert trial.computed_s > 0 and trial.found_s > 0
+        assert store.used_bytes == 0 and not list(tmp_path.glob("*/*"))
+
+
 def test_files_that_killed_processes_left_are_removed(tmp_path, monkeypatch):
     (tmp_path / "ab").mkdir()
     (tmp_path / "ab" / "x.features.1.tmp").write_bytes(b"1234")
