@@ -167,11 +167,12 @@ class Trainer:
         self.segmenter.load_trainable_state(state.get("raw", state["model"]))
         if self.average:  # the weights themselves, in a run that had no average until now
             self.average.load(state["model"])
-        kept = ("weight_decay", "lr_multiplier")
-        chosen = [{key: group[key] for key in kept} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, values in zip(self.optimizer.param_groups, chosen, strict=True):
-            group.update(values)
+        kept = ("weight_decay", "lr_multiplier", "fused")  # older checkpoints' optimizer was not fused
+        groups = [
+            {**saved, **{key: group[key] for key in kept}}
+            for saved, group in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True)
+        ]
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         progress = Progress(**state["progress"])
         best_metric = self.settings.best_metric
         if progress.best_metric != best_metric:
