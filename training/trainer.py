@@ -315,9 +315,10 @@ class Trainer:
         losses = self._backward(micro_batches)
         # Without a limit the norm is needed all the same: it is one number that is finite when all gradients are.
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm or math.inf)
-        numbers = {name: value.item() for name, value in losses.items()}
+        *values, norm = torch.stack([*losses.values(), norm]).tolist()  # one wait for the device
+        numbers = dict(zip(losses, values, strict=True))
         numbers["loss"] = sum(numbers.values())
-        bad = not_finite(numbers, float(norm))
+        bad = not_finite(numbers, norm)
         numbers = mean_anywhere(accelerator, numbers)
 
         skipped = [text for batch in micro_batches for text in batch.skipped]
