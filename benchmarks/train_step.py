@@ -42,28 +42,31 @@ def main() -> None:
     args = parse()
     from benchmarks.machine import machine
 
-    rows = []
-    for measure in MEASURES:
-        sides = {name: MEASURES[measure](args, name) for name in SIDES}
+    print(f"{'measure':<26}{'precision':<11}{'ours':>9}{'reference':>11}{'ratio':>8}{'to fp32':>9}")
+    rows, whole = [], {}
+    for row in measured(args):
+        row["ratio"] = row["ours"] / row["reference"]
+        if row["precision"] == "fp32":
+            whole[row["measure"]] = row["reference"]
+        to_fp32 = row["ours"] / whole.get(row["measure"], float("nan"))
+        ours, reference = (f"{row[name]:.3f}" if row["unit"] == "s" else f"{row[name]:.0f}" for name in SIDES)
+        figures = f"{ours:>9}{reference:>11}{row['ratio']:>8.3f}{to_fp32:>9.3f}"
+        print(f"{row['measure'] + ', ' + row['unit']:<26}{row['precision']:<11}{figures}", flush=True)
+        rows.append(row)
+    print(json.dumps({"benchmark": "train_step", **vars(args), "rows": rows, **machine()}))
+
+
+def measured(args: argparse.Namespace) -> Iterator[dict]:
+    """Rows of the table: measure, precision, unit, and the figure of each side."""
+    for measure, build in MEASURES.items():
+        sides = {name: build(args, name) for name in SIDES}
         for precision in args.precisions:
-            rows.append(
-                {"measure": measure, "precision": precision, "unit": "s", **medians(sides, precision, args.steps)}
-            )
+            yield {"measure": measure, "precision": precision, "unit": "s", **medians(sides, precision, args.steps)}
         del sides
     for precision in args.precisions:
         with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
             peaks = {name: fresh.submit(peak_mb, args, name, precision).result() for name in SIDES}
-        rows.append({"measure": "memory of a step", "precision": precision, "unit": "MB", **peaks})
-
-    print(f"{'measure':<26}{'precision':<11}{'ours':>9}{'reference':>11}{'ratio':>8}{'to fp32':>9}")
-    whole = {row["measure"]: row["reference"] for row in rows if row["precision"] == "fp32"}
-    for row in rows:
-        row["ratio"] = row["ours"] / row["reference"]
-        to_fp32 = row["ours"] / whole.get(row["measure"], float("nan"))
-        ours, reference = (f"{row[name]:.3f}" if row["unit"] == "s" else f"{row[name]:.0f}" for name in SIDES)
-        figures = f"{ours:>9}{reference:>11}{row['ratio']:>8.3f}{to_fp32:>9.3f}"
-        print(f"{row['measure'] + ', ' + row['unit']:<26}{row['precision']:<11}{figures}")
-    print(json.dumps({"benchmark": "train_step", **vars(args), "rows": rows, **machine()}))
+        yield {"measure": "memory of a step", "precision": precision, "unit": "MB", **peaks}
 
 
 def medians(sides: dict[str, Callable[[str], None]], precision: str, rounds: int) -> dict[str, float]:
