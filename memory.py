@@ -19,9 +19,10 @@ def count_parameters(module: nn.Module) -> int:
 def estimated_memory_bytes(backbone: FrozenBackbone, spec: HeadSpec, image_size: int, batch_size: int) -> int:
     """What a training step in float32 needs: weights, optimizer, and what adapter and head keep for the backward pass.
 
-    Counted by running adapter and head on the meta device, which computes nothing. Left out: the loss's samples and the
-    backbone's activations. A frozen one frees them layer by layer, so that the true peak is somewhat above; one that is
-    trained keeps them, so that it is far above.
+    Counted by running adapter and head on the meta device, which computes nothing, as on a GPU: on the CPU deformable
+    attention keeps less. Left out: the loss's masks and samples, and the backbone's activations. A frozen one frees
+    them layer by layer, so that the true peak is somewhat above; one that is trained keeps them, so that it is far
+    above.
     """
     facts = facts_of(backbone, spec)
     with torch.device("meta"):

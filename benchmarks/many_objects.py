@@ -143,7 +143,7 @@ def made_outputs(args: argparse.Namespace, target):
         masks = torch.randn(masks.shape, generator=generator)
     classes = torch.randn(1, args.queries, CLASSES + 1, generator=generator)
     classes[0, torch.arange(args.queries), target.labels[chosen]] += 4
-    return MaskOutputs([classes], [masks[None]])
+    return MaskOutputs.of_masks([classes], [masks[None]])
 
 
 def current_mb() -> float:

@@ -1,18 +1,26 @@
-"""Time of one Mask2Former training step: ours, beside the same model put together from transformers' parts.
+"""Time and memory of training steps and inference: ours, beside the same composition from transformers' parts.
 
-Same frozen backbone, same adapter, same sizes and truth on both sides; pixel decoder, decoder, matching and loss are
-ours on one side and transformers' on the other. The sides take turns, so that a busy machine slows both.
+Adapter and head, on frozen features that are given. The reference is transformers' pixel decoder, decoder, matching
+and loss, behind our adapter with attention by grid_sample; UPerNet's is our own head with its maps resized and joined
+before they are fused. Sizes and ground truth are the same on both sides, which take turns, so that a busy machine slows
+both. Memory is what one step takes beyond what is held before it, in a fresh process.
 """
 
 import argparse
+import ctypes
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+SIDES = ("ours", "reference")
 
 
 def parse() -> argparse.Namespace:
@@ -25,120 +33,250 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num-classes", type=int, default=150)
     parser.add_argument("--classes-per-image", type=int, default=8)
     parser.add_argument("--num-points", type=int, default=12544)
-    parser.add_argument("--steps", type=int, default=7, help="timed steps of each side, after one to warm up")
+    parser.add_argument("--steps", type=int, default=7, help="timed rounds of each side, after one to warm up")
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse()
-    import torch
-
     from benchmarks.machine import machine
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sides = {"ours": our_step(args, device), "transformers": reference_step(args, device)}
+    print(f"{'measure':<26}{'precision':<11}{'ours':>9}{'reference':>11}{'ratio':>8}{'to fp32':>9}")
+    rows, whole = [], {}
+    for row in measured(args):
+        row["ratio"] = row["ours"] / row["reference"]
+        if row["precision"] == "fp32":
+            whole[row["measure"]] = row["reference"]
+        to_fp32 = row["ours"] / whole.get(row["measure"], float("nan"))
+        ours, reference = (f"{row[name]:.3f}" if row["unit"] == "s" else f"{row[name]:.0f}" for name in SIDES)
+        figures = f"{ours:>9}{reference:>11}{row['ratio']:>8.3f}{to_fp32:>9.3f}"
+        print(f"{row['measure'] + ', ' + row['unit']:<26}{row['precision']:<11}{figures}", flush=True)
+        rows.append(row)
+    print(json.dumps({"benchmark": "train_step", **vars(args), "rows": rows, **machine()}))
+
+
+def measured(args: argparse.Namespace) -> Iterator[dict]:
+    """Rows of the table: measure, precision, unit, and the figure of each side."""
+    for measure, build in MEASURES.items():
+        sides = {name: build(args, name) for name in SIDES}
+        for precision in args.precisions:
+            yield {"measure": measure, "precision": precision, "unit": "s", **medians(sides, precision, args.steps)}
+        del sides
+    for precision in args.precisions:
+        with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
+            peaks = {name: fresh.submit(peak_mb, args, name, precision).result() for name in SIDES}
+        yield {"measure": "memory of a step", "precision": precision, "unit": "MB", **peaks}
+
+
+def medians(sides: dict[str, Callable[[str], None]], precision: str, rounds: int) -> dict[str, float]:
+    """Of each side in seconds, and its fastest round."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(args.steps + 1):
-        for name, step in sides.items():
+    for turn in range(rounds + 1):
+        for name, run in sides.items():
             start = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            run(precision)
             if turn:
                 seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    print(f"{'side':<14}{'median s':>10}{'min s':>10}{'max s':>10}")
-    for name, times in seconds.items():
-        print(f"{name:<14}{medians[name]:>10.3f}{min(times):>10.3f}{max(times):>10.3f}")
-    ratio = medians["ours"] / medians["transformers"]
-    print(f"ours / transformers: {ratio:.3f}")
-    print(json.dumps({"benchmark": "train_step", **vars(args), **medians, "ratio": ratio, **machine()}))
+    fastest = {f"{name} min": min(times) for name, times in seconds.items()}
+    return {name: statistics.median(times) for name, times in seconds.items()} | fastest
 
 
-def parts(args: argparse.Namespace, device):
-    """(frozen backbone, adapter, images, semantic maps) that both sides share in kind."""
+def peak_mb(args: argparse.Namespace, side: str, precision: str) -> float:
+    """Of the second step, which has the optimizer's state before it; run in a process of its own."""
+    import torch
+
+    run = mask2former_step(args, side)
+    run(precision)
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run(precision)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)  # what the first step has freed goes back to the system
+    before = status_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts over
+    run(precision)
+    return status_mb("VmHWM") - before
+
+
+def status_mb(key: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
+
+
+@contextmanager
+def attention_by_grid_sample() -> Iterator[None]:
+    """While it lasts, deformable attention is that of other devices on the CPU too."""
+    from types import SimpleNamespace
+
+    from heads import deformable_attention as module
+
+    fast = module.DeformableAttentionCPU
+    module.DeformableAttentionCPU = SimpleNamespace(apply=module.deformable_attention_by_grid_sample)
+    try:
+        yield
+    finally:
+        module.DeformableAttentionCPU = fast
+
+
+def parts(args: argparse.Namespace):
+    """(adapter, images, features, targets), which both sides share in kind."""
     import torch
 
     from backbones.frozen import build_backbone
     from heads.build import BackboneFacts, HeadSpec, build_adapter
+    from structures import Target
 
-    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backbone = build_backbone(args.backbone, "random").to(device)
     spec = HeadSpec("m2f", args.adapter, args.num_classes, args.hidden_dim)
     adapter = build_adapter(spec, BackboneFacts(backbone.channels, backbone.strides)).to(device)
     size = args.image_size
-    images = torch.randn(args.batch_size, 3, size, size, generator=generator).to(device)
+    images = torch.randn(args.batch_size, 3, size, size).to(device)
     # Stripes of classes: every image has exactly as many as asked for.
     stripe = torch.arange(size) * args.classes_per_image // size
     maps = [(stripe * 7 + 13 * b) % args.num_classes for b in range(args.batch_size)]
-    semantic = torch.stack([m[:, None].expand(size, size) for m in maps]).to(device)
-    return backbone, adapter, images, semantic
+    semantic = [m[:, None].expand(size, size).to(device) for m in maps]
+    return adapter, images, backbone(images), [Target(semantic=s, labels=torch.unique(s)) for s in semantic]
 
 
-def stepper(parameters: list, loss: Callable):
-    """A full step: gradients, clipping, AdamW; bfloat16 on CUDA, as in training."""
+def stepper(parameters: list, loss: Callable, side: str) -> Callable[[str], None]:
+    """A full step: gradients, clipping, AdamW; it ends with the loss on the host."""
     import torch
 
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=side == "ours")
     device = parameters[0].device.type
 
-    def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            value = loss()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    def step(precision: str) -> None:
+        with nullcontext() if side == "ours" else attention_by_grid_sample():
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+                value = loss()
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            value.item()
 
     return step
 
 
-def our_step(args: argparse.Namespace, device):
+def mask2former(args: argparse.Namespace, side: str, in_channels: list[int], device):
+    """(head, loss of its outputs and targets)."""
     import torch
 
-    from heads.build import HeadSpec, build_head
-    from structures import Target
+    if side == "ours":
+        from heads.build import HeadSpec, build_head
 
-    torch.manual_seed(0)
-    backbone, adapter, images, semantic = parts(args, device)
-    options = {"m2f_size": "paper", "num_points": args.num_points}
-    spec = HeadSpec("m2f", args.adapter, args.num_classes, args.hidden_dim, options=options)
-    head = build_head(spec, adapter.out_channels).to(device)
-    targets = [Target(semantic=s, labels=torch.unique(s)) for s in semantic]
+        options = {"m2f_size": "paper", "num_points": args.num_points}
+        spec = HeadSpec("m2f", args.adapter, args.num_classes, args.hidden_dim, options=options)
+        head = build_head(spec, in_channels).to(device)
+        return head, lambda outputs, targets: sum(head.loss(outputs, targets).values())
 
-    def loss():
-        return sum(head.loss(head(adapter(images, backbone(images))), targets).values())
-
-    return stepper([*adapter.parameters(), *head.parameters()], loss)
-
-
-def reference_step(args: argparse.Namespace, device):
-    import torch
     from transformers.models.mask2former.modeling_mask2former import Mask2FormerLoss
 
     from tests.helpers.transformers_reference import ReferenceMask2Former, mask2former_config
 
-    torch.manual_seed(0)
-    backbone, adapter, images, semantic = parts(args, device)
     config = mask2former_config(args.num_classes, args.hidden_dim, 100, train_num_points=args.num_points)
-    head = ReferenceMask2Former(config, adapter.out_channels).to(device)
     criterion = Mask2FormerLoss(config, {}).to(device)
-    labels = [torch.unique(s) for s in semantic]
-    masks = [(s[None] == found[:, None, None]).float() for s, found in zip(semantic, labels, strict=True)]
     weights = {"cross_entropy": config.class_weight, "mask": config.mask_weight, "dice": config.dice_weight}
 
-    def loss():
-        class_logits, mask_logits = head(adapter(images, backbone(images)))
+    def loss(outputs, targets):
+        labels = [t.labels for t in targets]
+        masks = [(t.semantic[None] == t.labels[:, None, None]).float() for t in targets]
         with torch.autocast(device.type, enabled=False):
+            class_logits, mask_logits = ([t.float() for t in part] for part in outputs)
             auxiliary = [
-                {"class_queries_logits": c.float(), "masks_queries_logits": m.float()}
+                {"class_queries_logits": c, "masks_queries_logits": m}
                 for c, m in zip(class_logits[:-1], mask_logits[:-1], strict=True)
             ]
-            losses = criterion(mask_logits[-1].float(), class_logits[-1].float(), masks, labels, auxiliary)
+            losses = criterion(mask_logits[-1], class_logits[-1], masks, labels, auxiliary)
         return sum(w * v for name, w in weights.items() for k, v in losses.items() if k.startswith(f"loss_{name}"))
 
-    return stepper([*adapter.parameters(), *head.parameters()], loss)
+    return ReferenceMask2Former(config, in_channels).to(device), loss
 
+
+def mask2former_step(args: argparse.Namespace, side: str) -> Callable[[str], None]:
+    adapter, images, features, targets = parts(args)
+    head, loss = mask2former(args, side, adapter.out_channels, images.device)
+    parameters = [*adapter.parameters(), *head.parameters()]
+    return stepper(parameters, lambda: loss(head(adapter(images, features)), targets), side)
+
+
+def mask2former_loss(args: argparse.Namespace, side: str) -> Callable[[str], None]:
+    """Masks of ten predictions from given embeddings and features, matching, loss, and their gradients."""
+    import torch
+
+    from heads.masks.loss import MaskOutputs
+
+    adapter, images, _, targets = parts(args)
+    device, quarter = images.device, args.image_size // 4
+    _, loss = mask2former(args, side, adapter.out_channels, device)
+    shape = (args.batch_size, 100)
+    classes = [torch.randn(*shape, args.num_classes + 1, device=device).requires_grad_() for _ in range(10)]
+    embeddings = [torch.randn(*shape, args.hidden_dim, device=device).requires_grad_() for _ in range(10)]
+    features = torch.randn(args.batch_size, args.hidden_dim, quarter, quarter, device=device) / args.hidden_dim**0.5
+    factors = [*embeddings, features.requires_grad_()]
+
+    def run(precision: str) -> None:
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        *of_layers, pixels = (t.to(dtype) for t in factors)
+        outputs = MaskOutputs(classes, of_layers, [pixels])
+        if side != "ours":
+            outputs = classes, [outputs.mask_logits(layer) for layer in range(10)]
+        value = loss(outputs, targets)
+        torch.autograd.grad(value, [*classes, *factors])
+        value.item()
+
+    return run
+
+
+def mask2former_inference(args: argparse.Namespace, side: str) -> Callable[[str], None]:
+    import torch
+
+    adapter, images, features, _ = parts(args)
+    head, _ = mask2former(args, side, adapter.out_channels, images.device)
+    adapter.eval(), head.eval()
+
+    @torch.no_grad()
+    def run(precision: str) -> None:
+        with nullcontext() if side == "ours" else attention_by_grid_sample():
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                outputs = head(adapter(images, features))
+            masks = outputs.last_masks if side == "ours" else outputs[1][-1]
+            masks[0, 0, 0, 0].item()
+
+    return run
+
+
+def upernet(args: argparse.Namespace, side: str, in_channels: list[int], device):
+    import torch
+    from torch.nn import functional as F
+
+    from heads.upernet import UPerNetHead, resize_to
+
+    head = UPerNetHead(in_channels, args.num_classes, args.hidden_dim).to(device)
+    if side != "ours":
+        head._fused = lambda levels: F.relu(
+            head.fuse.norm(head.fuse.conv(torch.cat([resize_to(level, levels[0]) for level in levels], dim=1)))
+        )
+    return head
+
+
+def upernet_step(args: argparse.Namespace, side: str) -> Callable[[str], None]:
+    adapter, images, features, targets = parts(args)
+    head = upernet(args, side, adapter.out_channels, images.device)
+    parameters = [*adapter.parameters(), *head.parameters()]
+    return stepper(parameters, lambda: sum(head.loss(head(adapter(images, features)), targets).values()), side)
+
+
+MEASURES = {
+    "Mask2Former step": mask2former_step,
+    "masks, matching, loss": mask2former_loss,
+    "Mask2Former inference": mask2former_inference,
+    "UPerNet step": upernet_step,
+}
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention in plain PyTorch (Deformable DETR, Zhu et al. 2021, equation 3).
+"""Multi-scale deformable attention (Deformable DETR, Zhu et al. 2021, equation 3).
 
 B batch, Q queries, S value tokens over all levels, M attention heads, D channels a head, L levels, P points.
 """
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from errors import UserError
+from heads.deformable_attention_cpu import DeformableAttentionCPU
 
 
 def deformable_attention(value: Tensor, sizes_hw: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
@@ -18,6 +19,15 @@ def deformable_attention(value: Tensor, sizes_hw: list[tuple[int, int]], locatio
     value: (B, S, M, D); sizes_hw: L sizes with sum h*w = S; locations: (B, Q, M, L, P, 2) as (x, y), where [0, 1] spans
     the map; weights: (B, Q, M, L, P). Returns (B, Q, M*D).
     """
+    if value.device.type == "cpu":
+        return DeformableAttentionCPU.apply(value, sizes_hw, locations, weights)
+    return deformable_attention_by_grid_sample(value, sizes_hw, locations, weights)
+
+
+def deformable_attention_by_grid_sample(
+    value: Tensor, sizes_hw: list[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """The same on any device, with all samples in memory."""
     b, _, m, d = value.shape
     q, p = locations.shape[1], locations.shape[4]
     grid = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, B*M, Q, P, 2)
@@ -72,7 +82,7 @@ class DeformableAttention(nn.Module):
         # Locations in float32 also under autocast: bfloat16 has 8 bits, a place on a 128-cell map needs more.
         offsets = self.sampling_offsets(query).view(b, q, m, levels, p, 2).float()
         weights = self.attention_weights(query).view(b, q, m, levels * p).float().softmax(-1)
-        size_xy = torch.tensor([(w, h) for h, w in sizes_hw], dtype=torch.float32, device=query.device)
-        locations = reference[None, :, None, None, None, :] + offsets / size_xy[:, None, :]
+        size_xy = torch.tensor([[(w, h)] * p for h, w in sizes_hw], dtype=torch.float32, device=query.device)
+        locations = reference[None, :, None, None, None, :] + offsets / size_xy
         attended = deformable_attention(projected.float(), sizes_hw, locations, weights.view(b, q, m, levels, p))
         return self.output_proj(attended.to(projected.dtype))

@@ -130,7 +130,7 @@ class PMTDecoder(nn.Module):
         tokens = torch.cat((self.q.weight.to(tokens.dtype).expand(len(tokens), -1, -1), tokens), dim=1)
         rotation = rope(grid_hw, self.blocks[0].attention.head_dim, tokens.device)
 
-        outputs = MaskOutputs([], [])
+        outputs = MaskOutputs([], [], [])
         for i, block in enumerate(self.blocks):
             allowed = None
             if gives_all or self._is_masked(i):
@@ -152,7 +152,8 @@ class PMTDecoder(nn.Module):
 
     def _predict(self, queries: Tensor, mask_queries: Tensor, pixels: Tensor, outputs: MaskOutputs) -> None:
         outputs.class_logits.append(self.class_head(queries))
-        outputs.mask_logits.append(torch.einsum("bqc,bchw->bqhw", mask_queries, pixels))
+        outputs.mask_embeddings.append(mask_queries)
+        outputs.mask_features.append(pixels.to(mask_queries.dtype))
 
     def _is_masked(self, block: int) -> bool:
         """Evaluation draws nothing: a block has its masks while a query is more likely to keep its own than not."""

@@ -58,10 +58,46 @@ class UPerNetHead(PixelHead):
             own = lateral(level)
             top_down.insert(0, own + resize_to(top_down[0], own))
         smoothed = [smooth(level) for smooth, level in zip(self.smooth, top_down[:-1], strict=True)]
-        finest = smoothed[0]
-        levels = [finest] + [resize_to(level, finest) for level in (*smoothed[1:], top_down[-1])]
-        return self.classifier(self.fuse(torch.cat(levels, dim=1)))
+        return self.classifier(self._fused([*smoothed, top_down[-1]]))
+
+    def _fused(self, levels: list[Tensor]) -> Tensor:
+        """`fuse` of all levels, resized to the first one's size and joined, a level at a time."""
+        size_hw = tuple(levels[0].shape[-2:])
+        weights = self.fuse.conv.weight.split([level.shape[1] for level in levels], dim=1)
+        fused = sum(conv_of_resized(level, w, size_hw) for level, w in zip(levels, weights, strict=True))
+        return F.relu(self.fuse.norm(fused))
+
+
+def conv_of_resized(x: Tensor, weight: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Convolve x, resized to size_hw, without resizing it: (B, C, h, w) -> (B, D, H, W).
+
+    weight: (D, C, 3, 3); zeros are around the resized map. Both steps are linear: each tap's product with the channels
+    is taken at x's own size, and then resized and moved along both axes by matrices. That is less work, unless x is
+    hardly smaller, or so large that the matrices cost more than the channels.
+    """
+    (h, w), (height, width), taps = x.shape[-2:], size_hw, 9 * x.shape[1]
+    if taps * h * w / (height * width) + 3 * h * w / height + 3 * h >= taps:  # products per cell and output channel
+        return F.conv2d(resize(x, size_hw), weight, padding=1)
+    along_y, along_x = (moved_resizing(*lengths, x) for lengths in zip(x.shape[-2:], size_hw, strict=True))
+    columns = 0
+    for column, matrix in zip(weight.unbind(3), along_x, strict=True):
+        per_tap = F.conv2d(x, column.transpose(1, 2).flatten(0, 1)[..., None, None])  # (B, D * 3, h, w)
+        columns = columns + torch.matmul(per_tap, matrix)  # (B, D * 3, h, W)
+    columns = columns.unflatten(1, (-1, 3)).flatten(2, 3)  # (B, D, 3 * h, W)
+    return torch.matmul(torch.cat(tuple(along_y)).t(), columns)
+
+
+def moved_resizing(length: int, new_length: int, like: Tensor) -> Tensor:
+    """(3, length, new_length): the bilinear resizing of one axis, read one cell before, at and after each new cell."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    identity = torch.eye(length, dtype=dtype, device=like.device)[None]
+    resizing = F.pad(F.interpolate(identity, size=new_length, mode="linear", align_corners=False)[0], (1, 1))
+    return torch.stack([resizing[:, tap : tap + new_length] for tap in range(3)]).to(like.dtype)
 
 
 def resize_to(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+    return resize(x, like.shape[-2:])
+
+
+def resize(x: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    return F.interpolate(x, size=size_hw, mode="bilinear", align_corners=False)

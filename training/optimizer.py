@@ -36,7 +36,7 @@ def build_optimizer(
         groups += parameter_groups([backbone], weight_decay, backbone_lr_multiplier)
     for group in groups if decays_free else ():
         group["weight_decay"] = weight_decay
-    return AdamW(groups, lr=lr)
+    return AdamW(groups, lr=lr, fused=True)
 
 
 def parameter_groups(

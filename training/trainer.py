@@ -170,11 +170,12 @@ class Trainer:
         self.segmenter.load_trainable_state(state.get("raw", state["model"]))
         if self.average:  # the weights themselves, in a run that had no average until now
             self.average.load(state["model"])
-        kept = ("weight_decay", "lr_multiplier")
-        chosen = [{key: group[key] for key in kept} for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, values in zip(self.optimizer.param_groups, chosen, strict=True):
-            group.update(values)
+        kept = ("weight_decay", "lr_multiplier", "fused")  # older checkpoints' optimizer was not fused
+        groups = [
+            {**saved, **{key: group[key] for key in kept}}
+            for saved, group in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True)
+        ]
+        self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
         progress = Progress(**state["progress"])
         best_metric = self.settings.best_metric
         if progress.best_metric != best_metric:
@@ -319,9 +320,10 @@ class Trainer:
         losses = self._backward(micro_batches)
         # Without a limit the norm is needed all the same: it is one number that is finite when all gradients are.
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm or math.inf)
-        numbers = {name: value.item() for name, value in losses.items()}
+        *values, norm = torch.stack([*losses.values(), norm]).tolist()  # one wait for the device
+        numbers = dict(zip(losses, values, strict=True))
         numbers["loss"] = sum(numbers.values())
-        bad = not_finite(numbers, float(norm))
+        bad = not_finite(numbers, norm)
         numbers = mean_anywhere(accelerator, numbers)
 
         skipped = [text for batch in micro_batches for text in batch.skipped]

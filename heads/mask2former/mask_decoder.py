@@ -103,8 +103,10 @@ class MaskDecoder(nn.Module):
         query_position = self.query_embed.weight
         query = self.query_feat.weight.expand(batch, -1, -1)
 
-        outputs = MaskOutputs([], [])
-        self._predict(query, mask_features, outputs)
+        small = [resized(mask_features, size) for size in sizes_hw]
+
+        outputs = MaskOutputs([], [], [mask_features])
+        self._predict(query, outputs)
         layers = zip(
             self.transformer_cross_attention_layers,
             self.transformer_self_attention_layers,
@@ -113,26 +115,32 @@ class MaskDecoder(nn.Module):
         )
         for i, (cross_attention, self_attention, feed_forward) in enumerate(layers):
             level = i % NUM_LEVELS
-            blocked = blocked_cells(outputs.mask_logits[-1], sizes_hw[level])
+            blocked = blocked_cells(outputs.mask_embeddings[-1], small[level])
             query = cross_attention(query, query_position, levels[level], positions[level], blocked)
             query = feed_forward(self_attention(query, query_position))
-            self._predict(query, mask_features, outputs)
+            self._predict(query, outputs)
         return outputs
 
-    def _predict(self, query: Tensor, mask_features: Tensor, outputs: MaskOutputs) -> None:
+    def _predict(self, query: Tensor, outputs: MaskOutputs) -> None:
         query = self.post_norm(query)
         outputs.class_logits.append(self.class_embed(query))
-        outputs.mask_logits.append(torch.einsum("bqc,bchw->bqhw", self.mask_embed(query), mask_features))
+        outputs.mask_embeddings.append(self.mask_embed(query).to(outputs.mask_features[0].dtype))
 
 
 @torch.no_grad()
-def blocked_cells(mask_logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
+def resized(mask_features: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) -> (B, C, S), bilinear. Masks made of these are the masks resized, and cost less."""
+    return F.interpolate(mask_features.float(), size=size_hw, mode="bilinear", align_corners=False).flatten(2)
+
+
+@torch.no_grad()
+def blocked_cells(mask_embeddings: Tensor, features: Tensor) -> Tensor:
     """Masked attention (equation 2): (B, Q, S) bool, True where a query may not look.
 
     A query looks only where its own mask is over 0.5 so far; one with an empty mask looks everywhere.
+    mask_embeddings: (B, Q, C); features: (B, C, S).
     """
-    resized = F.interpolate(mask_logits.float(), size=size_hw, mode="bilinear", align_corners=False)
-    blocked = resized.flatten(2) < 0
+    blocked = torch.matmul(mask_embeddings.to(features.dtype), features) < 0
     return blocked & ~blocked.all(-1, keepdim=True)
 
 

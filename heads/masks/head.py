@@ -33,7 +33,7 @@ class MaskHead(Head):
 
     def loss(self, outputs: MaskOutputs, targets: list[Target], scope: LossScope | None = None) -> dict[str, Tensor]:
         """{"class", "mask", "dice"}; in float32 also under autocast: matching and losses in half precision diverge."""
-        device_type = outputs.mask_logits[0].device.type
+        device_type = outputs.class_logits[0].device.type
         with torch.autocast(device_type, enabled=False):
             return mask_loss(outputs, [to_mask_target(t) for t in targets], self.loss_settings, scope)
 
@@ -45,7 +45,7 @@ class MaskHead(Head):
         """
         rows = rows or slice(0, size_hw[0])
         class_probability = outputs.class_logits[-1].float().softmax(-1)[..., :-1]
-        masks = outputs.mask_logits[-1].float()
+        masks = outputs.last_masks.float()
         batch, num_queries = masks.shape[:2]
         num_pixels = (rows.stop - rows.start) * size_hw[1]
         chunk = max(1, CHUNK_ELEMENTS // (batch * num_pixels))
@@ -72,7 +72,7 @@ class MaskHead(Head):
     ) -> Iterator[Instance]:
         """Objects of image number `image` of the batch, best first, one mask (H, W) at a time; at most top_k, None = as
         many as there are queries."""
-        classes, masks = outputs.class_logits[-1][image], outputs.mask_logits[-1][image]
+        classes, masks = outputs.class_logits[-1][image], outputs.last_masks[image]
         return results.instances(classes, masks, size_hw, top_k, threshold, thing_classes)
 
     def panoptic(
@@ -85,5 +85,5 @@ class MaskHead(Head):
         overlap_threshold: float = 0.8,
     ) -> tuple[Tensor, list[Segment]]:
         """Map (H, W) int32 of segment numbers, 0 = none, of image number `image` of the batch, and its segments."""
-        classes, masks = outputs.class_logits[-1][image], outputs.mask_logits[-1][image]
+        classes, masks = outputs.class_logits[-1][image], outputs.last_masks[image]
         return results.panoptic(classes, masks, size_hw, is_thing, threshold, overlap_threshold)

@@ -10,14 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from heads.mask2former.mask_decoder import blocked_cells, resized
 from heads.masks.loss import (
     MaskLossSettings,
     MaskOutputs,
     MaskTarget,
     assign,
     mask_loss,
+    masks_at_points,
     match,
+    matched_masks,
     matching_costs,
+    sample_points,
     sample_truth,
     to_mask_target,
 )
@@ -31,7 +35,7 @@ SETTINGS = MaskLossSettings(num_points=512)
 
 def random_outputs(batch: int, seed: int = 0, layers: int = 2, size: int = 16) -> MaskOutputs:
     generator = torch.Generator().manual_seed(seed)
-    return MaskOutputs(
+    return MaskOutputs.of_masks(
         [torch.randn(batch, QUERIES, CLASSES + 1, generator=generator).requires_grad_() for _ in range(layers)],
         [torch.randn(batch, QUERIES, size, size, generator=generator).requires_grad_() for _ in range(layers)],
     )
@@ -63,7 +67,7 @@ def test_ignored_pixels_get_no_gradient_from_mask_losses():
     outputs = random_outputs(1)
     losses = loss_of(outputs, [semantic])
     (losses["mask"] + losses["dice"]).backward()
-    for masks in outputs.mask_logits:
+    for masks in outputs.mask_features:
         assert masks.grad[..., :, :7].abs().sum() > 0
         assert masks.grad[..., :, 9:].abs().sum() == 0  # columns 8 on are ignored; a sample touches two columns
 
@@ -76,7 +80,7 @@ def test_what_stands_under_ignored_pixels_does_not_change_the_matching():
     torch.manual_seed(0)
     before = match(outputs, target, 512, 2.0, 5.0, 5.0, [torch.Generator().manual_seed(0)])
     with torch.no_grad():
-        for masks in outputs.mask_logits:
+        for masks in outputs.mask_features:
             masks[..., 9:] = 100.0
     torch.manual_seed(0)
     assert torch.equal(match(outputs, target, 512, 2.0, 5.0, 5.0, [torch.Generator().manual_seed(0)]), before)
@@ -97,10 +101,12 @@ def test_an_unlabelled_image_neither_breaks_nor_skews_a_step():
     unlabelled = torch.full((64, 64), IGNORE_INDEX)
     both = loss_of(outputs, [blocks(), unlabelled])
     sum(both.values()).backward()
-    alone = MaskOutputs(*[[t[:1].detach() for t in part] for part in (outputs.class_logits, outputs.mask_logits)])
+    alone = MaskOutputs.of_masks(
+        *[[t[:1].detach() for t in part] for part in (outputs.class_logits, outputs.mask_features)]
+    )
     expected = loss_of(alone, [blocks()])
     assert both["class"].item() == pytest.approx(expected["class"].item(), rel=1e-5)
-    for logits in (*outputs.class_logits, *outputs.mask_logits):
+    for logits in (*outputs.class_logits, *outputs.mask_features):
         assert torch.isfinite(logits.grad).all()
         assert logits.grad[0].abs().sum() > 0 and logits.grad[1].abs().sum() == 0
 
@@ -111,7 +117,7 @@ def test_a_batch_without_labels_gives_zero():
     total = sum(losses.values())
     total.backward()
     assert total.item() == 0
-    assert all(t.grad.abs().sum() == 0 for t in (*outputs.class_logits, *outputs.mask_logits))
+    assert all(t.grad.abs().sum() == 0 for t in (*outputs.class_logits, *outputs.mask_features))
 
 
 def test_an_image_without_objects_teaches_no_object():
@@ -148,10 +154,40 @@ def test_a_perfect_prediction_costs_almost_nothing_and_is_found():
         masks[0, query] = torch.where(mask, 20.0, -20.0)
         classes[0, query] = -20
         classes[0, query, label] = 20
-    outputs = MaskOutputs([classes], [masks])
+    outputs = MaskOutputs.of_masks([classes], [masks])
     queries = match(outputs, [target], 512, 2.0, 5.0, 5.0, [torch.Generator().manual_seed(0)])
     assert queries[0].tolist() == order.tolist()
     assert loss_of(outputs, [semantic])["class"].item() < 1e-6
+
+
+@pytest.mark.parametrize("points", [10, 200])
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_masks_made_in_parts_equal_whole_masks(points, is_shared):
+    """At points, whether sampled before the product or after it, and of matched queries; values and gradients."""
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn(2, 5, 8, 12, generator=generator).requires_grad_() for _ in range(1 if is_shared else 3)]
+    embeddings = [torch.randn(2, QUERIES, 5, generator=generator).requires_grad_() for _ in range(3)]
+    outputs = MaskOutputs([], embeddings, features)
+    whole = torch.stack([outputs.mask_logits(i) for i in range(3)])  # (L, B, Q, h, w)
+    factors = zip(embeddings, features * (3 // len(features)), strict=True)
+    expected = torch.stack([torch.einsum("bqc,bchw->bqhw", *pair) for pair in factors])
+    assert torch.equal(whole, expected) and torch.equal(outputs.last_masks, whole[-1])
+
+    places = torch.rand(1, 1, points, 2, generator=generator)
+    found = torch.stack(list(masks_at_points(outputs, 1, places)))
+    torch.testing.assert_close(found, torch.cat([sample_points(m[1:], places) for m in whole])[:, :, 0])
+
+    labels = [torch.zeros(2, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)]
+    targets = [MaskTarget(torch.zeros(len(n), 4, 4, dtype=torch.bool), n) for n in labels]
+    queries = torch.tensor([[0, 7, 3, 2, 1], [5, 5, 4, -1, 0], [6, 1, 2, 3, 4]])
+    matched = matched_masks(outputs, targets, queries)
+    picked = whole[torch.arange(3)[:, None], torch.tensor([0, 0, 1, 1, 1]), queries.clamp(min=0)]
+    torch.testing.assert_close(matched, picked)
+    cotangent = torch.randn(matched.shape, generator=generator)
+    inputs = [*features, *embeddings]
+    gradients = [torch.autograd.grad(masks, inputs, cotangent) for masks in (matched, picked)]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @settings(max_examples=25, deadline=None)
@@ -159,21 +195,32 @@ def test_a_perfect_prediction_costs_almost_nothing_and_is_found():
 def test_pairwise_costs_equal_their_definitions(seed: int, objects: int):
     generator = torch.Generator().manual_seed(seed)
     points = 37
-    classes = torch.randn(1, QUERIES, CLASSES + 1, generator=generator)
-    masks = 4 * torch.randn(1, QUERIES, points, generator=generator)
+    classes = torch.randn(QUERIES, CLASSES + 1, generator=generator)
+    masks = 4 * torch.randn(QUERIES, points, generator=generator)
     labels = torch.randint(0, CLASSES, (objects,), generator=generator)
     truth = torch.rand(objects, points, generator=generator)
     weight = torch.rand(points, generator=generator)
     class_cost, mask_cost, dice_cost = matching_costs(classes, masks, labels, truth, weight)
     for q in range(QUERIES):
         for n in range(objects):
-            x, t = masks[0, q], truth[n]
-            assert class_cost[0, q, n].item() == pytest.approx(-classes[0, q].softmax(0)[labels[n]].item(), abs=1e-5)
+            x, t = masks[q], truth[n]
+            assert class_cost[q, n].item() == pytest.approx(-classes[q].softmax(0)[labels[n]].item(), abs=1e-5)
             entropy = (F.binary_cross_entropy_with_logits(x, t, reduction="none") * weight).sum() / max(1, weight.sum())
-            assert mask_cost[0, q, n].item() == pytest.approx(entropy.item(), rel=1e-3, abs=1e-4)
+            assert mask_cost[q, n].item() == pytest.approx(entropy.item(), rel=1e-3, abs=1e-4)
             p = x.sigmoid()
             dice = 1 - (2 * (p * t * weight).sum() + 1) / ((p * weight).sum() + (t * weight).sum() + 1)
-            assert dice_cost[0, q, n].item() == pytest.approx(dice.item(), rel=1e-3, abs=1e-4)
+            assert dice_cost[q, n].item() == pytest.approx(dice.item(), rel=1e-3, abs=1e-4)
+
+
+def test_attention_masks_are_the_signs_of_the_masks_resized():
+    generator = torch.Generator().manual_seed(0)
+    features, embeddings = torch.randn(2, 5, 16, 24, generator=generator), torch.randn(2, 9, 5, generator=generator)
+    embeddings[0, 0], features[:, 0] = torch.tensor([-9.0, 0, 0, 0, 0]), 1.0  # an empty mask: looks everywhere
+    masks = F.interpolate(torch.einsum("bqc,bchw->bqhw", embeddings, features), size=(4, 6), mode="bilinear")
+    expected = masks.flatten(2) < 0
+    assert expected[0, 0].all()
+    expected[0, 0] = False
+    assert torch.equal(blocked_cells(embeddings, resized(features, (4, 6))), expected)
 
 
 def test_costs_are_finite_whatever_the_predictions():

@@ -172,7 +172,7 @@ def head() -> Mask2FormerHead:
 def test_the_head_takes_the_last_prediction_of_the_image_asked_for(head):
     pictures = [blobs(0), blobs(1)]
     last = [torch.stack(part) for part in zip(*pictures, strict=True)]
-    outputs = MaskOutputs([torch.zeros_like(last[0]), last[0]], [torch.zeros_like(last[1]), last[1]])
+    outputs = MaskOutputs.of_masks([torch.zeros_like(last[0]), last[0]], [torch.zeros_like(last[1]), last[1]])
 
     def plain(objects) -> list[tuple]:
         return [(o.label, o.score, int(o.mask.sum())) for o in objects]
@@ -189,7 +189,7 @@ def test_the_head_takes_the_last_prediction_of_the_image_asked_for(head):
 def test_semantic_maps_equal_transformers(head):
     class_logits, mask_logits = blobs(0)
     (expected,) = Mask2FormerImageProcessor().post_process_semantic_segmentation(theirs(class_logits, mask_logits))
-    scores = head.semantic(MaskOutputs([class_logits[None]], [mask_logits[None]]), THEIR_SIZE)
+    scores = head.semantic(MaskOutputs.of_masks([class_logits[None]], [mask_logits[None]]), THEIR_SIZE)
     assert (scores[0].argmax(0) == expected).double().mean() > 0.9999
 
 
@@ -226,7 +226,7 @@ def test_an_image_can_have_as_many_objects_as_there_are_queries():
     generator = torch.Generator().manual_seed(0)
     classes = torch.zeros(1, queries, 3)
     classes[..., 0] = 5
-    outputs = MaskOutputs([classes], [torch.randn(1, queries, 8, 8, generator=generator)])
+    outputs = MaskOutputs.of_masks([classes], [torch.randn(1, queries, 8, 8, generator=generator)])
     assert len(list(head.instances(outputs, 0, (16, 16)))) == queries
 
     class Model(torch.nn.Module):

@@ -53,7 +53,7 @@ def outputs(model: nn.ModuleDict) -> dict[str, torch.Tensor]:
     return named | {
         "mask_features": mask_features,
         "pred_logits": predictions.class_logits[-1],
-        "pred_masks": predictions.mask_logits[-1],
+        "pred_masks": predictions.last_masks,
         "aux0_pred_logits": predictions.class_logits[0],
     }
 

@@ -72,10 +72,10 @@ def test_evaluation_draws_nothing(chance):
     images = torch.randn(2, 3, 64, 96)
     state = torch.get_rng_state()
     first, second = model(images), model(images)
-    assert torch.equal(first.mask_logits[0], second.mask_logits[0])
+    assert torch.equal(first.last_masks, second.last_masks)
     assert torch.equal(torch.get_rng_state(), state)
     model.head.decoder.set_chances([float(chance >= 0.5)] * 3)
-    assert torch.equal(model(images).mask_logits[0], first.mask_logits[0])
+    assert torch.equal(model(images).last_masks, first.last_masks)
 
 
 def test_training_draws_from_the_given_random_state():
@@ -85,7 +85,7 @@ def test_training_draws_from_the_given_random_state():
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        found.append(model(images).mask_logits[-1])
+        found.append(model(images).last_masks)
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
 
@@ -93,7 +93,7 @@ def test_training_draws_from_the_given_random_state():
 @pytest.mark.parametrize("size_hw", [(64, 64), (32, 160), (224, 96)])
 def test_any_size_and_aspect(size_hw):
     outputs = small().eval()(torch.randn(1, 3, *size_hw))
-    assert [tuple(m.shape) for m in outputs.mask_logits] == [(1, 6, size_hw[0] // 4, size_hw[1] // 4)]
+    assert [tuple(outputs.last_masks.shape)] == [(1, 6, size_hw[0] // 4, size_hw[1] // 4)]
     assert [tuple(c.shape) for c in outputs.class_logits] == [(1, 6, 5)]
 
 
@@ -102,7 +102,7 @@ def test_height_and_width_are_told_apart():
     """An image turned on its side is no turned result: positions know the axes."""
     model = small().eval()
     image = torch.randn(1, 3, 64, 96)
-    upright, turned = model(image).mask_logits[0], model(image.transpose(2, 3)).mask_logits[0]
+    upright, turned = model(image).last_masks, model(image.transpose(2, 3)).last_masks
     assert (upright - turned.transpose(2, 3)).abs().max() > 1e-3
 
 

@@ -84,7 +84,8 @@ def test_mask2former_head_equals_transformers():
     class_logits, mask_logits = reference(pyramid)
     outputs = head(pyramid)
     assert len(outputs.class_logits) == len(class_logits) == 10
-    for ours, expected in zip(outputs.class_logits + outputs.mask_logits, class_logits + mask_logits, strict=True):
+    our_masks = [outputs.mask_logits(i) for i in range(10)]
+    for ours, expected in zip(outputs.class_logits + our_masks, class_logits + mask_logits, strict=True):
         assert relative_error(ours, expected) < 1e-4
 
     decoded = reference.pixel_decoder(pyramid)
@@ -112,7 +113,7 @@ def test_upernet_head_equals_transformers():
 def test_matching_equals_transformers(same_points, predictions, truth):
     class_logits, mask_logits = predictions
     queries = match(
-        MaskOutputs(class_logits, mask_logits),
+        MaskOutputs.of_masks(class_logits, mask_logits),
         truth,
         256,
         **WEIGHTS,
@@ -131,7 +132,7 @@ def test_matching_equals_transformers(same_points, predictions, truth):
 def test_losses_and_gradients_equal_transformers(same_points, predictions, truth, num_points):
     settings = MaskLossSettings(num_points=num_points, **WEIGHTS)
     ours = [[t.clone().requires_grad_() for t in part] for part in predictions]
-    losses = mask_loss(MaskOutputs(*ours), truth, settings)
+    losses = mask_loss(MaskOutputs.of_masks(*ours), truth, settings)
 
     theirs = [[t.clone().requires_grad_() for t in part] for part in predictions]
     auxiliary = [

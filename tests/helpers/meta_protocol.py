@@ -53,7 +53,7 @@ class MaskStandIn(MaskHead):
         bias = torch.from_numpy(standard_normal("proto.m2f.class.bias", (QUERIES, 7)))
         bias[torch.arange(QUERIES), torch.arange(QUERIES) % 5] += 3
         bias[:, 5] = -20
-        return MaskOutputs([patches.mean((2, 3)).unflatten(1, (QUERIES, 7)) + bias], [masks])
+        return MaskOutputs.of_masks([patches.mean((2, 3)).unflatten(1, (QUERIES, 7)) + bias], [masks])
 
 
 class StandIn:

@@ -53,7 +53,7 @@ def test_a_whole_mask2former_gives_its_own_logits(mask2former):
     with torch.no_grad():
         outputs, expected = model(images), reference(pixel_values=images)
     torch.testing.assert_close(outputs.class_logits[-1], expected.class_queries_logits, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(outputs.mask_logits[-1], expected.masks_queries_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(outputs.last_masks, expected.masks_queries_logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_released_head_is_evaluated_and_predicts_the_same(mask2former, tmp_path):

@@ -106,7 +106,7 @@ def test_a_whole_model_gives_the_same_logits(saved, source):
     with torch.no_grad():
         outputs, expected = segmenter(images), reference(pixel_values=images)
     assert largest_difference(outputs.class_logits[-1], expected.class_queries_logits) < 1e-4
-    assert largest_difference(outputs.mask_logits[-1], expected.masks_queries_logits) < 1e-4
+    assert largest_difference(outputs.last_masks, expected.masks_queries_logits) < 1e-4
 
 
 def test_what_the_file_tells_of_itself(saved):

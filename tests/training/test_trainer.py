@@ -94,7 +94,7 @@ def test_bfloat16(tmp_path, head, monkeypatch, capsys):
     loss = Segmenter.loss
 
     def spy(self, outputs, targets, scope=None):
-        dtypes.add((outputs.mask_logits[-1] if head == "m2f" else outputs).dtype)
+        dtypes.add((outputs.last_masks if head == "m2f" else outputs).dtype)
         dtypes.add(next(m.weight.dtype for m in self.backbone.modules() if type(m) is torch.nn.Linear))
         return loss(self, outputs, targets, scope)
 
