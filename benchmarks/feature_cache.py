@@ -70,8 +70,8 @@ def epochs(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Median seconds of an epoch of each kind, in turns, so that what else the machine does slows all alike; the first
     turn counts as "filling" alone."""
     from training.config import parse_training_arguments
-    from training.feature_cache import FeatureCache
-    from training.feature_stores import DiskStore
+    from training.features.cache import FeatureCache
+    from training.features.stores import DiskStore
     from training.processes import make_accelerator
     from training.run import prepare
     from training.setup import end_workers

@@ -24,7 +24,7 @@ from evaluation.options import Inference
 from evaluation.visualize import Drawn, Shown, ShownObjects
 from segmenter import Segmenter
 from structures import IGNORE_INDEX, Batch
-from training.feature_cache import CachedModel, FeatureCache
+from training.features.cache import CachedModel, FeatureCache
 from training.tasks import TaskData
 
 TIMED_IMAGES = 10

@@ -14,8 +14,8 @@ import torch
 from comparison.config import TRIAL_STEPS
 from errors import StopRequest
 from structures import Batch
-from training.feature_cache import FeatureCache
-from training.feature_stores import MemoryStore
+from training.features.cache import FeatureCache
+from training.features.stores import MemoryStore
 from training.trainer import Trainer
 
 REMEMBERED_BYTES = 2**30

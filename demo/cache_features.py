@@ -13,7 +13,7 @@ def main() -> int:
     config, flags = parse_fill_arguments(sys.argv[1:])
 
     def job() -> None:
-        from training.cache_filling import fill  # after parsing: --help should not wait for torch
+        from training.features.filling import fill  # after parsing: --help should not wait for torch
 
         filled = fill(config, *flags.part)
         store = filled.store

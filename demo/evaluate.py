@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from errors import UserError, note, printable, run_job
-from training.evaluate_config import EvaluateConfig, parse_evaluate_arguments
+from training.evaluate.config import EvaluateConfig, parse_evaluate_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from prediction.files import Job
     from prediction.results import Result as Prediction
     from segmenter import Segmenter
-    from training.evaluate import BlocksOfRaster, Evaluated, Evaluation
+    from training.evaluate.evaluation import BlocksOfRaster, Evaluated, Evaluation
 
 WORST_FILE = "worst.png"
 WORST_SHOWN = 5
@@ -29,7 +29,7 @@ WORST_SHOWN = 5
 
 
 def evaluate(config: EvaluateConfig) -> int:
-    from training.evaluate import Evaluation  # after parsing: --help should not wait for torch
+    from training.evaluate.evaluation import Evaluation  # after parsing: --help should not wait for torch
 
     with ExitStack() as held:
         return evaluate_in(config, Evaluation(config, held))

@@ -13,7 +13,7 @@ from comparison.config import parse_compare_arguments
 from demo import check_dataset, predict
 from heads.options import HEADS
 from training.config import parse_fill_arguments, parse_training_arguments
-from training.evaluate_config import parse_evaluate_arguments
+from training.evaluate.config import parse_evaluate_arguments
 
 PAGES = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "checkpoints/README.md", *PAGES]

@@ -22,10 +22,10 @@ from evaluation.options import Inference
 from heads.build import HeadSpec
 from heads.options import HEADS, head_options
 from segmenter import Segmenter, backbone_tensors
-from training.cache_plan import cache_plan
 from training.checkpoints import Resumed
 from training.config import TrainConfig
-from training.feature_cache import make_cache, stored_dtype
+from training.features.cache import make_cache, stored_dtype
+from training.features.plan import cache_plan
 from training.tasks import TaskData
 from training.trainer import Loaders, TrainerSettings
 

@@ -15,13 +15,13 @@ import torchvision
 from heads.build import HeadSpec
 from memory import count_parameters, estimated_memory_bytes
 from segmenter import Segmenter
-from training.cache_plan import cache_lines, cache_plan
 from training.checkpoints import (
     Progress,
     Resumed,
     RunFiles,
 )
 from training.config import TrainConfig
+from training.features.plan import cache_lines, cache_plan
 from training.tasks import TaskData
 from training.trainer import Trainer
 

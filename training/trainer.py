@@ -26,7 +26,7 @@ from evaluation.options import Inference
 from segmenter import Segmenter
 from structures import Batch, LossScope, Target
 from training.checkpoints import Progress, RunFiles, keep_newest, save_best, save_checkpoint
-from training.feature_cache import CachedModel, FeatureCache
+from training.features.cache import CachedModel, FeatureCache
 from training.logs import RunLog
 from training.optimizer import Average, build_optimizer, set_lr
 from training.processes import largest_anywhere, mean_anywhere

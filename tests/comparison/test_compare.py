@@ -17,7 +17,7 @@ from data.drawn.sets import make_coco_demo_set
 from errors import Interrupted, UserError, run_job
 from segmenter import Segmenter
 from training.config import parse_training_arguments
-from training.feature_cache import TRIAL_KEY, FeatureCache
+from training.features.cache import TRIAL_KEY, FeatureCache
 from training.processes import make_accelerator
 from training.run import train
 from training.trainer import Trainer

@@ -16,7 +16,7 @@ from data.drawn.sets import make_coco_demo_set
 from demo import evaluate as script
 from evaluation.semantic import SemanticEvaluator
 from prediction.predictor import Predictor
-from training.evaluate_results import finished_lines
+from training.evaluate.results import finished_lines
 
 pytestmark = pytest.mark.slow
 
@@ -155,7 +155,7 @@ def test_two_processes_find_what_one_finds(semantic, tmp_path, counted):
     whole = evaluated(semantic, tmp_path / "whole", "--worst", "0")
     out, saved = tmp_path / "out", tmp_path / "saved"
     words = ("-m", semantic / "run", *masks(semantic), "--output-dir", out, "--json", out / "all.json", "--worst", "0")
-    interrupted = "import training.evaluate_results as r; own = r.ResultFiles.add; n = []; "
+    interrupted = "import training.evaluate.results as r; own = r.ResultFiles.add; n = []; "
     interrupted += "r.ResultFiles.add = lambda self, *a: (own(self, *a), n.append(1), len(n) < 2 or sys.exit(3))"
     assert 3 in ranks(*words, "--save-predictions", saved, first=f"import sys; {interrupted}")
     assert len(list(out.glob("results.*.jsonl"))) == 1  # of the second process

@@ -12,7 +12,7 @@ from data.raster_masks import MaskRaster
 from demo import check_dataset
 from demo import evaluate as script
 from evaluation.semantic import confusion_matrix
-from training.evaluate_config import parse_evaluate_arguments
+from training.evaluate.config import parse_evaluate_arguments
 
 rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed: pip install rasterio")
 from raster_files import drawn_image, write_raster  # noqa: E402

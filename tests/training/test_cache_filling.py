@@ -6,8 +6,8 @@ import pytest
 from training_helpers import drawn, train_here, words
 
 from backbones.frozen import FrozenBackbone
-from training.cache_filling import fill
 from training.config import parse_fill_arguments
+from training.features.filling import fill
 
 
 def filled(head: str, folder: Path, *flags: str) -> tuple[int, int]:

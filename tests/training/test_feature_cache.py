@@ -21,10 +21,10 @@ from data.sources.pairs import Pair
 from data.transforms import Augmentation, EvalTransform, TrainTransform
 from errors import UserError
 from structures import Batch
-from training.cache_plan import CachePlan
 from training.config import CacheFlags, config_of
-from training.feature_cache import FeatureCache, Trial
-from training.feature_stores import DiskStore, MemoryStore, open_store
+from training.features.cache import FeatureCache, Trial
+from training.features.plan import CachePlan
+from training.features.stores import DiskStore, MemoryStore, open_store
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 CPU = SimpleNamespace(mixed_precision="no", device=torch.device("cpu"), autocast=nullcontext)
@@ -253,7 +253,7 @@ def test_files_that_killed_processes_left_are_removed(tmp_path, monkeypatch):
     (tmp_path / "ab").mkdir()
     (tmp_path / "ab" / "x.features.1.tmp").write_bytes(b"1234")
     assert DiskStore(tmp_path, 100).used_bytes == 4  # another process may be writing it
-    monkeypatch.setattr("training.feature_stores.LEFTOVER_S", -1)
+    monkeypatch.setattr("training.features.stores.LEFTOVER_S", -1)
     assert DiskStore(tmp_path, 100).used_bytes == 0 and not list(tmp_path.glob("*/*"))
 
 

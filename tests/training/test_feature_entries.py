@@ -8,7 +8,7 @@ import torch
 from fuzz_mutators import json_file
 
 from structures import Features, Layer
-from training.feature_entries import ALIGNMENT, DTYPES, decode, encode, is_entry, quantized
+from training.features.entries import ALIGNMENT, DTYPES, decode, encode, is_entry, quantized
 
 KEYS = ["00" * 32, "ab" * 32]
 

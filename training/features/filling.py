@@ -12,10 +12,10 @@ from errors import stopping_at_once
 from evaluation.evaluate import evaluate
 from segmenter import Segmenter
 from structures import Batch
-from training.cache_plan import cache_plan
 from training.config import TrainConfig
-from training.feature_cache import CachedModel, FeatureCache
-from training.feature_stores import Store
+from training.features.cache import CachedModel, FeatureCache
+from training.features.plan import cache_plan
+from training.features.stores import Store
 from training.processes import make_accelerator
 from training.run import memory_sufficing
 from training.setup import (

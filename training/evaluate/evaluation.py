@@ -25,9 +25,9 @@ from evaluation.options import flags_of
 from evaluation.rasters import Block, RasterModel, class_blocks
 from evaluation.semantic import SemanticEvaluator
 from released.model import load_model
-from training.evaluate_config import EvaluateConfig
-from training.evaluate_data import coco_data, digest_of_files, mask_data, rasters_of
-from training.evaluate_results import FORMAT, ResultFiles
+from training.evaluate.config import EvaluateConfig
+from training.evaluate.data import coco_data, digest_of_files, mask_data, rasters_of
+from training.evaluate.results import FORMAT, ResultFiles
 from training.processes import check_shared, decided, gathered, make_accelerator
 from training.setup import eval_transform
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from checkpoint import WriteFailed, write_atomically
 from errors import UserError, warn
 from training.config import CacheFlags
-from training.feature_entries import is_entry
+from training.features.entries import is_entry
 
 SHARE_OF_FREE = 0.5
 """Of the memory, or of the disk, that is free: what the cache may take where --cache-budget does not say it."""

@@ -19,7 +19,7 @@ from data.sources.source import Source
 from errors import UserError, note
 from segmenter import Segmenter
 from training.config import range_of
-from training.evaluate_config import EvaluateConfig
+from training.evaluate.config import EvaluateConfig
 from training.tasks import OBJECT_EVALUATORS, MakeEvaluator, semantic_evaluator
 
 

@@ -25,8 +25,8 @@ from backbones.frozen import FrozenBackbone
 from segmenter import Segmenter
 from structures import Batch, Features, LossScope, Target
 from training.config import CacheFlags
-from training.feature_entries import DTYPES, decode, encode
-from training.feature_stores import Store, open_store
+from training.features.entries import DTYPES, decode, encode
+from training.features.stores import Store, open_store
 
 READERS = 4
 """Threads that hash, read and write entries: the processor and the disk have more than one thing to do at a time."""
@@ -37,7 +37,7 @@ TRIAL_KEY = "0" * 64
 class FeatureCache:
     """Asks the backbone only about what it was not asked before.
 
-    backbone: frozen. dtype: how values are stored (see feature_entries). num_views: of each training image there are
+    backbone: frozen. dtype: how values are stored (see entries.py). num_views: of each training image there are
     so many, 0 = training has a new one in each epoch, and only validation is cached.
 
     What it gives has always passed through the stored form, also when it was just computed or does not fit any more:

@@ -6,8 +6,8 @@ import torch
 
 from backbones.frozen import FrozenBackbone
 from training.config import TrainConfig
-from training.feature_cache import FeatureCache, Trial
-from training.feature_entries import DTYPES
+from training.features.cache import FeatureCache, Trial
+from training.features.entries import DTYPES
 
 GB = 1e9
 

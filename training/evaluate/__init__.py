@@ -1,0 +1,1 @@
+"""A model, trained here or released, on a data set: its metrics, image by image."""

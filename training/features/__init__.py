@@ -1,0 +1,1 @@
+"""What the frozen backbone says of each view, computed once and kept."""
