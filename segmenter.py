@@ -91,9 +91,11 @@ class Segmenter(nn.Module):
         self.load_state_dict(state, strict=False)
 
     @classmethod
-    def load(cls, checkpoint: str | Path, weights: str | None = None) -> "Segmenter":
+    def load(
+        cls, checkpoint: str | Path, weights: str | None = None, dtype: torch.dtype = torch.float32
+    ) -> "Segmenter":
         """The model of a checkpoint, in eval mode. weights: where the backbone's are now, if they moved; one that was
-        trained is in the checkpoint.
+        trained is in the checkpoint. dtype: of the backbone, see build_backbone.
 
         checkpoint: a file, or a folder (see find_checkpoint). The model knows its task, class_names, the arguments of
         its run, and in labels what mask values meant (data.labels.LabelRule.from_dict reads it), or category_ids and
@@ -107,7 +109,7 @@ class Segmenter(nn.Module):
         if whole:
             backbone = build_kept_backbone(whole, about, str(checkpoint))
         else:
-            backbone = build_backbone(about["name"], weights or about["weights"])
+            backbone = build_backbone(about["name"], weights or about["weights"], dtype)
         if backbone.fingerprint != about["fingerprint"]:
             raise UserError(
                 f"{checkpoint} was trained on other weights of {backbone.name} than {backbone.weights}: "

@@ -20,35 +20,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from backbones.fingerprint import Sample, fingerprint
+from backbones.half_weights import PLAIN_LAYERS, DrawnLater
 from backbones.keys import State, to_timm_keys
 from backbones.mask2former_keys import mask2former_backbone
 from backbones.names import BACKBONES, tapped_blocks
 from backbones.timm_models import ROPE_PERIODS, create, create_with, timm_name
-from backbones.weight_files import OWN_PREFIX, backbone_state, read_normalisation, read_tensors
+from backbones.weight_files import OWN_PREFIX, backbone_state, float_state, read_normalisation, read_tensors
 from backbones.weights import find_weights
 from errors import UserError
 from structures import PYRAMID_STRIDES, Features, Layer
 
-_SAMPLES = 4096
-
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By the bytes of a number: as what its bits can be added up."""
-
-
-def fingerprint(state: dict[str, Tensor]) -> str:
-    """16 hex digits from every tensor's name, shape and up to 8191 evenly strided values as float32.
-
-    Tensors of up to 8191 elements count in full. In larger ones a change of single elements can go unseen, that of a
-    run of elements as long as the step cannot. Cheap for ViT-7B.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().flatten()
-        # An odd step: with an even one the samples of a matrix would all come from a few of its columns.
-        step = max(1, tensor.numel() // _SAMPLES) | 1
-        digest.update(f"{name} {tuple(state[name].shape)}".encode())
-        digest.update(tensor[::step].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def attention_backend(name: str) -> AbstractContextManager:
@@ -107,13 +91,22 @@ class FrozenBackbone(nn.Module):
     which its run may replace by a better one. Otherwise name and fingerprint are enough.
     """
 
-    def __init__(self, model: nn.Module, name: str, weights: str, mean: tuple[float, ...], std: tuple[float, ...]):
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        weights: str,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        samples: Mapping[str, Sample] | None = None,
+    ):
+        """samples: of the float32 weights that `model` has in a smaller type, for the fingerprint."""
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.name = name
         self.weights = weights
         self.mean, self.std = tuple(mean), tuple(std)
-        self.fingerprint = fingerprint(model.state_dict())
+        self.fingerprint = fingerprint({**model.state_dict(), **(samples or {})})
         self.taps = _taps(model, name)
         self.channels: list[int] = [model.feature_info[tap]["num_chs"] for tap in self.taps]
         self.strides: list[int] = [model.feature_info[tap]["reduction"] for tap in self.taps]
@@ -252,9 +245,8 @@ class FrozenBackbone(nn.Module):
         Norms, layer scales, tokens and positions stay in float32. From then on forward runs under autocast of `dtype`,
         and gives bit for bit what float32 weights give there: autocast casts these very weights by itself.
         """
-        plain_layers = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # a subclass may compute with its weights first
         for module in self.model.modules():
-            if type(module) in plain_layers:
+            if type(module) in PLAIN_LAYERS:
                 module.to(dtype)
         self._autocast_dtype = dtype
         return self
@@ -301,13 +293,16 @@ class FrozenBackbone(nn.Module):
         return F.interpolate(images, nearest, mode="bilinear", align_corners=False)
 
 
-def build_backbone(name: str, weights: str = "auto") -> FrozenBackbone:
-    """The backbone `name` (see names.py, or any name of timm) on the CPU in float32, with `weights`:
+def build_backbone(name: str, weights: str = "auto", dtype: torch.dtype = torch.float32) -> FrozenBackbone:
+    """The backbone `name` (see names.py, or any name of timm) on the CPU, with `weights`:
 
     "auto": timm's weights of this model from the Hugging Face hub or its local cache; a local path: a .pth, a
     .safetensors or a Hugging Face folder, also of a whole Mask2Former (then a .pkl too), or a checkpoint of ours with a
     trained backbone; a hub name such as "facebook/dinov3-vits16-pretrain-lvd1689m"; or "random":
     the same numbers every time, without touching the caller's random state.
+
+    dtype: torch.bfloat16 for what cast_weights makes of the backbone, with the same numbers and fingerprint; a large
+    model is never held in float32 then. One that belongs in checkpoints (is_kept) is in float32 anyway.
 
     Raises UserError for an unknown name, an unreadable file, or one that belongs to another model, and its subclass
     hub.WeightsUnavailable, within ten seconds, if the weights must come from the hub and cannot.
@@ -315,16 +310,22 @@ def build_backbone(name: str, weights: str = "auto") -> FrozenBackbone:
     architecture = timm_name(name)
     config = timm.get_pretrained_cfg(architecture)
     if weights == "random":
-        return FrozenBackbone(create(architecture), name, "random", config.mean, config.std)
+        model, samples = _random_model(architecture, name, dtype)
+        return _in_dtype(FrozenBackbone(model, name, "random", config.mean, config.std, samples), dtype)
     source = find_weights(weights, name, config.hf_hub_id)
     mean, std = read_normalisation(source.path, source.title) or (config.mean, config.std)
-    tensors = read_tensors(source.path)
+    tensors = read_tensors(source.path, is_mapped=dtype != torch.float32)
+    is_kept = any(name.startswith(OWN_PREFIX) for name in tensors)
+    dtype = torch.float32 if is_kept else dtype
     state = backbone_state(tensors)
+    del tensors  # converted below one by one, which frees them only where nothing else holds them
+    if dtype == torch.float32:
+        state = float_state(state)
     of_mask2former, _ = mask2former_backbone(state)
-    model = create_with(architecture, of_mask2former or to_timm_keys(state), source.label, name)
-    backbone = FrozenBackbone(model, name, source.label, mean, std)
-    backbone.is_kept = any(name.startswith(OWN_PREFIX) for name in tensors)
-    return backbone
+    model, samples = create_with(architecture, of_mask2former or to_timm_keys(state), source.label, name, dtype)
+    backbone = FrozenBackbone(model, name, source.label, mean, std, samples)
+    backbone.is_kept = is_kept
+    return _in_dtype(backbone, dtype)
 
 
 def build_kept_backbone(state: State, about: dict[str, Any], label: str) -> FrozenBackbone:
@@ -334,11 +335,23 @@ def build_kept_backbone(state: State, about: dict[str, Any], label: str) -> Froz
     began with, which it goes by. label: the file, for messages.
     """
     name = about["name"]
-    model = create_with(timm_name(name), dict(state), label, name)
+    model, _ = create_with(timm_name(name), dict(state), label, name)
     backbone = FrozenBackbone(model, name, about["weights"], about["mean"], about["std"])
     backbone.fingerprint = about["fingerprint"]
     backbone.is_kept = True
     return backbone
+
+
+def _random_model(architecture: str, name: str, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Sample]]:
+    if dtype == torch.float32 or name not in BACKBONES:  # other models of timm are small, and initialize in any way
+        return create(architecture), {}
+    with DrawnLater() as drawn_later:
+        model = create(architecture)
+    return model, drawn_later.fill(model, dtype)
+
+
+def _in_dtype(backbone: FrozenBackbone, dtype: torch.dtype) -> FrozenBackbone:
+    return backbone if dtype == torch.float32 else backbone.cast_weights(dtype)
 
 
 def _has_rope_periods(model: nn.Module) -> bool:

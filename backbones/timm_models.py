@@ -8,6 +8,8 @@ import torch
 from timm.models._manipulate import reinit_non_persistent_buffers
 from torch import Tensor, nn
 
+from backbones.fingerprint import Sample
+from backbones.half_weights import convert
 from backbones.keys import State, check_fit, without_extras
 from backbones.names import BACKBONES
 from backbones.swin import PADS_FIRST, pad_before_shifting
@@ -47,8 +49,14 @@ def _create_seeded(architecture: str, device: str, **options) -> nn.Module:
         return timm.create_model(architecture, num_classes=0, **options)
 
 
-def create_with(architecture: str, state: State, label: str, name: str) -> nn.Module:
-    """The model with the tensors of `state` as its own: a 7B file is held once and no random weights are drawn."""
+def create_with(
+    architecture: str, state: State, label: str, name: str, dtype: torch.dtype = torch.float32
+) -> tuple[nn.Module, dict[str, Sample]]:
+    """The model with the tensors of `state` as its own: a 7B file is held once and no random weights are drawn.
+
+    Empties `state`. dtype: of the weights of plain layers; with another one than float32, their samples are returned
+    too (see half_weights.convert).
+    """
     # Only for the models whose buffers are known to come out right; other models of timm are small.
     device = "meta" if name in BACKBONES else "cpu"
     periods, pads_first = state.pop(ROPE_PERIODS, None), state.pop(PADS_FIRST, None)
@@ -58,13 +66,15 @@ def create_with(architecture: str, state: State, label: str, name: str) -> nn.Mo
             model = create(architecture, device, qkv_bias=True)
     classifiers = model.pretrained_cfg.get("classifier")
     classifiers = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers or ())
-    state = without_extras(state, model.state_dict(), classifiers)
-    check_fit(state, model.state_dict(), label, name)
-    model.load_state_dict(state, assign=True)
+    fitting = without_extras(state, model.state_dict(), classifiers)
+    state.clear()
+    check_fit(fitting, model.state_dict(), label, name)
+    samples = {} if dtype == torch.float32 else convert(fitting, model, dtype)
+    model.load_state_dict(fitting, assign=True)
     if pads_first is not None:
         pad_before_shifting(model)
     _fill_buffers(model, periods)
-    return model
+    return model, samples
 
 
 def _has_qkv_biases(state: State) -> bool:

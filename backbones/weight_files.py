@@ -5,6 +5,7 @@ import json
 import math
 import re
 import reprlib
+import zipfile
 from pathlib import Path
 
 import torch
@@ -38,26 +39,32 @@ def read_state(path: Path) -> dict[str, Tensor]:
     Raises UserError with one message if the path is missing, holds no weights, is truncated or altered (when its name
     ends in the start of its SHA-256, as Meta's do), or holds Python objects: those are refused, nothing of them runs.
     """
-    return backbone_state(read_tensors(path))
+    return float_state(backbone_state(read_tensors(path)))
 
 
 def backbone_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What read_tensors gave, as read_state gives it."""
-    state = _without_prefixes(tensors)
+    """What read_tensors gave, without prefixes."""
+    return dict(_without_prefixes(tensors))
+
+
+def float_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors in float32, or integer."""
     return {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
 
 
-def read_tensors(path: Path, flag: str = "--weights") -> dict[str, Tensor]:
+def read_tensors(path: Path, flag: str = "--weights", is_mapped: bool = False) -> dict[str, Tensor]:
     """Every tensor of a file or folder under its full name, on the CPU, as it was stored; wrapping dicts are taken off.
 
-    flag: the one that named the path, for messages. Raises UserError as read_state does.
+    flag: the one that named the path, for messages. is_mapped: map a .pth into memory where its format allows, so that
+    its tensors take none until they are used; they must be copied before the file changes. Raises UserError as
+    read_state does.
     """
     file = _weight_file(path, flag)
     if file.name == SHARD_INDEX:
-        content = {key: t for shard in _shards(file, flag) for key, t in _read_file(shard, flag).items()}
+        content = {key: t for shard in _shards(file, flag) for key, t in _read_file(shard, flag, is_mapped).items()}
     else:
         _check_sha256(file, flag)
-        content = _read_file(file, flag)
+        content = _read_file(file, flag, is_mapped)
     state = _unwrap(content)
     if not state:
         raise UserError(f"{flag} {path}: the file holds no named tensors, so it is no weight file.")
@@ -125,7 +132,7 @@ def _read_json(path: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def _read_file(file: Path, flag: str) -> object:
+def _read_file(file: Path, flag: str, is_mapped: bool) -> object:
     if file.suffix == ".pkl":
         return read_array_pickle(file, flag)
     try:
@@ -133,7 +140,8 @@ def _read_file(file: Path, flag: str) -> object:
             from safetensors.torch import load_file
 
             return load_file(file)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        # The format before torch 1.6 is no archive, and cannot be mapped.
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=is_mapped and zipfile.is_zipfile(file))
     except Exception as error:  # a damaged file can break the readers in any way
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if file.suffix != ".safetensors" and not _is_pickled(file):

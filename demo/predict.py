@@ -187,11 +187,12 @@ def build_predictor(args: argparse.Namespace) -> "Predictor":
     from released.model import load_model
     from training.processes import uses_bf16
 
-    segmenter = load_model(args.model_path, args.weights, args.backbone, args.task)
+    is_bf16 = uses_bf16(args.precision)
+    dtype = torch.bfloat16 if is_bf16 else torch.float32
+    segmenter = load_model(args.model_path, args.weights, args.backbone, args.task, dtype)
     if args.task not in (None, segmenter.task):
         raise UserError(f"--task {args.task}: {segmenter.path} was trained for {segmenter.task}; leave the flag out")
-    is_bf16 = uses_bf16(args.precision)
-    if is_bf16:
+    if is_bf16:  # also a backbone that the checkpoint keeps
         segmenter.backbone.cast_weights(torch.bfloat16)  # the same numbers as autocast alone, in half the memory
     if args.threshold is not None and segmenter.task == "semantic":
         note("--threshold changes nothing: every pixel gets the class of the highest score")

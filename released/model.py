@@ -5,6 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from backbones.frozen import build_backbone
 from backbones.weight_files import WEIGHT_FILES
 from checkpoint import open_checkpoint
@@ -36,19 +38,23 @@ MAX_MEGAPIXELS = 180.0
 
 
 def load_model(
-    word: str | Path, weights: str | None = None, backbone: str | None = None, task: str | None = None
+    word: str | Path,
+    weights: str | None = None,
+    backbone: str | None = None,
+    task: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Segmenter:
     """The model of a checkpoint, or of a released head, in eval mode.
 
     word: a checkpoint, or a folder of them (see find_checkpoint); or a released head: a file, a Hugging Face folder, or
     a hub name (owner/name), downloaded once. weights: of the backbone, None = where the run found them, or those that
     the head was trained on. backbone, task: of a released head, None = as its file says; a checkpoint knows its task.
-    Raises UserError.
+    dtype: of a frozen backbone, see build_backbone. Raises UserError.
     """
     path = located(word)
     if not is_checkpoint(path):
-        return model_of(read_released(path), weights, backbone, task)
-    segmenter = Segmenter.load(path, weights)
+        return model_of(read_released(path), weights, backbone, task, dtype)
+    segmenter = Segmenter.load(path, weights, dtype)
     if backbone not in (None, segmenter.backbone.name):
         raise UserError(f"--backbone {backbone}: {path} was trained on {segmenter.backbone.name}; leave the flag out")
     return segmenter
@@ -68,7 +74,11 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def model_of(
-    released: ReleasedHead, weights: str | None = None, backbone: str | None = None, task: str | None = None
+    released: ReleasedHead,
+    weights: str | None = None,
+    backbone: str | None = None,
+    task: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Segmenter:
     """The released head with its backbone. Raises UserError where that is not known, has other sizes, or the task is
     none that the head does."""
@@ -84,7 +94,7 @@ def model_of(
     found = released.path if released.brings_backbone else "auto"
     sizes = dict(released.sizes)
     spec = HeadSpec(released.head, released.adapter or "auto", num_classes, sizes.pop("hidden_dim"), 0.0, sizes)
-    segmenter = Segmenter(build_backbone(name, weights or found), spec)
+    segmenter = Segmenter(build_backbone(name, weights or found, dtype), spec)
     own = segmenter.trainable_state()
     segmenter.load_trainable_state({key: t for key, t in released.state.items() if key in own})
     segmenter.path, segmenter.task = released.path, task

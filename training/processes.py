@@ -45,6 +45,11 @@ def uses_bf16(precision: str) -> bool:
     return precision == "bf16"
 
 
+def backbone_dtype(accelerator: Accelerator) -> torch.dtype:
+    """Of a frozen backbone's weights: in bf16 the same numbers as by autocast alone, in half the memory."""
+    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+
+
 def decided(accelerator: Accelerator, what: str, decide: Callable[[], Decision]) -> Decision:
     """Call `decide` in the first process; return its result, or raise its UserError, in all of them.
 

@@ -26,6 +26,7 @@ from training.checkpoints import Resumed
 from training.config import TrainConfig
 from training.features.cache import make_cache, stored_dtype
 from training.features.plan import cache_plan
+from training.processes import backbone_dtype
 from training.tasks import TaskData
 from training.trainer import Loaders, TrainerSettings
 
@@ -137,18 +138,17 @@ def settled_weights(config: TrainConfig, resumed: Resumed | None) -> str:
 def find_backbone(config: TrainConfig, accelerator: Accelerator, resumed: Resumed | None) -> FrozenBackbone:
     """With random weights, loudly, where there are no others and --allow-random-weights is given."""
     check_attention_backend(config.attention, accelerator.device)
+    dtype = torch.float32 if config.unfreeze_backbone else backbone_dtype(accelerator)
     try:
-        backbone = kept_backbone(config, resumed) or build_backbone(config.backbone, config.weights)
+        backbone = kept_backbone(config, resumed) or build_backbone(config.backbone, config.weights, dtype)
     except WeightsUnavailable as error:
         if not config.allow_random_weights:
             raise
         accelerator.print(RANDOM_WEIGHTS_BANNER.format(line="!" * 100, reason=error))
-        backbone = build_backbone(config.backbone, "random")
+        backbone = build_backbone(config.backbone, "random", dtype)
     backbone.attention = config.attention
     if config.unfreeze_backbone:
         backbone.unfreeze()
-    elif accelerator.mixed_precision == "bf16" and not backbone.is_kept:  # checkpoints keep it in float32
-        backbone.cast_weights(torch.bfloat16)
     return backbone
 
 

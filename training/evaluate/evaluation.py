@@ -28,7 +28,7 @@ from released.model import load_model
 from training.evaluate.config import EvaluateConfig
 from training.evaluate.data import coco_data, digest_of_files, mask_data, rasters_of
 from training.evaluate.results import FORMAT, ResultFiles
-from training.processes import check_shared, decided, gathered, make_accelerator
+from training.processes import backbone_dtype, check_shared, decided, gathered, make_accelerator
 from training.setup import eval_transform
 
 BlocksOfRaster = Callable[[str, Raster, Iterator[Block]], Iterator[Block]]
@@ -71,7 +71,9 @@ class Evaluation:
         folder = Path(config.output_dir)
         decided(self.accelerator, f"preparing {folder}", lambda: hold(folder, held))
         check_shared(self.accelerator, folder, "--output-dir")
-        self.segmenter = load_model(config.model_path, config.weights, config.backbone, config.task)
+        self.segmenter = load_model(
+            config.model_path, config.weights, config.backbone, config.task, backbone_dtype(self.accelerator)
+        )
         config.check_task(self.segmenter.task)
         run = self.segmenter.arguments
         flags = flags_of(run, config.asked_inference())
@@ -80,10 +82,6 @@ class Evaluation:
         self.raster_inference = flags.raster_inference(run["image_size"])
         find = mask_data if self.segmenter.task == "semantic" else coco_data
         self.source, self.make_evaluator = find(config, self.segmenter)
-        if self.accelerator.mixed_precision == "bf16" and not self.segmenter.backbone.is_kept:
-            self.segmenter.backbone.cast_weights(
-                torch.bfloat16
-            )  # the same numbers as autocast alone, in half the memory
         self.accelerator.prepare_model(self.segmenter, evaluation_mode=True)  # in place: its device and precision
         self.rasters = frozenset(rasters_of(self.source) if self.segmenter.task == "semantic" else ())
         self.results = ResultFiles(folder, self.accelerator.process_index)
