@@ -1,5 +1,7 @@
 """How much memory a training step will take, before it takes it, and whether it was too much."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
@@ -12,11 +14,30 @@ BYTES_PER_TRAINED = 16
 """float32: weight, gradient and AdamW's two moments."""
 
 
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes of a training step. backbone: frozen weights; trained: weights, gradients and optimizer; activation: what
+    adapter and head keep for the backward pass."""
+
+    backbone_bytes: int
+    trained_bytes: int
+    activation_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.backbone_bytes + self.trained_bytes + self.activation_bytes
+
+
 def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
 def estimated_memory_bytes(backbone: FrozenBackbone, spec: HeadSpec, image_size: int, batch_size: int) -> int:
+    """What a training step in float32 needs in all, see step_memory."""
+    return step_memory(backbone, spec, image_size, batch_size).total_bytes
+
+
+def step_memory(backbone: FrozenBackbone, spec: HeadSpec, image_size: int, batch_size: int) -> StepMemory:
     """What a training step in float32 needs: weights, optimizer, and what adapter and head keep for the backward pass.
 
     Counted by running adapter and head on the meta device, which computes nothing, as on a GPU: on the CPU deformable
@@ -50,7 +71,7 @@ def estimated_memory_bytes(backbone: FrozenBackbone, spec: HeadSpec, image_size:
     trained = count_parameters(adapter) + count_parameters(head)
     learning = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
     frozen = sum(p.numel() * p.element_size() for p in backbone.parameters() if not p.requires_grad)
-    return (trained + learning) * BYTES_PER_TRAINED + frozen + activations
+    return StepMemory(frozen, (trained + learning) * BYTES_PER_TRAINED, activations)
 
 
 def is_out_of_memory(error: Exception) -> bool:

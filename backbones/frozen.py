@@ -328,6 +328,16 @@ def build_backbone(name: str, weights: str = "auto", dtype: torch.dtype = torch.
     return _in_dtype(backbone, dtype)
 
 
+def backbone_without_weights(name: str) -> FrozenBackbone:
+    """The backbone on the meta device: it knows its sizes, and has neither numbers nor a fingerprint of any."""
+    architecture = timm_name(name)
+    config = timm.get_pretrained_cfg(architecture)
+    # Only models whose construction on the meta device is known to work are built there; others are small.
+    model = create(architecture, "meta" if name in BACKBONES else "cpu").to("meta")
+    samples = {key: Sample(tuple(tensor.shape), torch.empty(0)) for key, tensor in model.state_dict().items()}
+    return FrozenBackbone(model, name, "none", config.mean, config.std, samples)
+
+
 def build_kept_backbone(state: State, about: dict[str, Any], label: str) -> FrozenBackbone:
     """A backbone that a checkpoint holds, frozen again if it was trained.
 

@@ -168,7 +168,7 @@ def keep_newest(files: RunFiles, count: int) -> None:
 AUTO = "auto"
 MAY_DIFFER_UNSAID = (
     *("resume_checkpoint", "checkpoint_dir", "overwrite", "config", "num_workers", "weights", "head"),
-    *("cache_dir", "cache_budget"),
+    *("cache_dir", "cache_budget", "dry_run"),
 )
 
 

@@ -344,8 +344,25 @@ class OutputFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DryRunFlags:
+    """Instead of a training."""
+
+    dry_run: bool = flag(
+        False, "print what the setting needs (parameters, memory, FLOPs, cache), without weights and without training"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig(
-    OutputFlags, InferenceFlags, ValidationFlags, CacheFlags, ScheduleFlags, ModelFlags, ImageFlags, DataConfig
+    DryRunFlags,
+    OutputFlags,
+    InferenceFlags,
+    ValidationFlags,
+    CacheFlags,
+    ScheduleFlags,
+    ModelFlags,
+    ImageFlags,
+    DataConfig,
 ):
     """A training, except for the head's own options, which `config_of` adds.
 
@@ -438,7 +455,7 @@ def parse_training_arguments(head: str, argv: Sequence[str]) -> TrainConfig:
         ("training", (ScheduleFlags, SeedFlags)),
         ("feature cache", (CacheFlags,)),
         ("validation", (HeldOutFlags, ValidationFlags, InferenceFlags)),
-        ("output and resuming", (OutputFlags,)),
+        ("output and resuming", (OutputFlags, DryRunFlags)),
     ):
         group = parser.add_argument_group(title)
         for part in parts:
@@ -464,6 +481,8 @@ def parse_fill_arguments(argv: Sequence[str]) -> tuple[TrainConfig, FillFlags]:
     config = parse_training_arguments(fill.head, words)
     try:
         fill.part  # noqa: B018 (raises where --shard cannot be read)
+        if config.dry_run:
+            raise UserError("--dry-run: is for the training scripts, which print the size of the cache too")
         if config.unfreeze_backbone:
             raise UserError("--unfreeze-backbone: the features of a backbone that learns change with each step")
         if config.cache_features == "ram":

@@ -31,6 +31,7 @@ from training.checkpoints import (
 )
 from training.class_weights import class_weights
 from training.config import TrainConfig
+from training.dry_run import dry_run
 from training.logs import is_tested
 from training.processes import check_shared, decided, make_accelerator
 from training.setup import (
@@ -56,12 +57,17 @@ LOST_WORKER = (
 
 
 def train(config: TrainConfig) -> None:
-    """Trains what `config` says: config_of("m2f")(image_paths=..., mask_paths=..., ...), see config.py.
+    """Trains what `config` says, or prints what that needs where it has dry_run.
 
+    config: config_of("m2f")(image_paths=..., mask_paths=..., ...), see config.py.
     Raises UserError for everything that a person can put right, Interrupted on a signal."""
     with ExitStack() as held:
         held.enter_context(stopping_at_once())
         accelerator = make_accelerator(config.precision, config.tracker)
+        if config.dry_run:
+            accelerator.print(printable(dry_run(config, accelerator)))
+            accelerator.end_training()
+            return
         if config.tracker:
             accelerator.init_trackers(PROJECT, config=plain_words(config.arguments()))
         run = prepare(config, accelerator, held)
