@@ -9,6 +9,7 @@ one they are columns and rows, which the file says.
 import json
 import math
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,6 +19,9 @@ from checkpoint import write_atomically
 from data.rasters import Georeference
 
 TILE_PX = 4096
+
+AT_ONCE = 1000
+"""Polygons in memory."""
 
 DEGREES_DECIMALS = 9
 """0.1 mm."""
@@ -71,25 +75,32 @@ def _features(
 ) -> Iterator[dict[str, Any]]:
     area_of = _ellipsoid_area if _is_on_ellipsoid(georeference) else None
     pixel_m2 = _pixel_area(georeference)
+    polygons = _polygons(read, size_hw, nodata)
+    while group := list(islice(polygons, AT_ONCE)):
+        placed_rings = iter(_placed([ring for _, rings in group for ring in rings], georeference))
+        for value, rings in group:
+            placed = list(islice(placed_rings, len(rings)))
+            area_px = abs(_shoelace(rings[0])) - sum(abs(_shoelace(hole)) for hole in rings[1:])
+            properties: dict[str, Any] = {"class": names[value], "id": value}
+            if georeference.crs is None:
+                properties["area_px"] = round(area_px)
+            else:
+                area = area_of(placed) if area_of else area_px * pixel_m2
+                properties["area_m2"] = round(area, 3)
+                placed = [ring.round(DEGREES_DECIMALS) for ring in placed]
+            coordinates = [_turned(ring, is_outer=k == 0).tolist() for k, ring in enumerate(placed)]
+            geometry = {"type": "Polygon", "coordinates": coordinates}
+            yield {"type": "Feature", "properties": properties, "geometry": geometry}
+
+
+def _polygons(read: ReadIds, size_hw: tuple[int, int], nodata: int) -> Iterator[tuple[int, list[Ring]]]:
+    """Each one's id and rings in columns and rows of the map, tile by tile."""
     for top in range(0, size_hw[0], TILE_PX):
         for left in range(0, size_hw[1], TILE_PX):
             rows, columns = slice(top, min(top + TILE_PX, size_hw[0])), slice(left, min(left + TILE_PX, size_hw[1]))
             ids = read(rows, columns)
             for value, rings in _traced(ids, ids != nodata):
-                pixels = [ring + np.array((left, top)) for ring in rings]
-                area_px = abs(_shoelace(rings[0])) - sum(abs(_shoelace(hole)) for hole in rings[1:])
-                properties: dict[str, Any] = {"class": names[value], "id": value}
-                if georeference.crs is None:
-                    placed = pixels
-                    properties["area_px"] = round(area_px)
-                else:
-                    placed = _as_degrees(pixels, georeference)
-                    area = area_of(placed) if area_of else area_px * pixel_m2
-                    properties["area_m2"] = round(area, 3)
-                    placed = [ring.round(DEGREES_DECIMALS) for ring in placed]
-                coordinates = [_turned(ring, is_outer=k == 0).tolist() for k, ring in enumerate(placed)]
-                geometry = {"type": "Polygon", "coordinates": coordinates}
-                yield {"type": "Feature", "properties": properties, "geometry": geometry}
+                yield value, [ring + np.array((left, top)) for ring in rings]
 
 
 def _traced(ids: np.ndarray, is_known: np.ndarray) -> Iterator[tuple[int, list[Ring]]]:
@@ -100,10 +111,12 @@ def _traced(ids: np.ndarray, is_known: np.ndarray) -> Iterator[tuple[int, list[R
         yield int(value), [np.array(ring) for ring in geometry["coordinates"]]
 
 
-def _as_degrees(rings: list[Ring], georeference: Georeference) -> list[Ring]:
-    """From columns and rows to longitude and latitude."""
+def _placed(rings: list[Ring], georeference: Georeference) -> list[Ring]:
+    """From columns and rows to longitude and latitude, where there is a CRS; in one call, which is what takes time."""
     from rasterio.warp import transform
 
+    if georeference.crs is None:
+        return rings
     points = np.concatenate(rings)
     t = georeference.transform
     x = t.a * points[:, 0] + t.b * points[:, 1] + t.c

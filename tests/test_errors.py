@@ -179,7 +179,7 @@ class TestReadersThatGoAway:
     def test_a_training_survives_head_1(self, tmp_path):
         data = " ".join(f"'{word}'" for word in drawn(tmp_path / "data"))
         train = f"'{sys.executable}' '{ROOT}/demo/train_linear_head.py' {data} --checkpoint-dir '{tmp_path}/run'"
-        small = "--backbone vit_tiny_patch16_224 --weights random --max-steps 3 --num-workers 0 --batch-size 2"
+        small = "--backbone test_vit --weights random --max-steps 3 --num-workers 0 --batch-size 2"
         script = f"set -o pipefail; {train} {small} 2>&1 | head -1"
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0 and list((tmp_path / "run").glob("linear_checkpoint_*.pth")), done.stderr

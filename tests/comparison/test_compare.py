@@ -43,7 +43,7 @@ def words(
 ) -> list[str]:
     return [
         *data,
-        *("--backbone", "vit_tiny_patch16_224", "--weights", "random", "--batch-size", "2", "--num-workers", "0"),
+        *("--backbone", "test_vit", "--weights", "random", "--batch-size", "2", "--num-workers", "0"),
         *("--warmup-epochs", "0", "--drop-path", "0.2", "--checkpoint-dir", str(folder)),
         *(
             "--heads",

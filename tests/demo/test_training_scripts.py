@@ -21,7 +21,7 @@ def test_script_writes_what_it_promises(tmp_path, head):
     assert names == folders | {f"{prefix}checkpoint_epoch_{e}.pth" for e in (2, 3)}
 
     record = json.loads((run / f"{prefix}run.json").read_text())
-    assert record["arguments"]["epochs"] == 3 and record["backbone"]["name"] == "vit_tiny_patch16_224"
+    assert record["arguments"]["epochs"] == 3 and record["backbone"]["name"] == "test_vit"
     validations = metrics(run, prefix, "val")
     assert [line["epoch"] for line in validations] == [1, 2, 3]
     assert set(validations[0]) >= {"step", "loss", "miou", "mean_accuracy", "pixel_accuracy", "iou"}

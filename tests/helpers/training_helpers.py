@@ -26,8 +26,11 @@ ACCELERATE = ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "
 """What `accelerate config` would have written for two GPUs; with ACCELERATE_USE_CPU the processes do without."""
 
 SMALL = {
-    "m2f": ["--hidden-dim", "32", "--m2f-size", "paper", "--num-queries", "8", "--num-points", "256"],
-    "upernet": ["--hidden-dim", "32"],
+    "m2f": [
+        *("--hidden-dim", "32", "--adapter", "pyramid", "--m2f-size", "paper"),
+        *("--num-queries", "8", "--num-points", "256"),
+    ],
+    "upernet": ["--hidden-dim", "32", "--adapter", "pyramid"],
     "linear": [],
     "dpt": ["--hidden-dim", "16"],
     "pmt": ["--num-queries", "8", "--num-points", "256", "--num-blocks", "2"],
@@ -52,7 +55,7 @@ def data_flags(folder: Path, size_px: int = 64) -> list[str]:
 def words(head: str, checkpoint_dir: Path, *more: str) -> list[str]:
     return [
         *SMALL[head],
-        *("--backbone", "vit_tiny_patch16_224", "--weights", "random", "--batch-size", "2", "--num-workers", "0"),
+        *("--backbone", "test_vit", "--weights", "random", "--batch-size", "2", "--num-workers", "0"),
         *("--warmup-epochs", "0", "--drop-path", "0", "--checkpoint-dir", str(checkpoint_dir), *more),
     ]
 

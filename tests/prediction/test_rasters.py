@@ -88,6 +88,33 @@ def test_labels_are_those_of_sliding_inference_on_pixels_in_one_piece(model, tmp
     assert (ids == expected).mean() > 0.9
 
 
+def test_twelve_megapixels_agree_with_a_part_of_them(model, tmp_path):
+    """A part that begins where a window does has the same windows, and away from its borders the same labels."""
+    image = drawn_image(375, 500).repeat(8, 1).repeat(8, 2)
+    path = write_raster(tmp_path / "big.tif", image, nodata=None)
+    windows = [*LARGE, "--eval-mode", "slide", "--crop", "512", "--stride", "448"]
+    assert run("-m", model, "-i", path, "-o", tmp_path / "ids.tif", *windows, "--save", "masks,polygons") == 0
+    with rasterio.open(tmp_path / "ids.tif") as file:
+        ids = file.read(1)
+        assert file.crs.to_epsg() == 32633 and tuple(file.transform)[:6] == (2, 0, 500_000, 0, -2, 5_000_000)
+    assert ids.shape == (3000, 4000) and len(np.unique(ids)) > 3
+
+    top, left, height, width = 448 * 2, 448 * 4, 960, 1408  # of two windows and of three
+    part = write_raster(tmp_path / "part.tif", image[:, top : top + height, left : left + width])
+    assert run("-m", model, "-i", part, "-o", tmp_path / "part_ids.tif", *windows, "--save", "masks") == 0
+    with rasterio.open(tmp_path / "part_ids.tif") as file:
+        of_part = file.read(1)
+    inside = slice(64, height - 64), slice(64, width - 64)
+    differs = of_part[inside] != ids[top : top + height, left : left + width][inside]
+    assert differs.mean() < 1e-5  # rounding
+
+    areas = Counter()
+    for feature in json.loads((tmp_path / "ids.geojson").read_text())["features"]:
+        areas[feature["properties"]["id"]] += feature["properties"]["area_m2"]
+    values, pixels = np.unique(ids, return_counts=True)
+    assert areas == {int(value): int(count) * 4 for value, count in zip(values, pixels, strict=True)}
+
+
 def test_bands_and_16_bits_are_read_as_those_of_a_whole_image(model, tmp_path):
     from data.decode import decode_image
     from data.image_rule import ImageRule

@@ -21,7 +21,7 @@ from prediction.predictor import Predictor
 from released.model import load_model
 from segmenter import Segmenter
 
-TINY = "vit_tiny_patch16_224"
+TINY = "test_vit"
 NAMES = ["background", "circle", "square", "triangle"]
 
 

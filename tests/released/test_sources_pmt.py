@@ -18,7 +18,7 @@ from released.sources import read_released
 from segmenter import Segmenter
 from training.transfer import transfer
 
-BACKBONE = "vit_tiny_patch16_224"
+BACKBONE = "test_vit"
 OPTIONS = {"num_queries": 6, "num_blocks": 2}
 
 
@@ -85,7 +85,7 @@ def test_every_wrapping_loads(tmp_path, save, named):
     path = save(named(released_state(source)), tmp_path)
     released = read_released(str(path))
     assert released.head == "pmt" and released.adapter == "layers" and released.class_names == list(ADE20K)
-    assert released.flags == "--hidden-dim 192 --num-queries 6 --num-blocks 2"
+    assert released.flags == "--hidden-dim 64 --num-queries 6 --num-blocks 2"
     report = transfer(released, target, list(ADE20K), keep_matching=False)
     assert not report.reset and not report.missing and len(report.loaded) == len(source.head.state_dict())
     assert all("encoder.pixel_" in name or name == "criterion.empty_weight" for name in report.unused)

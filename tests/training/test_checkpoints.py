@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def six_epochs(tmp_path) -> list[str]:
     """A finished run of six epochs in tmp_path/run, each with its checkpoint; returns the flags of its data."""
-    data = [*drawn(tmp_path / "data"), "--save-interval", "1"]
+    data = [*drawn(tmp_path / "data"), "--save-interval", "1", "--best-metric", "loss", "--lr", "1e-3"]
     assert train_here("linear", tmp_path / "run", *data, "--epochs", "6") == 0
     return data
 

@@ -78,7 +78,7 @@ def test_a_comparison_gives_what_the_script_gives(tmp_path):
     pairs = zip(SMALL["pmt"][::2], SMALL["pmt"][1::2], strict=True)
     words = [
         *data,
-        *("--backbone", "vit_tiny_patch16_224", "--weights", "random", "--batch-size", "2", "--num-workers", "0"),
+        *("--backbone", "test_vit", "--weights", "random", "--batch-size", "2", "--num-workers", "0"),
         *("--warmup-epochs", "0", "--checkpoint-dir", str(tmp_path / "both"), "--budget", "epochs=2"),
         *("--save-interval", "1", "--heads", "linear", "pmt", "--set", *(f"pmt.{f[2:]}={v}" for f, v in pairs)),
     ]

@@ -19,7 +19,7 @@ from training.run import train
 pytestmark = pytest.mark.slow
 
 RECIPES = sorted((ROOT / "configs").glob("*.json"))
-SMALL = ["--backbone", "vit_tiny_patch16_224", "--weights", "random", "--image-size", "64", "--num-workers", "0"]
+SMALL = ["--backbone", "test_vit", "--weights", "random", "--image-size", "64", "--num-workers", "0"]
 
 
 def parsed(recipe: Path, *words: str):

@@ -61,7 +61,7 @@ def test_resuming_in_place_repeats_no_line_of_the_log(tmp_path):
     [
         (["--hidden-dim", "64"], ["{'hidden_dim': 32}", "{'hidden_dim': 64}"]),
         (["--dice-weight", "1"], ["{'options': {'dice_weight': 0.0}}", "{'options': {'dice_weight': 1.0}}"]),
-        (["--backbone", "vit_tiny_patch16_384"], ["backbone", "vit_tiny_patch16_224", "vit_tiny_patch16_384"]),
+        (["--backbone", "test_vit2"], ["backbone", "test_vit", "test_vit2"]),
         (["--class-names", *"abcde"], ["class names", "class 0"]),
         (["--seed", "1"], ["seed", "0, now 1"]),
     ],

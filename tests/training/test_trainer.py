@@ -52,7 +52,7 @@ def test_a_checkpoint_holds_the_head_alone_and_gives_the_model_back(tmp_path):
     del state["format"], state["checksum"]
     state["backbone"]["fingerprint"] = "0" * 16
     torch.save(sealed(state), path)
-    with pytest.raises(ValueError, match=naming(path, "weights of vit_tiny_patch16_224")):
+    with pytest.raises(ValueError, match=naming(path, "weights of test_vit")):
         Segmenter.load(path)
 
 
