@@ -7,6 +7,7 @@ from torch import nn
 
 from backbones.frozen import FrozenBackbone
 from heads.build import HeadSpec, build_adapter, build_head
+from heads.recompute import checkpoint_gradients
 from segmenter import facts_of
 from structures import Features, Layer
 
@@ -32,23 +33,30 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def estimated_memory_bytes(backbone: FrozenBackbone, spec: HeadSpec, image_size: int, batch_size: int) -> int:
+def estimated_memory_bytes(
+    backbone: FrozenBackbone, spec: HeadSpec, image_size: int, batch_size: int, is_checkpointed: bool = False
+) -> int:
     """What a training step in float32 needs in all, see step_memory."""
-    return step_memory(backbone, spec, image_size, batch_size).total_bytes
+    return step_memory(backbone, spec, image_size, batch_size, is_checkpointed).total_bytes
 
 
-def step_memory(backbone: FrozenBackbone, spec: HeadSpec, image_size: int, batch_size: int) -> StepMemory:
+def step_memory(
+    backbone: FrozenBackbone, spec: HeadSpec, image_size: int, batch_size: int, is_checkpointed: bool = False
+) -> StepMemory:
     """What a training step in float32 needs: weights, optimizer, and what adapter and head keep for the backward pass.
 
     Counted by running adapter and head on the meta device, which computes nothing, as on a GPU: on the CPU deformable
     attention keeps less. Left out: the loss's masks and samples, and the backbone's activations. A frozen one frees
     them layer by layer, so that the true peak is somewhat above; one that is trained keeps them, so that it is far
-    above.
+    above. is_checkpointed: with --gradient-checkpointing, the block that is computed again aside.
     """
     facts = facts_of(backbone, spec)
     with torch.device("meta"):
         adapter = build_adapter(spec, facts).train()
         head = build_head(spec, adapter.out_channels).train()
+        if is_checkpointed:
+            checkpoint_gradients(adapter)
+            checkpoint_gradients(head)
         images = torch.empty(batch_size, 3, image_size, image_size)
         maps = [
             torch.empty(batch_size, channels, image_size // stride, image_size // stride)

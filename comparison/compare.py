@@ -192,7 +192,8 @@ def finished(config: CompareConfig, accelerator: Accelerator, held: ExitStack) -
 
 def timing_of(config: TrainConfig, segmenter: Segmenter, seconds: list[float], peak_bytes: int) -> Timing:
     """peak_bytes: 0 where it was not measured; then it is estimated."""
-    estimate = (segmenter.backbone, segmenter.spec, config.image_size, config.batch_size)
+    sizes = (config.image_size, config.batch_size, config.gradient_checkpointing)
+    estimate = (segmenter.backbone, segmenter.spec, *sizes)
     return Timing(median(seconds) if seconds else float("nan"), peak_bytes or estimated_memory_bytes(*estimate))
 
 

@@ -4,6 +4,7 @@ B batch, Q queries, S value tokens over all levels, M attention heads, D channel
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from errors import UserError
 from heads.deformable_attention_cpu import DeformableAttentionCPU
+from heads.recompute import recomputed
 
 
 def deformable_attention(value: Tensor, sizes_hw: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
@@ -74,15 +76,32 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def forward(self, query: Tensor, reference: Tensor, value: Tensor, sizes_hw: list[tuple[int, int]]) -> Tensor:
-        """query: (B, Q, C); reference: (Q, 2) in [0, 1]; value: (B, S, C) of maps with sizes_hw. Returns (B, Q, C)."""
-        b, q, _ = query.shape
+    def forward(
+        self,
+        tokens: Tensor,
+        reference: Tensor,
+        source: Tensor,
+        sizes_hw: list[tuple[int, int]],
+        as_query: Callable[[Tensor], Tensor] = lambda tokens: tokens,
+        as_value: Callable[[Tensor], Tensor] = lambda source: source,
+    ) -> Tensor:
+        """Attend from as_query(tokens) to as_value(source), which are computed again in the backward pass.
+
+        tokens: (B, Q, C); reference: (Q, 2) in [0, 1]; source: (B, S, C) of maps with sizes_hw. Returns (B, Q, C).
+        """
+        b, q, _ = tokens.shape
         m, levels, p = self.num_heads, self.num_levels, self.num_points
-        projected = self.value_proj(value).view(b, value.shape[1], m, -1)
+        value = recomputed(lambda x: self.value_proj(as_value(x)), source).unflatten(-1, (m, -1))
         # Locations in float32 also under autocast: bfloat16 has 8 bits, a place on a 128-cell map needs more.
-        offsets = self.sampling_offsets(query).view(b, q, m, levels, p, 2).float()
-        weights = self.attention_weights(query).view(b, q, m, levels * p).float().softmax(-1)
-        size_xy = torch.tensor([[(w, h)] * p for h, w in sizes_hw], dtype=torch.float32, device=query.device)
-        locations = reference[None, :, None, None, None, :] + offsets / size_xy
-        attended = deformable_attention(projected.float(), sizes_hw, locations, weights.view(b, q, m, levels, p))
-        return self.output_proj(attended.to(projected.dtype))
+        sampling = recomputed(lambda x: self._sampling(as_query(x)), tokens).float()
+        offsets, logits = sampling.split([m * levels * p * 2, m * levels * p], dim=-1)
+        weights = logits.reshape(b, q, m, levels * p).softmax(-1)
+        size_xy = torch.tensor([[(w, h)] * p for h, w in sizes_hw], dtype=torch.float32, device=tokens.device)
+        locations = reference[None, :, None, None, None, :] + offsets.reshape(b, q, m, levels, p, 2) / size_xy
+        attended = deformable_attention(value.float(), sizes_hw, locations, weights.view(b, q, m, levels, p))
+        return self.output_proj(attended.to(value.dtype))
+
+    def _sampling(self, query: Tensor) -> Tensor:
+        """Offsets and logits of weights, (B, Q, M * L * P * 3), in one product."""
+        layers = (self.sampling_offsets, self.attention_weights)
+        return F.linear(query, torch.cat([x.weight for x in layers]), torch.cat([x.bias for x in layers]))

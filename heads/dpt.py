@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from heads.norm import BatchNorm2d
 from heads.pixel_head import PixelHead
 from heads.pixel_loss import DEFAULTS, PixelLossSettings
+from heads.recompute import Checkpointable
 from structures import Layer
 
 MAX_WIDTH = 1024
@@ -23,7 +24,7 @@ def reassembled_widths(channels: int) -> list[int]:
     return [min(MAX_WIDTH, channels // part) for part in (8, 4, 2, 1)]
 
 
-class Reassemble(nn.Module):
+class Reassemble(Checkpointable):
     """Tokens of a layer -> (B, width, h * scale, w * scale), scale 4, 2, 1 or 1/2 (section 3.2).
 
     The class token is joined to every patch and projected ("readout project"); a layer without one takes the mean of
@@ -60,7 +61,7 @@ class ResidualUnit(nn.Module):
         return x + self.second(F.relu(self.first(F.relu(x))))
 
 
-class Fusion(nn.Module):
+class Fusion(Checkpointable):
     """What came from coarser levels, plus this level's map -> (B, D, 2h, 2w)."""
 
     def __init__(self, width: int, is_coarsest: bool):

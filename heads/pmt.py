@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from heads.masks.head import MaskHead
 from heads.masks.loss import MaskLossSettings, MaskOutputs
+from heads.recompute import Checkpointable
 from structures import Layer
 
 ROPE_BASE = 100.0
@@ -251,7 +252,7 @@ class MLP(nn.Module):
         return self.down_proj(F.gelu(self.up_proj(x)))
 
 
-class Block(nn.Module):
+class Block(Checkpointable):
     """Pre-norm transformer block over all tokens, which the patches are among: (B, S, C) -> the same."""
 
     def __init__(self, dim: int, num_heads: int, mlp_dim: int):
@@ -275,7 +276,7 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-class Upscale(nn.Module):
+class Upscale(Checkpointable):
     """(B, C, h, w) -> (B, C, 2h, 2w)."""
 
     def __init__(self, dim: int):

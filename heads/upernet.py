@@ -7,12 +7,13 @@ from torch.nn import functional as F
 from heads.norm import BatchNorm2d
 from heads.pixel_head import PixelHead
 from heads.pixel_loss import DEFAULTS, PixelLossSettings
+from heads.recompute import Checkpointable
 from structures import Pyramid
 
 POOL_SIZES = (1, 2, 3, 6)
 
 
-class ConvNormReLU(nn.Module):
+class ConvNormReLU(Checkpointable):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
@@ -22,7 +23,7 @@ class ConvNormReLU(nn.Module):
         return F.relu(self.norm(self.conv(x)))
 
 
-class PyramidPooling(nn.Module):
+class PyramidPooling(Checkpointable):
     """Context at four scales beside the map itself (PSPNet, Zhao et al. 2017): (B, C, h, w) -> (B, width, h, w)."""
 
     def __init__(self, in_channels: int, width: int):

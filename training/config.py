@@ -267,6 +267,9 @@ class ScheduleFlags:
         0.0, "validate and keep a moving average of the weights, 0.999 for example (0 = off)", low=0, high=0.99999
     )
     precision: str = flag("auto", "auto: bf16 on CUDA", choices=("auto", "fp32", "bf16"))
+    gradient_checkpointing: bool = flag(
+        False, "compute what adapter and head keep for the backward pass again: less memory, slower steps"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,13 @@ def dry_run(config: TrainConfig, accelerator: Accelerator) -> str:
     of_backbone, of_rest = step_flops(segmenter, config.image_size, config.batch_size)
     cache_dtype = stored_dtype(config, accelerator)
     plan = cache_plan(config, backbone, data.sizes, config.epochs, cache_dtype)
-    memory = step_memory(_in_dtype_of_run(backbone, accelerator), segmenter.spec, config.image_size, config.batch_size)
+    memory = step_memory(
+        _in_dtype_of_run(backbone, accelerator),
+        segmenter.spec,
+        config.image_size,
+        config.batch_size,
+        config.gradient_checkpointing,
+    )
     learning = sum(p.numel() for p in segmenter.parameters() if p.requires_grad)
     steps = num_steps(config, data.sizes["train"], accelerator.num_processes)
     views = f"{plan.num_views} views per training image" if plan.num_views else "validation images only"

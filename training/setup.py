@@ -21,6 +21,7 @@ from evaluation.inference import padded_window_size
 from evaluation.options import Inference
 from heads.build import HeadSpec
 from heads.options import HEADS, head_options
+from heads.recompute import checkpoint_gradients
 from segmenter import Segmenter, backbone_tensors
 from training.checkpoints import Resumed
 from training.config import TrainConfig
@@ -118,6 +119,8 @@ def build_segmenter(
     backbone = backbone or find_backbone(config, accelerator, resumed)
     torch.manual_seed(config.seed)
     segmenter = Segmenter(backbone, head_spec(config, num_classes, resumed, class_weights))
+    if config.gradient_checkpointing:
+        checkpoint_gradients(segmenter)
     if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
         # Batch norm over the images of all GPUs: with a large backbone each one has only a few.
         segmenter.adapter = nn.SyncBatchNorm.convert_sync_batchnorm(segmenter.adapter)

@@ -33,7 +33,8 @@ def summary(config: TrainConfig, trainer: Trainer, resumed: Resumed | None, chan
     segmenter, data, accelerator, plan = trainer.segmenter, trainer.data, trainer.accelerator, trainer.plan
     backbone, progress = segmenter.backbone, trainer.progress
     bf16 = accelerator.mixed_precision == "bf16"
-    memory = estimated_memory_bytes(backbone, segmenter.spec, config.image_size, config.batch_size)
+    sizes = (config.image_size, config.batch_size, config.gradient_checkpointing)
+    memory = estimated_memory_bytes(backbone, segmenter.spec, *sizes)
     learning = "trainable" if backbone.is_trained else "frozen"
     num_classes, num_val = len(data.class_names), data.sizes["val"]
     effective = config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
@@ -143,11 +144,8 @@ def out_of_memory_message(config: TrainConfig, segmenter: Segmenter | None) -> s
     if segmenter is None:
         return f"out of memory with {settings} while the model was built: take a smaller --backbone or --hidden-dim"
     backbone, spec = segmenter.backbone, segmenter.spec
-    now = estimated_memory_bytes(backbone, spec, config.image_size, config.batch_size)
-    needs = {
-        flags: estimated_memory_bytes(backbone, other, image_size, batch_size)
-        for flags, other, image_size, batch_size in smaller_settings(spec, config)
-    }
+    now = estimated_memory_bytes(backbone, spec, config.image_size, config.batch_size, config.gradient_checkpointing)
+    needs = {flags: estimated_memory_bytes(backbone, *others) for flags, *others in smaller_settings(spec, config)}
     best = sorted(needs, key=needs.get)[:REMEDIES_SHOWN]
     remedies = "".join(f"\n  {flags}: about {needs[flags] / 2**30:.1f} GiB" for flags in best)
     return (
@@ -156,20 +154,23 @@ def out_of_memory_message(config: TrainConfig, segmenter: Segmenter | None) -> s
     )
 
 
-def smaller_settings(spec: HeadSpec, config: TrainConfig) -> list[tuple[str, HeadSpec, int, int]]:
-    """(flags, spec, image size, batch size) of runs that need less; the first one trains the same."""
+def smaller_settings(spec: HeadSpec, config: TrainConfig) -> list[tuple[str, HeadSpec, int, int, bool]]:
+    """(flags, spec, image size, batch size, gradient checkpointing) of runs that need less; the first two train the
+    same."""
+    size, batch, checkpointing = config.image_size, config.batch_size, config.gradient_checkpointing
     smaller = []
-    if config.batch_size > 1:
-        half = config.batch_size // 2
+    if not checkpointing:
+        smaller.append(("--gradient-checkpointing", spec, size, batch, True))
+    if batch > 1:
         steps = config.gradient_accumulation_steps * 2
-        smaller.append((f"--batch-size {half} --gradient-accumulation-steps {steps}", spec, config.image_size, half))
-    if config.image_size >= 64:
-        size = config.image_size * 3 // 4 // 32 * 32
-        smaller.append((f"--image-size {size}", spec, size, config.batch_size))
+        flags = f"--batch-size {batch // 2} --gradient-accumulation-steps {steps}"
+        smaller.append((flags, spec, size, batch // 2, checkpointing))
+    if size >= 64:
+        less = size * 3 // 4 // 32 * 32
+        smaller.append((f"--image-size {less}", spec, less, batch, checkpointing))
     if config.hidden_dim >= 64:
         narrow = replace(spec, hidden_dim=config.hidden_dim // 2)
-        smaller.append((f"--hidden-dim {narrow.hidden_dim}", narrow, config.image_size, config.batch_size))
+        smaller.append((f"--hidden-dim {narrow.hidden_dim}", narrow, size, batch, checkpointing))
     if spec.adapter == "dinov3":
-        light = replace(spec, adapter="pyramid")
-        smaller.append(("--adapter pyramid", light, config.image_size, config.batch_size))
+        smaller.append(("--adapter pyramid", replace(spec, adapter="pyramid"), size, batch, checkpointing))
     return smaller

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from heads.deformable_attention import DeformableAttention
 from heads.norm import BatchNorm2d
 from heads.position import reference_points
+from heads.recompute import Checkpointable, recomputed
 from structures import Features, Pyramid
 
 NUM_HEADS = 16
@@ -26,7 +27,7 @@ def conv_norm_relu(in_channels: int, out_channels: int, stride: int) -> list[nn.
     return [conv, BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
 
 
-class SpatialPrior(nn.Module):
+class SpatialPrior(Checkpointable):
     """The convolutional branch: image (B, 3, H, W) -> four maps (B, C, H/s, W/s), s = 4, 8, 16, 32."""
 
     def __init__(self, dim: int, width: int = 64):
@@ -73,7 +74,7 @@ class ConvFeedForward(nn.Module):
         return self.fc2(F.gelu(self.dwconv(self.fc1(tokens), sizes_hw)))
 
 
-class Extractor(nn.Module):
+class Extractor(Checkpointable):
     """Pyramid tokens read from one frozen map by deformable attention, then mix locally."""
 
     def __init__(self, dim: int, drop_path: float):
@@ -86,8 +87,8 @@ class Extractor(nn.Module):
         self.drop_path = drop_path
 
     def forward(self, tokens: Tensor, sizes_hw: list, reference: Tensor, frozen: Tensor, frozen_hw: tuple) -> Tensor:
-        tokens = tokens + self.attn(self.query_norm(tokens), reference, self.feat_norm(frozen), [frozen_hw])
-        return tokens + self._drop_path(self.ffn(self.ffn_norm(tokens), sizes_hw))
+        tokens = tokens + self.attn(tokens, reference, frozen, [frozen_hw], self.query_norm, self.feat_norm)
+        return tokens + self._drop_path(recomputed(lambda x: self.ffn(self.ffn_norm(x), sizes_hw), tokens))
 
     def _drop_path(self, residual: Tensor) -> Tensor:
         """Stochastic depth, an image at a time (Huang et al. 2016)."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from heads.mask2former.pixel_decoder import NUM_LEVELS
 from heads.masks.loss import MaskOutputs
 from heads.position import sine_position_embedding
+from heads.recompute import Checkpointable
 
 NUM_LAYERS = 9
 
@@ -33,17 +34,18 @@ class Attention(nn.MultiheadAttention):
         return self.out_proj(F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(2))
 
 
-class CrossAttentionLayer(nn.Module):
+class CrossAttentionLayer(Checkpointable):
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.multihead_attn = Attention(dim, num_heads)
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, query: Tensor, query_position: Tensor, tokens: Tensor, position: Tensor, blocked: Tensor):
-        return self.norm(query + self.multihead_attn(query + query_position, tokens + position, tokens, blocked))
+    def forward(self, query: Tensor, query_position: Tensor, placed: Tensor, tokens: Tensor, blocked: Tensor):
+        """placed: tokens with their positions added."""
+        return self.norm(query + self.multihead_attn(query + query_position, placed, tokens, blocked))
 
 
-class SelfAttentionLayer(nn.Module):
+class SelfAttentionLayer(Checkpointable):
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.self_attn = Attention(dim, num_heads)
@@ -54,7 +56,7 @@ class SelfAttentionLayer(nn.Module):
         return self.norm(query + self.self_attn(placed, placed, query))
 
 
-class FeedForwardLayer(nn.Module):
+class FeedForwardLayer(Checkpointable):
     def __init__(self, dim: int, hidden_dim: int):
         super().__init__()
         self.linear1 = nn.Linear(dim, hidden_dim)
@@ -62,7 +64,7 @@ class FeedForwardLayer(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, query: Tensor) -> Tensor:
-        return self.norm(query + self.linear2(F.relu(self.linear1(query))))
+        return self.norm(query + self.linear2(F.relu_(self.linear1(query))))
 
 
 class MaskEmbedding(nn.Module):
@@ -100,6 +102,7 @@ class MaskDecoder(nn.Module):
         codes = self.level_embed.weight
         levels = [m.flatten(2).transpose(1, 2) + code for m, code in zip(multi_scale, codes, strict=True)]
         positions = [sine_position_embedding(size, codes.shape[1], codes.device).flatten(1).t() for size in sizes_hw]
+        placed = [level + position for level, position in zip(levels, positions, strict=True)]
         query_position = self.query_embed.weight
         query = self.query_feat.weight.expand(batch, -1, -1)
 
@@ -116,7 +119,7 @@ class MaskDecoder(nn.Module):
         for i, (cross_attention, self_attention, feed_forward) in enumerate(layers):
             level = i % NUM_LEVELS
             blocked = blocked_cells(outputs.mask_embeddings[-1], small[level])
-            query = cross_attention(query, query_position, levels[level], positions[level], blocked)
+            query = cross_attention(query, query_position, placed[level], levels[level], blocked)
             query = feed_forward(self_attention(query, query_position))
             self._predict(query, outputs)
         return outputs

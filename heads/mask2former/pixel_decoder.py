@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from errors import UserError
 from heads.deformable_attention import DeformableAttention
 from heads.position import reference_points, sine_position_embedding
+from heads.recompute import Checkpointable, recomputed
 from structures import Pyramid
 
 NUM_LEVELS = 3
@@ -18,7 +19,7 @@ NUM_LAYERS = 6
 NORM_GROUPS = 32
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(Checkpointable):
     """Deformable self-attention and feed-forward, each followed by its norm."""
 
     def __init__(self, dim: int, num_heads: int, feed_forward_dim: int):
@@ -30,8 +31,12 @@ class EncoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor, position: Tensor, reference: Tensor, sizes_hw: list) -> Tensor:
-        tokens = self.norm1(tokens + self.self_attn(tokens + position, reference, tokens, sizes_hw))
-        return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens))))
+        attended = self.self_attn(tokens, reference, tokens, sizes_hw, as_query=lambda x: x + position)
+        return self.norm2(recomputed(self._feed_forward, tokens + attended))
+
+    def _feed_forward(self, tokens: Tensor) -> Tensor:
+        tokens = self.norm1(tokens)
+        return tokens + self.linear2(F.relu_(self.linear1(tokens)))
 
 
 class Encoder(nn.Module):

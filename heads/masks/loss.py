@@ -91,22 +91,25 @@ def sample_points(maps: Tensor, points: Tensor, padding: str = "zeros") -> Tenso
 @torch.no_grad()
 def uncertain_points(
     mask_logits: Tensor,
-    draw: Callable[[int], Tensor],
+    draw: Callable[[int, int], Tensor],
     num_points: int,
     oversample_ratio: float,
     importance_ratio: float,
 ) -> Tensor:
-    """Points (R, P, 2) for mask_logits (R, h, w): mostly where a mask is least sure, the rest uniform.
+    """Points (L, T, P, 2) for mask_logits (L, T, h, w): mostly where a mask is least sure, the rest uniform.
 
-    draw: number of points n -> (R, n, 2), uniform. Of oversample_ratio * P of them, the importance_ratio * P with the
-    smallest |logit| are kept.
+    draw: numbers of layers l and of points n -> (l, T, n, 2), uniform. Of oversample_ratio * P of them, the
+    importance_ratio * P with the smallest |logit| are kept. One layer after the other: all candidates at once would
+    be among the largest tensors of a step.
     """
-    candidates = draw(int(num_points * oversample_ratio))
-    uncertainty = -sample_points(mask_logits[:, None], candidates[:, None])[:, 0, 0].abs()
-    kept = int(importance_ratio * num_points)
-    chosen = uncertainty.topk(kept, dim=1, sorted=False).indices
-    picked = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
-    return torch.cat((picked, draw(num_points - kept)), dim=1)
+    num_candidates, kept = int(num_points * oversample_ratio), int(importance_ratio * num_points)
+    picked = []
+    for of_layer in mask_logits:
+        (candidates,) = draw(1, num_candidates)
+        certainty = sample_points(of_layer[:, None], candidates[:, None])[:, 0, 0].abs_()
+        chosen = certainty.neg_().topk(kept, dim=1, sorted=False).indices
+        picked.append(candidates.gather(1, chosen[..., None].expand(-1, -1, 2)))
+    return torch.cat((torch.stack(picked), draw(len(mask_logits), num_points - kept)), dim=2)
 
 
 @torch.no_grad()
@@ -303,21 +306,20 @@ def point_losses(
     """Sum cross-entropy and dice (V-Net, Milletari et al. 2016, with 1 added above and below) on points, over the
     objects and the layers."""
     is_matched = (queries >= 0).flatten().float()  # (L * T,)
-    predicted = matched_masks(outputs, targets, queries).flatten(0, 1).float()
+    predicted = matched_masks(outputs, targets, queries).float()
 
-    def draw(num_points: int) -> Tensor:
-        """(L * T, num_points, 2), each image from its own generator."""
-        shapes = [(len(queries), len(target.labels), num_points, 2) for target in targets]
+    def draw(num_layers: int, num_points: int) -> Tensor:
+        """(num_layers, T, num_points, 2), each image from its own generator."""
         drawn = [
-            torch.rand(*shape, device=queries.device, generator=generator)
-            for shape, generator in zip(shapes, generators, strict=True)
+            torch.rand(num_layers, len(target.labels), num_points, 2, device=queries.device, generator=generator)
+            for target, generator in zip(targets, generators, strict=True)
         ]
-        return torch.cat(drawn, dim=1).flatten(0, 1)
+        return torch.cat(drawn, dim=1)
 
     s = settings
     points = uncertain_points(predicted, draw, s.num_points, s.oversample_ratio, s.importance_ratio)
-    logits = sample_points(predicted[:, None], points[:, None])[:, 0, 0]  # (L * T, P)
-    truth, point_weight = truth_of_pairs(targets, points.unflatten(0, queries.shape))
+    logits = sample_points(predicted.flatten(0, 1)[:, None], points.flatten(0, 1)[:, None])[:, 0, 0]  # (L * T, P)
+    truth, point_weight = truth_of_pairs(targets, points)
 
     cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, point_weight, reduction="none").sum(-1)
     cross_entropy = cross_entropy / point_weight.sum(-1).clamp(min=1)

@@ -66,12 +66,12 @@ NO_ESTIMATE = "import training.summary; training.summary.estimated_memory_bytes 
 _ESTIMATES: dict[str, int] = {}
 
 
-def remembered_estimate(backbone, spec, image_size: int, batch_size: int) -> int:
+def remembered_estimate(backbone, spec, image_size: int, batch_size: int, is_checkpointed: bool = False) -> int:
     """Made once for each model and size."""
     parameters = [(p.numel(), p.element_size(), p.requires_grad) for p in backbone.parameters()]
-    key = repr((backbone.channels, backbone.strides, parameters, spec, image_size, batch_size))
+    key = repr((backbone.channels, backbone.strides, parameters, spec, image_size, batch_size, is_checkpointed))
     if key not in _ESTIMATES:
-        _ESTIMATES[key] = estimated_memory_bytes(backbone, spec, image_size, batch_size)
+        _ESTIMATES[key] = estimated_memory_bytes(backbone, spec, image_size, batch_size, is_checkpointed)
     return _ESTIMATES[key]
 
 
