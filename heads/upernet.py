@@ -20,7 +20,7 @@ class ConvNormReLU(Checkpointable):
         self.norm = BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(x)))
+        return F.relu_(self.norm(self.conv(x)))
 
 
 class PyramidPooling(Checkpointable):
@@ -66,7 +66,7 @@ class UPerNetHead(PixelHead):
         size_hw = tuple(levels[0].shape[-2:])
         weights = self.fuse.conv.weight.split([level.shape[1] for level in levels], dim=1)
         fused = sum(conv_of_resized(level, w, size_hw) for level, w in zip(levels, weights, strict=True))
-        return F.relu(self.fuse.norm(fused))
+        return F.relu_(self.fuse.norm(fused))
 
 
 def conv_of_resized(x: Tensor, weight: Tensor, size_hw: tuple[int, int]) -> Tensor:

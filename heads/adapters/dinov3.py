@@ -144,7 +144,8 @@ class DINOv3Adapter(nn.Module):
         nn.init.normal_(self.level_embed)
 
     def forward(self, images: Tensor, features: Features) -> Pyramid:
-        c1, *levels = self.spm(images)
+        # Channels last: tokens are views of such maps, and the CPU resizes, pools and normalises them far faster.
+        c1, *levels = self.spm(images.contiguous(memory_format=torch.channels_last))
         sizes_hw = [tuple(level.shape[-2:]) for level in levels]
         tokens = [lv.flatten(2).transpose(1, 2) + self.level_embed[i] for i, lv in enumerate(levels)]
         tokens = torch.cat(tokens, dim=1)
@@ -158,7 +159,8 @@ class DINOv3Adapter(nn.Module):
         c2, c3, c4 = (t.transpose(1, 2).unflatten(2, size) for t, size in zip(split, sizes_hw, strict=True))
         c1 = c1 + self.up(c2)
         norms = (self.norm1, self.norm2, self.norm3, self.norm4)
-        return [
-            norm(c + F.interpolate(frozen.to(c.dtype), size=c.shape[-2:], mode="bilinear", align_corners=False))
-            for norm, c, frozen in zip(norms, (c1, c2, c3, c4), features.maps, strict=True)
-        ]
+        pyramid = []
+        for norm, c, frozen in zip(norms, (c1, c2, c3, c4), features.maps, strict=True):
+            frozen = frozen.to(c.dtype).contiguous(memory_format=torch.channels_last)
+            pyramid.append(norm(c + F.interpolate(frozen, size=c.shape[-2:], mode="bilinear", align_corners=False)))
+        return pyramid

@@ -109,5 +109,5 @@ class PixelDecoder(nn.Module):
         multi_scale = self.encoder(projected)
         lateral = self.lateral_convs[0](stride4)
         top_down = F.interpolate(multi_scale[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-        finest = F.relu(self.output_convs[0](lateral + top_down))
+        finest = F.relu_(self.output_convs[0](lateral + top_down))
         return self.mask_feature(finest), multi_scale

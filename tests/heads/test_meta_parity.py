@@ -1,5 +1,6 @@
 """Adapter and Mask2Former head against Meta's published code: same weights and inputs, same outputs and gradients."""
 
+import copy
 import json
 
 import numpy as np
@@ -40,10 +41,14 @@ def model() -> nn.ModuleDict:
 
 @pytest.fixture(scope="module")
 def outputs(model: nn.ModuleDict) -> dict[str, torch.Tensor]:
+    return outputs_of(model, torch.float32)
+
+
+def outputs_of(model: nn.ModuleDict, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     batch, c, p = CONFIG["batch"], CONFIG["embed_dim"], CONFIG["patch_size"]
     h, w = CONFIG["image_height"] // p, CONFIG["image_width"] // p
-    image = torch.tensor(standard_normal("image", (batch, 3, h * p, w * p)))
-    tokens = [torch.tensor(standard_normal(f"feature.{i}", (batch, h * w, c))) for i in range(4)]
+    image = torch.tensor(standard_normal("image", (batch, 3, h * p, w * p)), dtype=dtype)
+    tokens = [torch.tensor(standard_normal(f"feature.{i}", (batch, h * w, c)), dtype=dtype) for i in range(4)]
     pyramid = model["0"](image, Features([t.transpose(1, 2).unflatten(2, (h, w)) for t in tokens]))
     head = model["1"]
     mask_features, multi_scale = head.pixel_decoder(pyramid)
@@ -70,12 +75,14 @@ def test_outputs_equal_metas(outputs, name):
     assert abs(np.linalg.norm(ours.astype(np.float64)) - norm) / norm < 1e-4
 
 
-def test_gradient_norms_equal_metas(model, outputs):
+def test_gradient_norms_equal_metas(model):
+    """In double precision: in float32 rounding alone moves some of them by a thousandth, in Meta's code too."""
+    model = copy.deepcopy(model).double()
+    outputs = outputs_of(model, torch.float64)
     masks, logits = outputs["pred_masks"], outputs["pred_logits"]
     r1 = torch.tensor(standard_normal("cotangent.masks", masks.shape))
     r2 = torch.tensor(standard_normal("cotangent.logits", logits.shape))
-    model.zero_grad()
-    ((masks * r1).sum() + (logits * r2).sum()).backward(retain_graph=True)
+    ((masks * r1).sum() + (logits * r2).sum()).backward()
     wrong = {}
     for name, parameter in model.named_parameters():
         expected = REFERENCE["grad_norms"][f"segmentation_model.{name}"]
