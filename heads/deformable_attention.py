@@ -96,7 +96,8 @@ class DeformableAttention(nn.Module):
         sampling = recomputed(lambda x: self._sampling(as_query(x)), tokens).float()
         offsets, logits = sampling.split([m * levels * p * 2, m * levels * p], dim=-1)
         weights = logits.reshape(b, q, m, levels * p).softmax(-1)
-        size_xy = torch.tensor([[(w, h)] * p for h, w in sizes_hw], dtype=torch.float32, device=tokens.device)
+        size_xy = torch.tensor([[(w, h)] * p for h, w in sizes_hw], dtype=torch.float32)
+        size_xy = size_xy.to(tokens.device, non_blocking=True)  # torch.tensor(device=...) would wait for a GPU
         locations = reference[None, :, None, None, None, :] + offsets.reshape(b, q, m, levels, p, 2) / size_xy
         attended = deformable_attention(value.float(), sizes_hw, locations, weights.view(b, q, m, levels, p))
         return self.output_proj(attended.to(value.dtype))

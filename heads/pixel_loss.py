@@ -6,6 +6,7 @@ B batch, K classes, H W size of the ground truth, P labelled pixels of an image.
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -78,10 +79,13 @@ def pixel_loss(
     else:
         groups = [(logits[i : i + 1], t.semantic[None]) for i, t in enumerate(targets)]
     with torch.autocast(logits.device.type, enabled=False):
-        main, dice = 0.0, 0.0
+        main, dice, present = 0.0, 0.0, iter([t.labels for t in targets])
         for part, truth in groups:
             resized = F.interpolate(part.float(), size=truth.shape[-2:], mode="bilinear", align_corners=False)
-            main = main + (sum_per_image if settings.ranks_pixels else sum_per_pixel)(resized, truth, settings)
+            if settings.ranks_pixels:
+                main = main + sum_per_image(resized, truth, settings, list(islice(present, len(truth))))
+            else:
+                main = main + sum_per_pixel(resized, truth, settings)
             if settings.dice_weight:
                 dice = dice + soft_dice_loss(resized, truth)
     unit = "images" if settings.ranks_pixels else "pixels"
@@ -114,36 +118,41 @@ def focal_terms(cross_entropy: Tensor, truth: Tensor, settings: PixelLossSetting
     return terms * _weights(settings, terms)[truth.where(truth != IGNORE_INDEX, 0)]
 
 
-def sum_per_image(logits: Tensor, truth: Tensor, settings: PixelLossSettings) -> Tensor:
+def sum_per_image(logits: Tensor, truth: Tensor, settings: PixelLossSettings, present: list[Tensor | None]) -> Tensor:
     """Sum the losses of images with a label: Lovász-softmax, or the mean over their hard pixels.
 
-    logits: (B, K, H, W), truth: (B, H, W).
+    logits: (B, K, H, W), truth: (B, H, W). present: of each image, the classes in it, None = not known.
     """
     total = logits.sum() * 0  # a gradient of zero where nothing is labelled
-    for scores, classes in zip(logits, truth, strict=True):
-        is_labelled = classes != IGNORE_INDEX
-        scores, classes = scores[:, is_labelled], classes[is_labelled]
-        if not len(classes):
-            continue
+    for scores, classes, labels in zip(logits.flatten(2), truth.flatten(1), present, strict=True):
         if settings.loss == "lovasz":
-            total = total + lovasz_softmax(scores.softmax(0), classes, settings)
+            total = total + lovasz_softmax(scores.softmax(0), classes, settings, labels)
         else:
             total = total + hard_pixel_mean(scores, classes, settings)
     return total
 
 
-def lovasz_softmax(probability: Tensor, truth: Tensor, settings: PixelLossSettings = DEFAULTS) -> Tensor:
+def lovasz_softmax(
+    probability: Tensor, truth: Tensor, settings: PixelLossSettings = DEFAULTS, present: Tensor | None = None
+) -> Tensor:
     """The Lovász extension of 1 - IoU, a mean over the classes present in one image (Berman et al. 2018, equation 11),
-    with class weights a weighted one.
+    with class weights a weighted one; 0 where no pixel is labelled.
 
-    probability: (K, P), truth: (P,). Where every probability is 0 or 1 it is exactly 1 - IoU.
+    probability: (K, P), truth: (P,). Where every probability is 0 or 1 it is exactly 1 - IoU. present: the classes in
+    `truth`, where they are known: to find them the host waits for the device.
     """
-    present = torch.unique(truth)
+    is_labelled = truth != IGNORE_INDEX
+    if present is None:
+        present = torch.unique(truth)
+        present = present[present != IGNORE_INDEX]
     losses = []
     for k in present:
         wanted = (truth == k).to(probability.dtype)
-        errors, order = (wanted - probability[k]).abs().sort(descending=True)
+        # Unlabelled pixels are no error: they come last, where they change nothing.
+        errors, order = ((wanted - probability.index_select(0, k[None])[0]).abs() * is_labelled).sort(descending=True)
         losses.append(errors @ lovasz_gradient(wanted[order]))
+    if not losses:
+        return probability.new_zeros(())
     stacked = torch.stack(losses)
     weights = torch.ones_like(stacked) if settings.class_weights is None else _weights(settings, stacked)[present]
     return (stacked * weights).sum() / weights.sum().clamp(min=SMALLEST)
@@ -163,16 +172,23 @@ def hard_pixel_mean(scores: Tensor, truth: Tensor, settings: PixelLossSettings) 
     """The weighted mean loss of one image's hard pixels (online hard example mining, Shrivastava et al. 2016): those
     whose true class has a probability below ohem_threshold, and at least ohem_min_share of all, the hardest.
 
-    scores: (K, P), truth: (P,).
+    scores: (K, P), truth: (P,). Unlabelled pixels do not count; 0 where all are.
     """
-    cross_entropy = F.cross_entropy(scores.T, truth, reduction="none")
+    cross_entropy = F.cross_entropy(scores.T, truth, reduction="none", ignore_index=IGNORE_INDEX)
+    is_labelled = truth != IGNORE_INDEX
     with torch.no_grad():
-        limit = cross_entropy.new_tensor(-math.log(settings.ohem_threshold))
-        least = max(1, math.ceil(settings.ohem_min_share * len(truth)))
-        is_hard = (cross_entropy > limit) | (cross_entropy >= cross_entropy.topk(least).values[-1])
-    kept, classes = cross_entropy[is_hard], truth[is_hard]
-    weights = torch.ones_like(kept) if settings.class_weights is None else _weights(settings, kept)[classes]
-    terms = focal_terms(kept, classes, settings) if settings.loss == "focal" else kept * weights
+        limit = -math.log(settings.ohem_threshold)
+        # Without a count on the host, for which it would wait for the device.
+        least = (is_labelled.sum(dtype=torch.float64) * settings.ohem_min_share).ceil().long().clamp(min=1)
+        falling = cross_entropy.where(is_labelled, -1).sort(descending=True).values
+        hardest = falling.index_select(0, least[None] - 1)
+        is_hard = is_labelled & ((cross_entropy > limit) | (cross_entropy >= hardest))
+    weights = is_hard.to(cross_entropy.dtype)
+    if settings.class_weights is not None:
+        weights = weights * _weights(settings, weights)[truth.where(is_labelled, 0)]
+    terms = cross_entropy * weights
+    if settings.loss == "focal":
+        terms = focal_terms(cross_entropy, truth, settings) * is_hard
     return terms.sum() / weights.sum().clamp(min=SMALLEST)
 
 
@@ -194,4 +210,5 @@ def soft_dice_loss(logits: Tensor, truth: Tensor) -> Tensor:
 def _weights(settings: PixelLossSettings, like: Tensor) -> Tensor:
     """class_weights on the device of another tensor, float32 or float64 as it is."""
     dtype = like.dtype if like.is_floating_point() else torch.float32
-    return torch.tensor(settings.class_weights, dtype=dtype, device=like.device)
+    # torch.tensor(device=...) would wait for a GPU.
+    return torch.tensor(settings.class_weights, dtype=dtype).to(like.device, non_blocking=True)

@@ -116,8 +116,8 @@ class PMTDecoder(nn.Module):
 
     def set_chances(self, chances: list[float]) -> None:
         """chances: of each block, that a query keeps its mask there."""
-        self.attn_mask_probs.copy_(torch.tensor(chances))
-        self.read_chances()
+        self.attn_mask_probs.copy_(torch.tensor(chances), non_blocking=True)
+        self.chances = list(chances)  # to read the buffer would be to wait for the device
 
     def read_chances(self, _: object = None) -> None:
         """Also called by load_state_dict, with what did not fit."""

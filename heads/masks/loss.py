@@ -218,7 +218,7 @@ def assign(costs: list[Tensor]) -> Tensor:
             matched, objects = linear_sum_assignment(matrix)
             row[objects] = matched
         queries.append(of_image)
-    return torch.from_numpy(np.concatenate(queries, axis=1)).to(flat.device)
+    return torch.from_numpy(np.concatenate(queries, axis=1)).to(flat.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -290,9 +290,9 @@ def class_loss(outputs: MaskOutputs, targets: list[MaskTarget], queries: Tensor,
     wanted = wanted[..., :-1]
 
     weights = torch.ones(num_classes, device=logits.device)
-    weights[no_object] = no_object_weight
+    weights[no_object:].fill_(no_object_weight)  # an assignment would copy the number, and wait for a GPU
     loss = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), weights, reduction="none").view(wanted.shape)
-    is_labelled = torch.tensor([t.is_labelled for t in targets], device=logits.device)[:, None]
+    is_labelled = torch.tensor([t.is_labelled for t in targets]).to(logits.device, non_blocking=True)[:, None]
     return (loss * is_labelled).sum()
 
 
@@ -363,4 +363,5 @@ def image_of_objects(targets: list[MaskTarget]) -> Tensor:
     """(T,) int64: which image each object of the batch is in."""
     counts = [len(t.labels) for t in targets]
     image = [b for b, n in enumerate(counts) for _ in range(n)]
-    return torch.tensor(image, dtype=torch.int64, device=targets[0].labels.device)
+    # torch.tensor(device=...) would wait for a GPU.
+    return torch.tensor(image, dtype=torch.int64).to(targets[0].labels.device, non_blocking=True)
