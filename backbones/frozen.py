@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from backbones.fingerprint import Sample, fingerprint
 from backbones.half_weights import PLAIN_LAYERS, DrawnLater
+from backbones.int8_weights import Int8Linear, quantize_linears, without_int8
 from backbones.keys import State, to_timm_keys
 from backbones.mask2former_keys import mask2former_backbone
 from backbones.names import BACKBONES, tapped_blocks
@@ -33,6 +34,10 @@ from structures import PYRAMID_STRIDES, Features, Layer
 
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By the bytes of a number: as what its bits can be added up."""
+
+
+KEPT_AS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
+"""By the names of --precision and --backbone-dtype: what the weights of a frozen backbone are kept as."""
 
 
 def attention_backend(name: str) -> AbstractContextManager:
@@ -106,7 +111,7 @@ class FrozenBackbone(nn.Module):
         self.name = name
         self.weights = weights
         self.mean, self.std = tuple(mean), tuple(std)
-        self.fingerprint = fingerprint({**model.state_dict(), **(samples or {})})
+        self.fingerprint = fingerprint({**without_int8(model.state_dict()), **(samples or {})})
         self.taps = _taps(model, name)
         self.channels: list[int] = [model.feature_info[tap]["num_chs"] for tap in self.taps]
         self.strides: list[int] = [model.feature_info[tap]["reduction"] for tap in self.taps]
@@ -240,15 +245,20 @@ class FrozenBackbone(nn.Module):
         return sum(of_maps) + more * of_maps[-1]
 
     def cast_weights(self, dtype: torch.dtype) -> "FrozenBackbone":
-        """Keeps the weights of Linear and Conv layers in `dtype` (bfloat16), which halves the memory of a large ViT.
+        """Keeps the weights of Linear and Conv layers in bfloat16, which halves the memory of a large ViT.
 
-        Norms, layer scales, tokens and positions stay in float32. From then on forward runs under autocast of `dtype`,
+        Norms, layer scales, tokens and positions stay in float32. From then on forward runs under autocast of bfloat16,
         and gives bit for bit what float32 weights give there: autocast casts these very weights by itself.
+
+        dtype: bfloat16, or int8 for the matrices of Linear layers (see int8_weights.py) and bfloat16 for the rest,
+        which halves it once more and changes the features.
         """
+        if dtype == torch.int8:
+            quantize_linears(self.model)
         for module in self.model.modules():
-            if type(module) in PLAIN_LAYERS:
-                module.to(dtype)
-        self._autocast_dtype = dtype
+            if type(module) in (*PLAIN_LAYERS, Int8Linear):
+                module.to(torch.bfloat16)  # of whole numbers this changes nothing
+        self._autocast_dtype = torch.bfloat16
         return self
 
     def unfreeze(self) -> "FrozenBackbone":
@@ -301,8 +311,9 @@ def build_backbone(name: str, weights: str = "auto", dtype: torch.dtype = torch.
     trained backbone; a hub name such as "facebook/dinov3-vits16-pretrain-lvd1689m"; or "random":
     the same numbers every time, without touching the caller's random state.
 
-    dtype: torch.bfloat16 for what cast_weights makes of the backbone, with the same numbers and fingerprint; a large
-    model is never held in float32 then. One that belongs in checkpoints (is_kept) is in float32 anyway.
+    dtype: torch.bfloat16 or torch.int8 for what cast_weights makes of the backbone, with the same numbers and
+    fingerprint; a large model is never held in float32 then. One that belongs in checkpoints (is_kept) is in float32
+    anyway.
 
     Raises UserError for an unknown name, an unreadable file, or one that belongs to another model, and its subclass
     hub.WeightsUnavailable, within ten seconds, if the weights must come from the hub and cannot.

@@ -1,6 +1,6 @@
-"""Large models in bfloat16 from the start: one layer at a time is in float32, never the whole model.
+"""Large models in bfloat16 or int8 from the start: one layer at a time is in float32, never the whole model.
 
-A ViT-7B takes 27 GB in float32 and 13.4 GB in bfloat16. Both ways to its weights give the very numbers of building the
+A ViT-7B takes 27 GB in float32, 13.4 GB in bfloat16 and 6.8 GB in int8 (see int8_weights.py). Both ways to its weights give the very numbers of building the
 model in float32 and casting it then: random ones are drawn as timm draws them, those of a file are converted tensor by
 tensor. The fingerprint is that of the float32 weights, which is why their samples are returned.
 """
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backbones.fingerprint import Sample, sample_of
+from backbones.int8_weights import SCALE, WEIGHT, expect_int8, quantize_linear, quantized
 from backbones.keys import State
 
 PLAIN_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -63,19 +64,24 @@ class DrawnLater(TorchDispatchMode):
 
     @torch.no_grad()
     def fill(self, model: nn.Module, dtype: torch.dtype) -> dict[str, Sample]:
-        """Draw each parameter in float32; plain layers keep theirs in `dtype`. Return the samples of these."""
+        """Draw each parameter in float32; plain layers keep theirs in `dtype` (see convert). Return the samples of
+        these."""
         samples = {}
-        for prefix, module in model.named_modules():
+        for prefix, module in list(model.named_modules()):
+            is_int8 = dtype == torch.int8 and type(module) is nn.Linear
             for name, parameter in module.named_parameters(recurse=False):
                 if not parameter.is_meta:
                     continue
                 value = self._drawn(parameter)
                 if type(module) in PLAIN_LAYERS:
                     samples[f"{prefix}.{name}"] = sample_of(value)
-                    value = value.to(dtype)
-                else:
+                if type(module) not in PLAIN_LAYERS or is_int8:
                     value = value.clone()
+                else:
+                    value = value.to(torch.bfloat16)
                 setattr(module, name, nn.Parameter(value))
+            if is_int8 and f"{prefix}.weight" in samples:
+                quantize_linear(model, prefix, module)
         return samples
 
     def _drawn(self, tensor: Tensor) -> Tensor:
@@ -104,16 +110,25 @@ def convert(state: State, model: nn.Module, dtype: torch.dtype) -> dict[str, Sam
     """Replace each tensor in `state` by a copy, in `dtype` where a plain layer of `model` takes it, otherwise in
     float32. Return the samples of the former.
 
-    A copy, so that nothing depends on the file any more where the tensors were mapped into memory.
+    dtype: bfloat16, or int8 for the matrices of Linear layers and bfloat16 for the rest. The state is then that of
+    Int8Linear layers, and so is `model`. A copy, so that nothing depends on the file any more where the tensors were
+    mapped into memory.
     """
     modules, samples = dict(model.named_modules()), {}
     for key in list(state):
         tensor = state.pop(key)
+        prefix, _, name = key.rpartition(".")
+        kind = type(modules.get(prefix))
+        if kind in PLAIN_LAYERS and tensor.is_floating_point():
+            samples[key] = sample_of(tensor)
         if not tensor.is_floating_point():
             state[key] = tensor.clone()
-        elif type(modules.get(key.rpartition(".")[0])) in PLAIN_LAYERS:
-            samples[key] = sample_of(tensor)
-            state[key] = tensor.to(dtype, copy=True)  # rounds once, whatever the file holds
+        elif dtype == torch.int8 and kind is nn.Linear and name == "weight":
+            state[f"{prefix}.{WEIGHT}"], state[f"{prefix}.{SCALE}"] = quantized(tensor)
+        elif kind in PLAIN_LAYERS:
+            state[key] = tensor.to(torch.bfloat16, copy=True)  # rounds once, whatever the file holds
         else:
             state[key] = tensor.to(torch.float32, copy=True)
+    if dtype == torch.int8:
+        expect_int8(model)
     return samples

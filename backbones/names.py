@@ -67,6 +67,9 @@ BACKBONES: dict[str, Backbone] = {
 ATTENTION_BACKENDS = ("torch", "xformers")
 """What can compute a ViT's attention, see attention.py."""
 
+WEIGHT_TYPES = ("auto", "bf16", "int8")
+"""Of --backbone-dtype: auto is that of the run's precision."""
+
 SATELLITE = "sat493m"
 """Stands in the names of the weights that were trained on satellite images."""
 SATELLITE_MEAN = (0.430, 0.411, 0.296)

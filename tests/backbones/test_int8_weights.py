@@ -1,0 +1,61 @@
+"""Weights of 8 bits: how far they are off, what they take, and that both ways to them give the same."""
+
+import pytest
+import torch
+from backbones_helpers import meta_state
+from golden_rule import standard_normal
+from torch.nn import functional as F
+
+from backbones.frozen import FrozenBackbone, build_backbone
+from backbones.int8_weights import Int8Linear, quantized
+
+BF16, INT8 = torch.bfloat16, torch.int8
+
+
+def test_a_weight_is_off_by_half_a_step_at_most():
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)) * torch.logspace(-9, 3, 64)[:, None]
+    weight[3], weight[4, 0] = 0, 1e30
+    numbers, scale = quantized(weight)
+    assert numbers.dtype == INT8 and scale.shape == (64, 1) and numbers.abs().max() == 127
+    step = weight.abs().amax(1, keepdim=True) / 127
+    assert ((numbers * scale.float() - weight).abs() <= step * (0.5 + 127 / 256)).all()  # the scale is rounded too
+    assert (numbers[3] == 0).all() and torch.isfinite(scale).all()
+    assert torch.equal(quantized(weight * 2)[0], numbers)
+
+
+def test_the_layer_is_the_linear_layer_of_its_rounded_weights():
+    weight, bias = torch.randn(32, 48), torch.randn(32)
+    layer = Int8Linear(*quantized(weight), bias)
+    x = torch.randn(2, 5, 48)
+    assert torch.equal(layer(x), F.linear(x.to(BF16), layer.weight, bias.to(BF16)))
+    assert (layer.weight - weight).norm() < 0.01 * weight.norm()
+
+
+def features(backbone: FrozenBackbone) -> torch.Tensor:
+    images = torch.from_numpy(standard_normal("image", (1, 3, 64, 64)))
+    return torch.cat([m.float().flatten() for m in backbone(images).maps])
+
+
+def num_bytes(backbone: FrozenBackbone) -> int:
+    return sum(p.numel() * p.element_size() for p in backbone.parameters())
+
+
+@pytest.mark.parametrize("name", ["dinov3_vits16plus", "dinov3_convnext_tiny"])
+def test_features_are_near_and_memory_is_halved(name):
+    half, found = build_backbone(name, "random", BF16), build_backbone(name, "random", INT8)
+    assert 0.5 < num_bytes(found) / num_bytes(half) < 0.54
+    assert found.fingerprint == half.fingerprint and found.digest() != half.digest()
+    expected = features(half)
+    assert 0 < (features(found) - expected).norm() < 0.03 * expected.norm()
+    later = build_backbone(name, "random").cast_weights(INT8)
+    assert later.digest() == found.digest()
+    assert torch.equal(features(later), features(found))
+    assert not any(p.requires_grad for p in found.parameters())
+
+
+def test_weights_of_a_file_are_those_of_casting_later(tmp_path):
+    torch.save(meta_state("dinov3_vits16"), tmp_path / "weights.pth")
+    found = build_backbone("dinov3_vits16", str(tmp_path / "weights.pth"), INT8)
+    later = build_backbone("dinov3_vits16", str(tmp_path / "weights.pth")).cast_weights(INT8)
+    assert (found.fingerprint, found.digest()) == (later.fingerprint, later.digest())
+    assert torch.equal(features(found), features(later))
