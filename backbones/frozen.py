@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from backbones.fingerprint import Sample, fingerprint
-from backbones.half_weights import PLAIN_LAYERS, DrawnLater
+from backbones.fingerprint import Sample, fingerprint, sample_of
+from backbones.half_weights import PLAIN_LAYERS, DrawnLater, Keep, as_it_is
 from backbones.int8_weights import Int8Linear, quantize_linears, without_int8
 from backbones.keys import State, to_timm_keys
 from backbones.mask2former_keys import mask2former_backbone
 from backbones.names import BACKBONES, tapped_blocks
+from backbones.offload import STREAMED, Offload
 from backbones.timm_models import ROPE_PERIODS, create, create_with, timm_name
 from backbones.weight_files import OWN_PREFIX, backbone_state, float_state, read_normalisation, read_tensors
 from backbones.weights import find_weights
@@ -34,6 +35,8 @@ from structures import PYRAMID_STRIDES, Features, Layer
 
 WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By the bytes of a number: as what its bits can be added up."""
+
+SUMMED_AT_ONCE = 2**22
 
 
 KEPT_AS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
@@ -129,6 +132,7 @@ class FrozenBackbone(nn.Module):
         self.attention = "torch"
         self.is_trained = False
         self.is_kept = False
+        self._offload: Offload | None = None
 
     def forward(self, images: Tensor) -> Features:
         """images: (B, 3, H, W), normalised with mean and std.
@@ -230,13 +234,23 @@ class FrozenBackbone(nn.Module):
     def digest(self) -> str:
         """64 hex digits of the weights as they are now. Unlike in `fingerprint`, every value counts: of each tensor the
         sum of its bits as whole numbers, which takes a second for some GB."""
-        state = self.whole_state()
-        digest = hashlib.sha256(fingerprint(state).encode())
-        for name in sorted(state):
-            tensor = state[name].detach().contiguous().flatten()
-            total = int(tensor.view(WORDS[tensor.element_size()]).sum(dtype=torch.int64))
-            digest.update(f"{name} {tensor.dtype} {total};".encode())
-        return digest.hexdigest()
+        state = sorted(self.whole_state().items())
+        sums, samples = [], {}
+        for name, tensor in state:
+            bits = tensor.detach().contiguous().flatten().view(WORDS[tensor.element_size()])
+            # In parts: torch makes a copy of 64 bits each of what it adds up.
+            total = sum(int(part.sum(dtype=torch.int64)) for part in bits.split(SUMMED_AT_ONCE))
+            sums.append(f"{name} {tensor.dtype} {total};")
+            self._release(tensor)
+        for name, tensor in state:
+            samples[name] = sample_of(tensor)
+            self._release(tensor)
+        return hashlib.sha256("".join([fingerprint(samples), *sums]).encode()).hexdigest()
+
+    def _release(self, tensor: Tensor) -> None:
+        """After a look at a weight that may wait elsewhere."""
+        if self._offload:
+            self._offload.release(tensor)
 
     def values_per_image(self, height: int, width: int) -> int:
         """How many numbers forward gives for an image of this size, class token and registers aside."""
@@ -261,6 +275,14 @@ class FrozenBackbone(nn.Module):
         self._autocast_dtype = torch.bfloat16
         return self
 
+    def stream_blocks(self, offload: Offload) -> "FrozenBackbone":
+        """From now on the weights of its blocks wait where `offload` says, also when it is moved to a device, and come
+        there one block at a time; the features are the same. Raises UserError where it has no row of blocks."""
+        assert not self.is_trained
+        offload.attach(self.model, self.name)
+        self._offload = offload
+        return self
+
     def unfreeze(self) -> "FrozenBackbone":
         """From now on it learns, in float32, and a parent module's train() sets it to training too.
 
@@ -275,7 +297,7 @@ class FrozenBackbone(nn.Module):
     def whole_state(self) -> State:
         """The model's tensors, as build_kept_backbone takes them."""
         periods = {ROPE_PERIODS: self.model.rope.periods} if _has_rope_periods(self.model) else {}
-        return {**self.model.state_dict(), **periods}
+        return {name.replace(STREAMED, ""): t for name, t in self.model.state_dict().items()} | periods
 
     def train(self, mode: bool = True) -> "FrozenBackbone":
         """While frozen it stays in eval mode, also when the parent module is set to training."""
@@ -303,7 +325,9 @@ class FrozenBackbone(nn.Module):
         return F.interpolate(images, nearest, mode="bilinear", align_corners=False)
 
 
-def build_backbone(name: str, weights: str = "auto", dtype: torch.dtype = torch.float32) -> FrozenBackbone:
+def build_backbone(
+    name: str, weights: str = "auto", dtype: torch.dtype = torch.float32, keep: Keep = as_it_is
+) -> FrozenBackbone:
     """The backbone `name` (see names.py, or any name of timm) on the CPU, with `weights`:
 
     "auto": timm's weights of this model from the Hugging Face hub or its local cache; a local path: a .pth, a
@@ -313,7 +337,7 @@ def build_backbone(name: str, weights: str = "auto", dtype: torch.dtype = torch.
 
     dtype: torch.bfloat16 or torch.int8 for what cast_weights makes of the backbone, with the same numbers and
     fingerprint; a large model is never held in float32 then. One that belongs in checkpoints (is_kept) is in float32
-    anyway.
+    anyway. keep: called with each tensor of such a model as soon as it has this type (see Offload.keep).
 
     Raises UserError for an unknown name, an unreadable file, or one that belongs to another model, and its subclass
     hub.WeightsUnavailable, within ten seconds, if the weights must come from the hub and cannot.
@@ -321,7 +345,7 @@ def build_backbone(name: str, weights: str = "auto", dtype: torch.dtype = torch.
     architecture = timm_name(name)
     config = timm.get_pretrained_cfg(architecture)
     if weights == "random":
-        model, samples = _random_model(architecture, name, dtype)
+        model, samples = _random_model(architecture, name, dtype, keep)
         return _in_dtype(FrozenBackbone(model, name, "random", config.mean, config.std, samples), dtype)
     source = find_weights(weights, name, config.hf_hub_id)
     mean, std = read_normalisation(source.path, source.title) or (config.mean, config.std)
@@ -333,7 +357,8 @@ def build_backbone(name: str, weights: str = "auto", dtype: torch.dtype = torch.
     if dtype == torch.float32:
         state = float_state(state)
     of_mask2former, _ = mask2former_backbone(state)
-    model, samples = create_with(architecture, of_mask2former or to_timm_keys(state), source.label, name, dtype)
+    state = of_mask2former or to_timm_keys(state)
+    model, samples = create_with(architecture, state, source.label, name, dtype, keep)
     backbone = FrozenBackbone(model, name, source.label, mean, std, samples)
     backbone.is_kept = is_kept
     return _in_dtype(backbone, dtype)
@@ -363,12 +388,12 @@ def build_kept_backbone(state: State, about: dict[str, Any], label: str) -> Froz
     return backbone
 
 
-def _random_model(architecture: str, name: str, dtype: torch.dtype) -> tuple[nn.Module, dict[str, Sample]]:
+def _random_model(architecture: str, name: str, dtype: torch.dtype, keep: Keep) -> tuple[nn.Module, dict[str, Sample]]:
     if dtype == torch.float32 or name not in BACKBONES:  # other models of timm are small, and initialize in any way
         return create(architecture), {}
     with DrawnLater() as drawn_later:
         model = create(architecture)
-    return model, drawn_later.fill(model, dtype)
+    return model, drawn_later.fill(model, dtype, keep)
 
 
 def _in_dtype(backbone: FrozenBackbone, dtype: torch.dtype) -> FrozenBackbone:

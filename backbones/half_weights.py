@@ -1,11 +1,13 @@
 """Large models in bfloat16 or int8 from the start: one layer at a time is in float32, never the whole model.
 
-A ViT-7B takes 27 GB in float32, 13.4 GB in bfloat16 and 6.8 GB in int8 (see int8_weights.py). Both ways to its weights give the very numbers of building the
-model in float32 and casting it then: random ones are drawn as timm draws them, those of a file are converted tensor by
-tensor. The fingerprint is that of the float32 weights, which is why their samples are returned.
+A ViT-7B takes 27 GB in float32, 13.4 GB in bfloat16 and 6.8 GB in int8 (see int8_weights.py). Both ways to its weights
+give the very numbers of building the model in float32 and casting it then: random ones are drawn as timm draws them,
+those of a file are converted tensor by tensor. The fingerprint is that of the float32 weights, which is why their
+samples are returned.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +20,13 @@ from backbones.keys import State
 
 PLAIN_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The layers whose weights may be kept in a smaller type; a subclass may compute with its weights first."""
+
+Keep = Callable[[str, Tensor], Tensor]
+
+
+def as_it_is(name: str, tensor: Tensor) -> Tensor:
+    return tensor
+
 
 LARGE = 2**16
 """Elements from which on a tensor is drawn later."""
@@ -63,9 +72,11 @@ class DrawnLater(TorchDispatchMode):
         steps.append((func, args, kwargs, random_state))
 
     @torch.no_grad()
-    def fill(self, model: nn.Module, dtype: torch.dtype) -> dict[str, Sample]:
-        """Draw each parameter in float32; plain layers keep theirs in `dtype` (see convert). Return the samples of
-        these."""
+    def fill(self, model: nn.Module, dtype: torch.dtype, keep: Keep = as_it_is) -> dict[str, Sample]:
+        """Draw each parameter in float32; plain layers keep theirs in `dtype`. Return the samples of these.
+
+        dtype, keep: see convert.
+        """
         samples = {}
         for prefix, module in list(model.named_modules()):
             is_int8 = dtype == torch.int8 and type(module) is nn.Linear
@@ -75,13 +86,13 @@ class DrawnLater(TorchDispatchMode):
                 value = self._drawn(parameter)
                 if type(module) in PLAIN_LAYERS:
                     samples[f"{prefix}.{name}"] = sample_of(value)
-                if type(module) not in PLAIN_LAYERS or is_int8:
-                    value = value.clone()
-                else:
-                    value = value.to(torch.bfloat16)
+                is_cast = type(module) in PLAIN_LAYERS and not is_int8
+                value = value.to(torch.bfloat16) if is_cast else value.clone()
                 setattr(module, name, nn.Parameter(value))
             if is_int8 and f"{prefix}.weight" in samples:
                 quantize_linear(model, prefix, module)
+            for name, parameter in model.get_submodule(prefix).named_parameters(recurse=False):
+                parameter.data = keep(f"{prefix}.{name}", parameter.data)
         return samples
 
     def _drawn(self, tensor: Tensor) -> Tensor:
@@ -106,13 +117,13 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def convert(state: State, model: nn.Module, dtype: torch.dtype) -> dict[str, Sample]:
+def convert(state: State, model: nn.Module, dtype: torch.dtype, keep: Keep = as_it_is) -> dict[str, Sample]:
     """Replace each tensor in `state` by a copy, in `dtype` where a plain layer of `model` takes it, otherwise in
     float32. Return the samples of the former.
 
     dtype: bfloat16, or int8 for the matrices of Linear layers and bfloat16 for the rest. The state is then that of
     Int8Linear layers, and so is `model`. A copy, so that nothing depends on the file any more where the tensors were
-    mapped into memory.
+    mapped into memory. keep: returns what takes the place of each tensor, see Offload.keep.
     """
     modules, samples = dict(model.named_modules()), {}
     for key in list(state):
@@ -122,13 +133,14 @@ def convert(state: State, model: nn.Module, dtype: torch.dtype) -> dict[str, Sam
         if kind in PLAIN_LAYERS and tensor.is_floating_point():
             samples[key] = sample_of(tensor)
         if not tensor.is_floating_point():
-            state[key] = tensor.clone()
+            converted = {key: tensor.clone()}
         elif dtype == torch.int8 and kind is nn.Linear and name == "weight":
-            state[f"{prefix}.{WEIGHT}"], state[f"{prefix}.{SCALE}"] = quantized(tensor)
+            converted = dict(zip((f"{prefix}.{WEIGHT}", f"{prefix}.{SCALE}"), quantized(tensor), strict=True))
         elif kind in PLAIN_LAYERS:
-            state[key] = tensor.to(torch.bfloat16, copy=True)  # rounds once, whatever the file holds
+            converted = {key: tensor.to(torch.bfloat16, copy=True)}  # rounds once, whatever the file holds
         else:
-            state[key] = tensor.to(torch.float32, copy=True)
+            converted = {key: tensor.to(torch.float32, copy=True)}
+        state |= {key: keep(key, tensor) for key, tensor in converted.items()}
     if dtype == torch.int8:
         expect_int8(model)
     return samples

@@ -1,9 +1,9 @@
 """Weights of 8 bits: half of bfloat16's memory, for features that change a little.
 
-Weight-only and symmetric: a row w of a Linear layer's matrix is kept as whole numbers q in -127 ... 127 and one scale s,
-w ~ s q, which is off by at most about 1/254 of the row's largest absolute value (the scheme of LLM.int8's vector-wise
-weights, Dettmers et al. 2022, section 2.1, without 8-bit activations). The layer computes in bfloat16 with s q, rounded
-to it. Convolutions, norms and tokens are a small share of a ViT and stay as they are in bfloat16.
+Weight-only and symmetric: a row w of a Linear layer's matrix is kept as whole numbers q in -127 ... 127 and one scale
+s, w ~ s q, which is off by at most about 1/254 of the row's largest absolute value (the vector-wise scheme of LLM.int8,
+Dettmers et al. 2022, section 2.1, for the weights alone). The layer computes in bfloat16 with s q, rounded to it.
+Convolutions, norms and tokens are a small share of a ViT and stay as they are in bfloat16.
 """
 
 import torch

@@ -9,7 +9,7 @@ from timm.models._manipulate import reinit_non_persistent_buffers
 from torch import Tensor, nn
 
 from backbones.fingerprint import Sample
-from backbones.half_weights import convert
+from backbones.half_weights import Keep, as_it_is, convert
 from backbones.keys import State, check_fit, without_extras
 from backbones.names import BACKBONES
 from backbones.swin import PADS_FIRST, pad_before_shifting
@@ -50,12 +50,17 @@ def _create_seeded(architecture: str, device: str, **options) -> nn.Module:
 
 
 def create_with(
-    architecture: str, state: State, label: str, name: str, dtype: torch.dtype = torch.float32
+    architecture: str,
+    state: State,
+    label: str,
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    keep: Keep = as_it_is,
 ) -> tuple[nn.Module, dict[str, Sample]]:
     """The model with the tensors of `state` as its own: a 7B file is held once and no random weights are drawn.
 
     Empties `state`. dtype: of the weights of plain layers; with another one than float32, their samples are returned
-    too (see half_weights.convert).
+    too, and keep is called (see half_weights.convert).
     """
     # Only for the models whose buffers are known to come out right; other models of timm are small.
     device = "meta" if name in BACKBONES else "cpu"
@@ -69,7 +74,7 @@ def create_with(
     fitting = without_extras(state, model.state_dict(), classifiers)
     state.clear()
     check_fit(fitting, model.state_dict(), label, name)
-    samples = {} if dtype == torch.float32 else convert(fitting, model, dtype)
+    samples = {} if dtype == torch.float32 else convert(fitting, model, dtype, keep)
     model.load_state_dict(fitting, assign=True)
     if pads_first is not None:
         pad_before_shifting(model)

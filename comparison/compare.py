@@ -37,8 +37,8 @@ from memory import count_parameters, estimated_memory_bytes
 from segmenter import Segmenter
 from training.checkpoints import Resumed, RunFiles
 from training.config import TrainConfig
-from training.processes import make_accelerator
-from training.run import Run, prepare
+from training.processes import make_accelerator, precision_name
+from training.run import Run, prepare, settled_precision
 from training.setup import end_workers, make_loaders
 from training.tasks import TaskData, prepare_data
 
@@ -56,7 +56,7 @@ GALLERY_IMAGES = 12
 def compare(config: CompareConfig) -> Path:
     """Returns the folder of the report. Raises UserError for what a person can put right, Interrupted on a signal."""
     with stopping_at_once():
-        accelerator = make_accelerator(config.precision)
+        accelerator = make_accelerator(precision_of(config))
         if accelerator.num_processes > 1:
             raise UserError(
                 "a comparison runs in one process; train each head with its own script in several, then compare them "
@@ -69,6 +69,13 @@ def compare(config: CompareConfig) -> Path:
         write_report(comparison, folder)
         write_hyperparameters(comparison, folder / "tensorboard")
     return folder
+
+
+def precision_of(config: CompareConfig) -> str:
+    """As a training's: a resumed comparison keeps its own. Finished runs are measured in float32."""
+    if config.runs:
+        return "fp32"
+    return settled_precision(config.config_for(config.heads[0], config.seed, (config.train_sizes or (ALL,))[0]))
 
 
 @dataclass(frozen=True)
@@ -306,7 +313,7 @@ def facts_of(config: TrainConfig, segmenter: Segmenter, data: TaskData, accelera
         "image size": f"{config.image_size} px, evaluated {config.eval_mode}",
         "batch size": str(config.batch_size * config.gradient_accumulation_steps),
         "length": f"{config.max_steps} steps" if config.max_steps > 0 else f"{config.epochs} epochs",
-        "precision": "bf16" if accelerator.mixed_precision == "bf16" else "fp32",
+        "precision": precision_name(accelerator),
         "memory": "measured" if device.type == "cuda" else "estimated from the sizes of adapter and head",
         "machine": f"{machine}, {platform.machine()}",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}",

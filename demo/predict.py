@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from errors import UserError, note, printable, run_job
-from evaluation.options import LARGER, InferenceFlags
+from evaluation.options import LARGER, PRECISION, InferenceFlags
 from flags import add_flags, hyphenate, unset
 from training.config import TASK_NAMES
 
@@ -47,7 +47,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     model.add_argument(
         "--task", choices=TASK_NAMES, default=None, help="of a released head (None = what it was released for)"
     )
-    model.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on CUDA")
+    model.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help=PRECISION)
     images = parser.add_argument_group("images")
     images.add_argument("--image-path", "-i", type=Path, default=None, metavar="FILE", help="one image")
     images.add_argument("--input-dir", "-d", type=Path, default=None, metavar="DIR", help="all images in a folder")

@@ -13,6 +13,9 @@ STEP_PX = PYRAMID_STRIDES[-1]
 LARGER = "larger images are refused, larger TIFFs read window by window"
 """Of --max-megapixels, in the help of all scripts."""
 
+PRECISION = "auto: bf16 where the GPU, or the CPU (AVX512-bf16, AMX), computes it in hardware"
+"""Of --precision, in the help of all scripts."""
+
 META_SCALES = (0.9, 0.95, 1.0, 1.05, 1.1)
 """Of Meta's test-time augmentation (DINOv3, Siméoni et al. 2025, section 6.3.2)."""
 

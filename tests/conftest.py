@@ -8,6 +8,9 @@ from accelerate.state import AcceleratorState
 from hypothesis import settings
 
 torch.set_num_threads(1)
+# As of a processor without bf16: --precision auto is float32, so that numbers can be compared on every machine. Scripts
+# in processes of their own are given --precision fp32 (see training_helpers.words).
+torch.cpu.get_capabilities = dict
 settings.register_profile("repeatable", derandomize=True)  # the same examples in every run
 settings.load_profile("repeatable")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and its children would

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from checkpoint import open_checkpoint, read_checkpoint, temporary_name, write_a
 from errors import UserError, note, warn
 from heads.options import HEADS, with_defaults
 from training.config import TrainConfig
+from training.processes import gpu_has_bf16
 
 
 @dataclass
@@ -198,6 +200,27 @@ def find_resumed(word: str, files: RunFiles) -> Resumed | None:
     if found is None:
         raise UserError(f"--resume-checkpoint {word}: the folder holds no checkpoint of this head, name another one")
     return found
+
+
+def precision_before(word: str, files: RunFiles) -> str | None:
+    """The precision, "fp32" or "bf16", of the run that --resume-checkpoint means; None where there is none.
+
+    For before anything is set up: a look at its newest checkpoint, which is not verified. One of a version that did not
+    record it was bf16 where CUDA has it, unless it was given.
+    """
+    if not word:
+        return None
+    path = files.folder if word == AUTO else Path(word).expanduser()
+    states = []
+    for each in replace(files, folder=path).checkpoints() if path.is_dir() else [path]:
+        with suppress(UserError):  # find_resumed reports what cannot be read
+            states.append(open_checkpoint(each))
+    if not states:
+        return None
+    newest = max(states, key=lambda state: state["progress"]["step"])
+    usual = "bf16" if gpu_has_bf16() else "fp32"
+    said = [newest.get("precision"), newest["arguments"].get("precision"), usual]
+    return next(name for name in said if name in ("fp32", "bf16"))
 
 
 def read_resumed(path: str) -> Resumed:

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from backbones.frozen import KEPT_AS
 from errors import UserError
 
 Decision = TypeVar("Decision")
@@ -40,14 +41,32 @@ def make_accelerator(precision: str, tracker: str | None = None) -> Accelerator:
 
 
 def uses_bf16(precision: str) -> bool:
-    if precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision == "bf16"
+    """precision: "fp32", "bf16", or "auto" for bf16 where the device that is used computes it in hardware."""
+    if precision != "auto":
+        return precision == "bf16"
+    return gpu_has_bf16() or (not torch.accelerator.is_available() and cpu_has_bf16())
 
 
-def backbone_dtype(accelerator: Accelerator) -> torch.dtype:
-    """Of a frozen backbone's weights: in bf16 the same numbers as by autocast alone, in half the memory."""
-    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+def gpu_has_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies matrices of bfloat16 in hardware: by AVX512-bf16, or by AMX."""
+    find = getattr(torch.cpu, "get_capabilities", dict)  # older versions of torch do not know
+    found = find()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def precision_name(accelerator: Accelerator) -> str:
+    """As --precision has it: "fp32" or "bf16"."""
+    return "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+
+
+def backbone_dtype(accelerator: Accelerator, word: str = "auto") -> torch.dtype:
+    """Of a frozen backbone's weights. word: of --backbone-dtype; auto: that of the precision, which in bf16 gives the
+    same numbers as autocast alone, in half the memory."""
+    return KEPT_AS[precision_name(accelerator) if word == "auto" else word]
 
 
 def decided(accelerator: Accelerator, what: str, decide: Callable[[], Decision]) -> Decision:

@@ -27,13 +27,14 @@ from training.checkpoints import (
     check_writable,
     find_resumed,
     lineage_of,
+    precision_before,
     read_resumed,
 )
 from training.class_weights import class_weights
 from training.config import TrainConfig
 from training.dry_run import dry_run
 from training.logs import is_tested
-from training.processes import check_shared, decided, make_accelerator
+from training.processes import check_shared, decided, make_accelerator, precision_name
 from training.setup import (
     build_segmenter,
     check_backbone,
@@ -63,7 +64,7 @@ def train(config: TrainConfig) -> None:
     Raises UserError for everything that a person can put right, Interrupted on a signal."""
     with ExitStack() as held:
         held.enter_context(stopping_at_once())
-        accelerator = make_accelerator(config.precision, config.tracker)
+        accelerator = make_accelerator(settled_precision(config), config.tracker)
         if config.dry_run:
             accelerator.print(printable(dry_run(config, accelerator)))
             accelerator.end_training()
@@ -81,6 +82,14 @@ def train(config: TrainConfig) -> None:
                     run.trainer.test()
             run.report_outcome()
         accelerator.end_training()
+
+
+def settled_precision(config: TrainConfig) -> str:
+    """--precision, for make_accelerator: unless it is given, a resumed run keeps its own, on another machine too."""
+    if config.precision != "auto":
+        return config.precision
+    before = precision_before(config.resume_checkpoint, RunFiles.of(config.checkpoint_dir, config.head))
+    return before or config.precision
 
 
 def plain_words(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +201,7 @@ def prepare(config: TrainConfig, accelerator: Accelerator, held: ExitStack, shar
             report = transfer(released, segmenter, data.class_names, config.keep_matching_classes)
             accelerator.print(report.text())
             init_head = report.record()
-        about = run_identity(config, segmenter, data, init_head)
+        about = run_identity(config, segmenter, data, init_head, precision_name(accelerator))
         loaders = shared.loaders if shared else make_loaders(config, segmenter.backbone, data, accelerator)
         trainer = Trainer(segmenter, data, loaders, trainer_settings(config), files, accelerator, about)
         if resumed:
@@ -227,9 +236,10 @@ def lost_worker(error: Exception) -> str:
 
 
 def run_identity(
-    config: TrainConfig, segmenter: Segmenter, data: TaskData, init_head: dict[str, Any] | None
+    config: TrainConfig, segmenter: Segmenter, data: TaskData, init_head: dict[str, Any] | None, precision: str
 ) -> dict[str, Any]:
-    """What run.json and all checkpoints of the run say alike; plain values and lists only."""
+    """What run.json and all checkpoints of the run say alike; plain values and lists only. precision: see
+    processes.precision_name."""
     backbone = segmenter.backbone
     weights = "random" if backbone.weights == "random" else config.weights
     about = {
@@ -238,6 +248,7 @@ def run_identity(
         "task": data.task,
         "labels": data.meaning,
         "seed": config.seed,
+        "precision": precision,
         "backbone": {
             "name": backbone.name,
             "weights": weights,

@@ -11,6 +11,7 @@ import accelerate
 import timm
 import torch
 import torchvision
+from accelerate import Accelerator
 
 from heads.build import HeadSpec
 from memory import count_parameters, estimated_memory_bytes
@@ -22,6 +23,7 @@ from training.checkpoints import (
 )
 from training.config import TrainConfig
 from training.features.plan import cache_lines, cache_plan
+from training.processes import precision_name
 from training.tasks import TaskData
 from training.trainer import Trainer
 
@@ -32,7 +34,7 @@ def summary(config: TrainConfig, trainer: Trainer, resumed: Resumed | None, chan
     """changed: flags that are others than in the run resumed."""
     segmenter, data, accelerator, plan = trainer.segmenter, trainer.data, trainer.accelerator, trainer.plan
     backbone, progress = segmenter.backbone, trainer.progress
-    bf16 = accelerator.mixed_precision == "bf16"
+    bf16 = precision_name(accelerator) == "bf16"
     sizes = (config.image_size, config.batch_size, config.gradient_checkpointing)
     memory = estimated_memory_bytes(backbone, segmenter.spec, *sizes)
     learning = "trainable" if backbone.is_trained else "frozen"
@@ -54,7 +56,7 @@ def summary(config: TrainConfig, trainer: Trainer, resumed: Resumed | None, chan
         *[("class weights", text) for text in weights_text(segmenter.spec.options, data.class_names)],
         ("steps", f"{plan.total_steps} in {plan.epochs} epochs, {plan.warmup_steps} of them warm-up"),
         ("learning rate", f"{config.lr:g}, {config.lr_schedule}; weight decay {config.weight_decay:g}"),
-        ("precision", f"{'bf16' if bf16 else 'fp32'} on {accelerator.device}"),
+        ("precision", precision_text(config, accelerator, resumed)),
         (
             "memory",
             f"about {memory / 2**30:.1f} GiB a process{' in fp32, bf16 needs less' if bf16 else ''}",
@@ -70,6 +72,17 @@ def summary(config: TrainConfig, trainer: Trainer, resumed: Resumed | None, chan
     if config.best_metric != "loss" and not num_val:
         rows.append(("note", f"--best-metric {config.best_metric} needs --validate: no best checkpoint will be kept"))
     return table(rows)
+
+
+def precision_text(config: TrainConfig, accelerator: Accelerator, resumed: Resumed | None) -> str:
+    """What the run computes in, and why, where no flag says so."""
+    name = precision_name(accelerator)
+    why = ""
+    if config.precision == "auto" and resumed:
+        why = ", as the run resumed"
+    elif config.precision == "auto" and name == "bf16":
+        why = ", which it computes in hardware (--precision fp32 is exact, and slower)"
+    return f"{name} on {accelerator.device}{why}"
 
 
 def cache_text(config: TrainConfig, trainer: Trainer) -> list[str]:

@@ -56,7 +56,8 @@ def words(head: str, checkpoint_dir: Path, *more: str) -> list[str]:
     return [
         *SMALL[head],
         *("--backbone", "test_vit", "--weights", "random", "--batch-size", "2", "--num-workers", "0"),
-        *("--warmup-epochs", "0", "--drop-path", "0", "--checkpoint-dir", str(checkpoint_dir), *more),
+        *("--warmup-epochs", "0", "--drop-path", "0", "--precision", "fp32"),
+        *("--checkpoint-dir", str(checkpoint_dir), *more),
     ]
 
 

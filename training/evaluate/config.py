@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from errors import UserError
-from evaluation.options import InferenceFlags
+from evaluation.options import PRECISION, InferenceFlags
 from flags import add_flags, check_ranges, flag, parse, unset
 from training.config import CocoFiles, LabelFlags, PairFlags
 
@@ -26,7 +26,7 @@ class CheckpointFlags:
     )
     weights: str | None = flag(None, "of the backbone (None = where the run found them)")
     backbone: str | None = flag(None, "of a released head that does not tell it", metavar="NAME")
-    precision: str = flag("auto", "auto: bf16 on CUDA", choices=("auto", "fp32", "bf16"))
+    precision: str = flag("auto", PRECISION, choices=("auto", "fp32", "bf16"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from structures import Batch, Features, LossScope, Target
 from training.config import CacheFlags
 from training.features.entries import DTYPES, decode, encode
 from training.features.stores import Store, open_store
+from training.processes import precision_name
 
 READERS = 4
 """Threads that hash, read and write entries: the processor and the disk have more than one thing to do at a time."""
@@ -203,5 +204,4 @@ def make_cache(
 
 def stored_dtype(flags: CacheFlags, accelerator: Accelerator) -> torch.dtype:
     """auto: as exact as the run computes."""
-    usual = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
-    return DTYPES[usual if flags.cache_dtype == "auto" else flags.cache_dtype]
+    return DTYPES[precision_name(accelerator) if flags.cache_dtype == "auto" else flags.cache_dtype]
