@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.frozen import FrozenBackbone, build_backbone, build_kept_backbone
+from backbones.frozen import KEPT_AS, FrozenBackbone, build_backbone, build_kept_backbone
 from checkpoint import find_checkpoint, read_checkpoint
 from errors import UserError
 from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head, resolved, takes_layers
@@ -95,7 +95,8 @@ class Segmenter(nn.Module):
         cls, checkpoint: str | Path, weights: str | None = None, dtype: torch.dtype = torch.float32
     ) -> "Segmenter":
         """The model of a checkpoint, in eval mode. weights: where the backbone's are now, if they moved; one that was
-        trained is in the checkpoint. dtype: of the backbone, see build_backbone.
+        trained is in the checkpoint. dtype: of the backbone, see build_backbone; unless the run chose one, to whose
+        features its head belongs.
 
         checkpoint: a file, or a folder (see find_checkpoint). The model knows its task, class_names, the arguments of
         its run, and in labels what mask values meant (data.labels.LabelRule.from_dict reads it), or category_ids and
@@ -109,6 +110,7 @@ class Segmenter(nn.Module):
         if whole:
             backbone = build_kept_backbone(whole, about, str(checkpoint))
         else:
+            dtype = KEPT_AS.get(state["arguments"].get("backbone_dtype"), dtype)
             backbone = build_backbone(about["name"], weights or about["weights"], dtype)
         if backbone.fingerprint != about["fingerprint"]:
             raise UserError(

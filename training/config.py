@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from typing import Any, ClassVar
 
-from backbones.names import ATTENTION_BACKENDS, BACKBONES
+from backbones.names import ATTENTION_BACKENDS, BACKBONES, WEIGHT_TYPES
 from errors import UserError
-from evaluation.options import LARGER, InferenceFlags
+from evaluation.options import LARGER, PRECISION, InferenceFlags
 from flags import add_flags, check_ranges, flag, flag_of, hyphenate, parse
 from heads.options import HEADS
 from training.schedule import SCHEDULE_NAMES
@@ -226,6 +226,16 @@ class ModelFlags:
     backbone: str = flag("dinov3_vit7b16", f"{', '.join(BACKBONES)}, or any timm model", metavar="NAME")
     weights: str = flag("auto", "of the backbone", metavar="auto|PATH|URL|HUB-NAME|random")
     allow_random_weights: bool = flag(False, "use random weights where none can be had")
+    backbone_dtype: str = flag(
+        "auto",
+        "of its frozen weights; auto: as --precision; int8: half of bf16's memory, for features that change a little",
+        choices=WEIGHT_TYPES,
+    )
+    backbone_offload: str = flag(
+        "none",
+        "where the weights of its blocks wait, which come to the device one after the other: less memory, more time",
+        choices=("none", "cpu", "disk"),
+    )
     unfreeze_backbone: bool = flag(False, "train the backbone too; needs far more memory")
     backbone_lr_multiplier: float = flag(0.1, "its share of --lr when unfrozen", low=0, metavar="FACTOR")
     init_head: str = flag(
@@ -266,7 +276,7 @@ class ScheduleFlags:
     ema_decay: float = flag(
         0.0, "validate and keep a moving average of the weights, 0.999 for example (0 = off)", low=0, high=0.99999
     )
-    precision: str = flag("auto", "auto: bf16 on CUDA", choices=("auto", "fp32", "bf16"))
+    precision: str = flag("auto", f"{PRECISION}; a resumed run keeps its own", choices=("auto", "fp32", "bf16"))
     gradient_checkpointing: bool = flag(
         False, "compute what adapter and head keep for the backward pass again: less memory, slower steps"
     )
@@ -406,6 +416,15 @@ class TrainConfig(
                 f"--cache-features {self.cache_features} and --unfreeze-backbone exclude each other: the features of a "
                 "backbone that learns change with each step"
             )
+        for name, value, usual in (
+            ("--backbone-dtype", self.backbone_dtype, "auto"),
+            ("--backbone-offload", self.backbone_offload, "none"),
+        ):
+            if self.unfreeze_backbone and value != usual:
+                raise UserError(
+                    f"{name} {value} and --unfreeze-backbone exclude each other: weights that learn stay there, "
+                    "in float32"
+                )
         self.check_inference(self.task, self.image_size)
         self.check_options()
 

@@ -38,7 +38,7 @@ def dry_run(config: TrainConfig, accelerator: Accelerator) -> str:
     cache_dtype = stored_dtype(config, accelerator)
     plan = cache_plan(config, backbone, data.sizes, config.epochs, cache_dtype)
     memory = step_memory(
-        _in_dtype_of_run(backbone, accelerator),
+        _in_dtype_of_run(backbone, config, accelerator),
         segmenter.spec,
         config.image_size,
         config.batch_size,
@@ -103,8 +103,8 @@ def tera(flops: int) -> str:
     return f"{flops / 1e12:.3g} T"
 
 
-def _in_dtype_of_run(backbone: FrozenBackbone, accelerator: Accelerator) -> FrozenBackbone:
-    dtype = backbone_dtype(accelerator)
+def _in_dtype_of_run(backbone: FrozenBackbone, config: TrainConfig, accelerator: Accelerator) -> FrozenBackbone:
+    dtype = backbone_dtype(accelerator, config.backbone_dtype)
     return backbone if backbone.is_trained or dtype == torch.float32 else backbone.cast_weights(dtype)
 
 

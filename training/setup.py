@@ -11,7 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from backbones.frozen import FrozenBackbone, build_backbone, build_kept_backbone, check_attention_backend
+from backbones.half_weights import as_it_is
 from backbones.names import BACKBONES
+from backbones.offload import Offload
 from backbones.weights import WeightsUnavailable, download, is_url
 from data.dataset import EpochBatches, EvalDataset, TrainDataset, collate
 from data.meta_transform import MetaTrainTransform
@@ -141,18 +143,34 @@ def settled_weights(config: TrainConfig, resumed: Resumed | None) -> str:
 def find_backbone(config: TrainConfig, accelerator: Accelerator, resumed: Resumed | None) -> FrozenBackbone:
     """With random weights, loudly, where there are no others and --allow-random-weights is given."""
     check_attention_backend(config.attention, accelerator.device)
-    dtype = torch.float32 if config.unfreeze_backbone else backbone_dtype(accelerator)
+    dtype = torch.float32 if config.unfreeze_backbone else backbone_dtype(accelerator, config.backbone_dtype)
+    offload = make_offload(config, accelerator)
+    keep = offload.keep if offload else as_it_is
     try:
-        backbone = kept_backbone(config, resumed) or build_backbone(config.backbone, config.weights, dtype)
+        backbone = kept_backbone(config, resumed) or build_backbone(config.backbone, config.weights, dtype, keep)
     except WeightsUnavailable as error:
         if not config.allow_random_weights:
             raise
         accelerator.print(RANDOM_WEIGHTS_BANNER.format(line="!" * 100, reason=error))
-        backbone = build_backbone(config.backbone, "random", dtype)
+        backbone = build_backbone(config.backbone, "random", dtype, keep)
+    if offload:
+        backbone.stream_blocks(offload)
     backbone.attention = config.attention
     if config.unfreeze_backbone:
         backbone.unfreeze()
     return backbone
+
+
+def make_offload(config: TrainConfig, accelerator: Accelerator) -> Offload | None:
+    """What --backbone-offload asks for; None where the weights stay on the device."""
+    if config.backbone_offload == "none":
+        return None
+    if accelerator.num_processes > 1:
+        raise UserError(
+            f"--backbone-offload {config.backbone_offload} is for one process, not {accelerator.num_processes}: leave "
+            "it out, or fill a feature cache first (demo/cache_features.py --shard)"
+        )
+    return Offload(config.backbone_offload, accelerator.device)
 
 
 def check_backbone(backbone: FrozenBackbone, config: TrainConfig, data: TaskData) -> None:
