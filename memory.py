@@ -78,8 +78,7 @@ def step_memory(
     activations = sum(storage.nbytes() for storage in kept.values())
     trained = count_parameters(adapter) + count_parameters(head)
     learning = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
-    frozen = sum(p.numel() * p.element_size() for p in backbone.parameters() if not p.requires_grad)
-    return StepMemory(frozen, (trained + learning) * BYTES_PER_TRAINED, activations)
+    return StepMemory(backbone.device_bytes(), (trained + learning) * BYTES_PER_TRAINED, activations)
 
 
 def is_out_of_memory(error: Exception) -> bool:

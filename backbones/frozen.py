@@ -26,7 +26,7 @@ from backbones.int8_weights import Int8Linear, quantize_linears, without_int8
 from backbones.keys import State, to_timm_keys
 from backbones.mask2former_keys import mask2former_backbone
 from backbones.names import BACKBONES, tapped_blocks
-from backbones.offload import STREAMED, Offload
+from backbones.offload import STREAMED, Offload, bytes_at_a_time, num_bytes
 from backbones.timm_models import ROPE_PERIODS, create, create_with, timm_name
 from backbones.weight_files import OWN_PREFIX, backbone_state, float_state, read_normalisation, read_tensors
 from backbones.weights import find_weights
@@ -246,6 +246,13 @@ class FrozenBackbone(nn.Module):
             samples[name] = sample_of(tensor)
             self._release(tensor)
         return hashlib.sha256("".join([fingerprint(samples), *sums]).encode()).hexdigest()
+
+    def device_bytes(self, is_streamed: bool = False) -> int:
+        """What its frozen weights take on the device. is_streamed: whether that is asked of stream_blocks, before it is
+        called."""
+        if is_streamed or self._offload:
+            return bytes_at_a_time(self.model, self.name)
+        return num_bytes(self.model)
 
     def _release(self, tensor: Tensor) -> None:
         """After a look at a weight that may wait elsewhere."""

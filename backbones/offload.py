@@ -55,12 +55,7 @@ class Offload:
 
     def attach(self, model: nn.Module, name: str) -> None:
         """From now on the blocks of a timm model are streamed. Raises UserError where it has no row of blocks."""
-        blocks = getattr(model, "blocks", None)
-        if not isinstance(blocks, nn.ModuleList | nn.Sequential):
-            raise UserError(
-                f"--backbone-offload is for plain ViTs, and --backbone {name} is none: its weights take less memory"
-            )
-        tensors = []
+        blocks, tensors = blocks_of(model, name), []
         for block in blocks:
             for tensor in (*block.parameters(), *block.buffers()):
                 tensor.data = self.file.keep(tensor.data) if self.file else tensor.data.pin_memory()
@@ -74,6 +69,27 @@ class Offload:
         """Called after a look at a weight that waits: its pages go."""
         if self.file:
             self.file.drop(tensor)
+
+
+def blocks_of(model: nn.Module, name: str) -> nn.ModuleList | nn.Sequential:
+    """Of a timm model. Raises UserError where it has no row of blocks."""
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.ModuleList | nn.Sequential):
+        raise UserError(
+            f"--backbone-offload is for plain ViTs, and --backbone {name} is none: its weights take less memory"
+        )
+    return blocks
+
+
+def bytes_at_a_time(model: nn.Module, name: str) -> int:
+    """What the weights of a model whose blocks are streamed take on the device: two blocks at most are there."""
+    of_blocks = [num_bytes(block) for block in blocks_of(model, name)]
+    return num_bytes(model) - sum(of_blocks) + sum(sorted(of_blocks)[-2:])
+
+
+def num_bytes(module: nn.Module) -> int:
+    """Of its frozen weights."""
+    return sum(p.numel() * p.element_size() for p in module.parameters() if not p.requires_grad)
 
 
 class StreamedBlock(nn.Module):

@@ -1,7 +1,7 @@
 """What a setting needs, for --dry-run: counted on the meta device, without weights and without training."""
 
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 import torch
@@ -37,20 +37,21 @@ def dry_run(config: TrainConfig, accelerator: Accelerator) -> str:
     of_backbone, of_rest = step_flops(segmenter, config.image_size, config.batch_size)
     cache_dtype = stored_dtype(config, accelerator)
     plan = cache_plan(config, backbone, data.sizes, config.epochs, cache_dtype)
-    memory = step_memory(
-        _in_dtype_of_run(backbone, config, accelerator),
-        segmenter.spec,
-        config.image_size,
-        config.batch_size,
-        config.gradient_checkpointing,
-    )
     learning = sum(p.numel() for p in segmenter.parameters() if p.requires_grad)
+    frozen = count_parameters(segmenter) - learning
+    backbone = _in_dtype_of_run(backbone, config, accelerator)
+    sizes = (config.image_size, config.batch_size, config.gradient_checkpointing)
+    memory = step_memory(backbone, segmenter.spec, *sizes)
+    weights = f"{gib(memory.backbone_bytes)} of frozen weights"
+    if config.backbone_offload != "none":
+        memory = replace(memory, backbone_bytes=backbone.device_bytes(is_streamed=True))
+        weights = f"{gib(memory.backbone_bytes)} at a time, of {weights}"
     steps = num_steps(config, data.sizes["train"], accelerator.num_processes)
     views = f"{plan.num_views} views per training image" if plan.num_views else "validation images only"
     rows = [
-        ("parameters", f"{millions(count_parameters(segmenter) - learning)} frozen, {millions(learning)} trained"),
+        ("parameters", f"{millions(frozen)} frozen, {millions(learning)} trained"),
         ("memory", f"about {gib(memory.total_bytes)} a process, the backbone's activations and the loss aside"),
-        ("  backbone", f"{gib(memory.backbone_bytes)} of frozen weights"),
+        ("  backbone", weights),
         ("  trained", f"{gib(memory.trained_bytes)} of weights, gradients and optimizer"),
         ("  activations", f"{gib(memory.activation_bytes)} kept for the backward pass, in float32"),
         (

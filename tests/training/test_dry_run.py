@@ -1,5 +1,6 @@
 """--dry-run: figures in closed form, and nothing is trained, read of weights or written."""
 
+import pytest
 import torch
 from training_helpers import drawn, train_here
 
@@ -62,3 +63,15 @@ def test_prints_and_writes_nothing(tmp_path, capsys, monkeypatch):
     assert {"parameters", "memory", "FLOPs", "steps", "feature cache", "hours"} <= set(names), out
     assert "21.6 M frozen" in out
     assert not (tmp_path / "run").exists()
+
+
+def test_int8_and_offload_take_what_they_should(tmp_path, capsys):
+    """ViT-S: 12 blocks of 12 C^2 weights in matrices; two of them are there at a time."""
+    usual, small = (backbone_without_weights("dinov3_vits16") for _ in range(2))
+    small.cast_weights(torch.int8)
+    block = 12 * 384**2
+    assert usual.device_bytes() - usual.device_bytes(is_streamed=True) == pytest.approx(10 * 4 * block, rel=0.01)
+    assert small.device_bytes() == pytest.approx(12 * block, rel=0.05)
+    flags = ["--backbone", "dinov3_vits16", "--backbone-dtype", "int8", "--backbone-offload", "disk", "--dry-run"]
+    assert train_here("linear", tmp_path / "run", *drawn(tmp_path / "data"), *flags) == 0
+    assert "21.6 M frozen" in capsys.readouterr().out
