@@ -4,10 +4,15 @@ import pytest
 import torch
 from backbones_helpers import meta_state
 from golden_rule import standard_normal
+from messages import naming
 from torch.nn import functional as F
+from training_helpers import drawn, train_here
 
 from backbones.frozen import FrozenBackbone, build_backbone
 from backbones.int8_weights import Int8Linear, quantized
+from errors import UserError
+from segmenter import Segmenter
+from training.config import config_of
 
 BF16, INT8 = torch.bfloat16, torch.int8
 
@@ -59,3 +64,14 @@ def test_weights_of_a_file_are_those_of_casting_later(tmp_path):
     later = build_backbone("dinov3_vits16", str(tmp_path / "weights.pth")).cast_weights(INT8)
     assert (found.fingerprint, found.digest()) == (later.fingerprint, later.digest())
     assert torch.equal(features(found), features(later))
+
+
+def test_a_head_is_used_on_the_features_that_it_learned_from(tmp_path):
+    data = drawn(tmp_path / "data")
+    assert train_here("linear", tmp_path / "run", *data, "--max-steps", "1", "--backbone-dtype", "int8") == 0
+    (path,) = (tmp_path / "run").glob("linear_checkpoint_step_1.pth")
+    found = Segmenter.load(path, dtype=torch.bfloat16).backbone
+    expected = build_backbone("vit_tiny_patch16_224", "random", INT8)
+    assert found.digest() == expected.digest() != build_backbone("vit_tiny_patch16_224", "random", BF16).digest()
+    with pytest.raises(UserError, match=naming("--backbone-dtype int8", "--unfreeze-backbone")):
+        config_of("linear")(image_paths=("a",), mask_paths=("b",), backbone_dtype="int8", unfreeze_backbone=True)
