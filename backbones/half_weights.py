@@ -1,6 +1,6 @@
 """Large models in bfloat16 or int8 from the start: one layer at a time is in float32, never the whole model.
 
-A ViT-7B takes 27 GB in float32, 13.4 GB in bfloat16 and 6.8 GB in int8 (see int8_weights.py). Both ways to its weights
+A ViT-7B takes 27 GB in float32, 13.4 GB in bfloat16 and 6.7 GB in int8 (see int8_weights.py). Both ways to its weights
 give the very numbers of building the model in float32 and casting it then: random ones are drawn as timm draws them,
 those of a file are converted tensor by tensor. The fingerprint is that of the float32 weights, which is why their
 samples are returned.

@@ -45,23 +45,24 @@ def num_bytes(backbone: FrozenBackbone) -> int:
     return sum(p.numel() * p.element_size() for p in backbone.parameters())
 
 
-@pytest.mark.parametrize("name", ["dinov3_vits16plus", "dinov3_convnext_tiny"])
-def test_features_are_near_and_memory_is_halved(name):
-    half, found = build_backbone(name, "random", BF16), build_backbone(name, "random", INT8)
-    assert 0.5 < num_bytes(found) / num_bytes(half) < 0.54
+def test_memory_is_halved_and_random_weights_are_those_of_casting_later():
+    half, found = (build_backbone("dinov3_vits16plus", "random", dtype) for dtype in (BF16, INT8))
+    assert 0.5 < num_bytes(found) / num_bytes(half) < 0.52
     assert found.fingerprint == half.fingerprint and found.digest() != half.digest()
-    expected = features(half)
-    assert 0 < (features(found) - expected).norm() < 0.03 * expected.norm()
-    later = build_backbone(name, "random").cast_weights(INT8)
+    later = build_backbone("dinov3_vits16plus", "random").cast_weights(INT8)
     assert later.digest() == found.digest()
     assert torch.equal(features(later), features(found))
     assert not any(p.requires_grad for p in found.parameters())
 
 
-def test_weights_of_a_file_are_those_of_casting_later(tmp_path):
-    torch.save(meta_state("dinov3_vits16"), tmp_path / "weights.pth")
-    found = build_backbone("dinov3_vits16", str(tmp_path / "weights.pth"), INT8)
-    later = build_backbone("dinov3_vits16", str(tmp_path / "weights.pth")).cast_weights(INT8)
+def test_features_of_a_file_are_near_and_those_of_casting_later(tmp_path):
+    """With layer scales that let each block count; those of random weights are 1e-5."""
+    path = tmp_path / "weights.pth"
+    torch.save(meta_state("dinov3_vits16"), path)
+    half, found = (build_backbone("dinov3_vits16", str(path), dtype) for dtype in (BF16, INT8))
+    expected = features(half)
+    assert 0.001 < (features(found) - expected).norm() / expected.norm() < 0.006
+    later = build_backbone("dinov3_vits16", str(path)).cast_weights(INT8)
     assert (found.fingerprint, found.digest()) == (later.fingerprint, later.digest())
     assert torch.equal(features(found), features(later))
 
