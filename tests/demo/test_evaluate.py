@@ -155,6 +155,7 @@ def test_two_processes_find_what_one_finds(semantic, tmp_path, counted):
     whole = evaluated(semantic, tmp_path / "whole", "--worst", "0")
     out, saved = tmp_path / "out", tmp_path / "saved"
     words = ("-m", semantic / "run", *masks(semantic), "--output-dir", out, "--json", out / "all.json", "--worst", "0")
+    words = (*words, "--precision", "fp32")  # of processes of their own, see conftest.py
     interrupted = "import training.evaluate.results as r; own = r.ResultFiles.add; n = []; "
     interrupted += "r.ResultFiles.add = lambda self, *a: (own(self, *a), n.append(1), len(n) < 2 or sys.exit(3))"
     assert 3 in ranks(*words, "--save-predictions", saved, first=f"import sys; {interrupted}")
