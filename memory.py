@@ -83,4 +83,5 @@ def step_memory(
 
 def is_out_of_memory(error: Exception) -> bool:
     """Of the GPU or of the machine; on the CPU torch has no kind of its own for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "std::bad_alloc")  # by PyTorch's allocator, and by code of its that does without
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)

@@ -1,8 +1,8 @@
 """Time of a training step and of inference of every head, beside each other: same backbone, images and ground truth.
 
 Adapter and head, on frozen features that are given; the backbone's own time is a line of its own. Heads and precisions
-take turns, so that a busy machine slows all of them. Each head has the options that its script has by default, but for
-the width of Mask2Former and UPerNet, and the feed-forward sizes of Mask2Former, which are those of its paper.
+take turns, so that a busy machine slows all of them. Each head has the default options of its script, other than the
+width of Mask2Former and UPerNet, and the feed-forward sizes of Mask2Former, which are those of its paper.
 """
 
 import argparse

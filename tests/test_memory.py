@@ -19,7 +19,7 @@ def test_out_of_memory_is_reported_with_what_helps(tmp_path, monkeypatch, capsys
         raise error
 
     monkeypatch.setattr(Segmenter, "loss", fail)
-    assert train_here("m2f", tmp_path / "run", *drawn(tmp_path / "data")) == 2
+    assert train_here("m2f", tmp_path / "run", *drawn(tmp_path / "data"), "--adapter", "dinov3") == 2
     err = capsys.readouterr().err
     assert "--image-size 64 --batch-size 2 --hidden-dim 32 and the adapter dinov3" in err
 
@@ -28,6 +28,7 @@ def test_the_three_flags_are_the_most_helpful_ones_and_in_order(tmp_path):
     from accelerate import Accelerator
 
     flags = [*drawn(tmp_path / "data"), "--image-size", "128", "--hidden-dim", "64", "--batch-size", "8"]
+    flags += ["--adapter", "dinov3"]
     args = parse_training_arguments("upernet", words("upernet", tmp_path, *flags))
     segmenter = build_segmenter(args, 5, Accelerator(cpu=True), None)
     message = out_of_memory_message(args, segmenter)
@@ -45,13 +46,13 @@ def test_the_three_flags_are_the_most_helpful_ones_and_in_order(tmp_path):
 
 
 def test_a_machine_that_has_not_enough_says_so(tmp_path):
-    """Really: the system refuses more than 500 MB of address space beyond what the libraries take."""
+    """Really: the system refuses more than 200 MB of address space beyond what the libraries take."""
     limited = (
         "import memory, resource; training.summary.estimated_memory_bytes = memory.estimated_memory_bytes; "
         "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize(); "
-        "resource.setrlimit(resource.RLIMIT_AS, (used + 500_000_000,) * 2)"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)"
     )
-    sizes = ["--image-size", "256", "--batch-size", "16", "--max-steps", "1"]
+    sizes = ["--image-size", "256", "--batch-size", "16", "--max-steps", "1", "--adapter", "dinov3"]
     done = run_script("upernet", tmp_path / "run", *drawn(tmp_path / "data", train=16), *sizes, first=limited)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "--image-size 256 --batch-size 16" in done.stderr
