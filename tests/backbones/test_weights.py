@@ -367,7 +367,7 @@ class TestLinks:
 
     def test_a_run_records_the_file_and_not_the_link(self, server, tmp_path):
         address, folder, _ = server
-        torch.save(build_backbone("vit_tiny_patch16_224", "random").model.state_dict(), folder / "tiny.pth")
+        torch.save(build_backbone("test_vit", "random").model.state_dict(), folder / "tiny.pth")
         options = ["--max-steps", "1", "--weights", f"{address}/tiny.pth?Signature=secret"]
         assert train_here("linear", tmp_path / "run", *drawn(tmp_path / "data"), *options) == 0
         text = (tmp_path / "run" / "linear_run.json").read_text()

@@ -1,13 +1,15 @@
 """A training that is killed and started again, over and over: run by test_crash_safety.py in a process of its own.
 
-Arguments: number of kills, longest life in seconds, then those of the training script. Every third life ends soon after
-it has written a checkpoint, the others at any moment. The imports, which take most of a
-start, are done once; each life is a forked process, begun as the training script begins.
+Arguments: number of kills, steps of an epoch, epochs, then those of the training script. Where the training is ahead of
+an even pace, a life ends at any moment of its start; otherwise soon after it has written a checkpoint, in a step, a
+write or a validation. The imports, which take most of a start, are done once; each life is a forked process, begun as
+the training script begins.
 """
 
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -40,18 +42,26 @@ def has_ended(child: int) -> bool:
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
+def steps_done(folder: Path, steps_of_epoch: int) -> int:
+    """As the names of the checkpoints say."""
+    found = [re.fullmatch(r"linear_checkpoint_(step|epoch)_(\d+)\.pth", path.name) for path in folder.glob("*.pth")]
+    return max((int(m[2]) * (steps_of_epoch if m[1] == "epoch" else 1) for m in found if m), default=0)
+
+
 def main() -> None:
-    kills, longest_s = int(sys.argv[1]), float(sys.argv[2])
-    words = sys.argv[3:]
+    kills, steps_of_epoch, epochs = map(int, sys.argv[1:4])
+    words = sys.argv[4:]
     draw = random.Random(0)
     folder = Path(words[words.index("--checkpoint-dir") + 1])
     for number in range(kills):
-        before = set(folder.glob("*.pth"))
+        done = steps_done(folder, steps_of_epoch)
         child = life(words)
-        if number % 3 == 2:  # this life gets as far as a checkpoint
-            while not (set(folder.glob("*.pth")) - before or has_ended(child)):
-                time.sleep(0.01)
-        time.sleep(draw.uniform(0.2, 1) * longest_s * (0.3 if number % 3 == 2 else 1))
+        if done * kills > steps_of_epoch * epochs * number:
+            time.sleep(draw.uniform(0.02, 0.4))
+        else:
+            while steps_done(folder, steps_of_epoch) == done and not has_ended(child):
+                time.sleep(0.005)
+            time.sleep(draw.uniform(0, 0.1))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         print(json.dumps({"killed": os.WIFSIGNALED(status)}), flush=True)
