@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from errors import UserError, warn
+from head_file import HEAD_FILE, read_head_file
 
 try:
     import fcntl
@@ -178,7 +179,8 @@ def sealed(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The file itself; of a run's folder or its best_model the best one, and where none is the best the newest.
+    """The file itself; of a run's folder or its best_model the best one, and where none is the best the newest; of a
+    folder that was made for the hub its HEAD_FILE.
 
     Raises UserError where a folder has none, or those of several heads.
     """
@@ -187,6 +189,8 @@ def find_checkpoint(path: str | Path) -> Path:
         return path
     best, kept = (_checkpoints(path.glob(pattern)) for pattern in ("*best_model/*.pth", "*.pth"))
     found = best or kept
+    if not found and (path / HEAD_FILE).is_file():
+        return path / HEAD_FILE
     if not found:
         raise UserError(f"{path}: holds no checkpoint, expected a file, or the folder of a run or its best_model")
     heads = {file.name.partition("checkpoint_")[0]: file for file in [*kept, *best]}
@@ -221,8 +225,11 @@ def _load(path: str | Path, mmap: bool) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path}: there is no such file")
     try:
-        _check_archive(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if path.suffix == ".safetensors":
+            state = read_head_file(path)
+        else:
+            _check_archive(path)
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         _check_content(state, path.stat().st_size)
     except UnpicklingError as error:
         reason = "holds more than tensors and plain values, or is broken; nothing in it was run"

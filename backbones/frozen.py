@@ -175,7 +175,7 @@ class FrozenBackbone(nn.Module):
             height, width = images.shape[-2:]
             raise UserError(f"--backbone {self.name} takes no images of {height} x {width}: {error}") from None
         if not self._gives_prefix_tokens:
-            taps = [(patches, patches.new_zeros(len(patches), 0, patches.shape[1])) for patches in taps]
+            taps = [(patches, patches.new_zeros(patches.shape[0], 0, patches.shape[1])) for patches in taps]
         of_number = dict(zip(numbers, taps, strict=True))
         final_map = None
         if self._gives_final_map:

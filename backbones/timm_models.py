@@ -96,3 +96,11 @@ def _fill_buffers(model: nn.Module, periods: Tensor | None) -> None:
     if periods is not None:
         # Meta trained with periods rounded to bfloat16 and its files hold them so; timm computes them in float32.
         model.rope.periods.copy_(periods)
+
+
+def licence_of(name: str, weights: str) -> str:
+    """The licence of the weights that timm knows by this name, such as "dinov3-license" or "apache-2.0"; "unknown"
+    where it names none, "none" for random weights, which are nobody's. weights: of FrozenBackbone."""
+    if weights == "random":
+        return "none"
+    return timm.get_pretrained_cfg(timm_name(name)).license or "unknown"

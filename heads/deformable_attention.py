@@ -21,7 +21,8 @@ def deformable_attention(value: Tensor, sizes_hw: list[tuple[int, int]], locatio
     value: (B, S, M, D); sizes_hw: L sizes with sum h*w = S; locations: (B, Q, M, L, P, 2) as (x, y), where [0, 1] spans
     the map; weights: (B, Q, M, L, P). Returns (B, Q, M*D).
     """
-    if value.device.type == "cpu":
+    # An exported program has operators of PyTorch alone, and no function of ours.
+    if value.device.type == "cpu" and not torch.compiler.is_exporting():
         return DeformableAttentionCPU.apply(value, sizes_hw, locations, weights)
     return deformable_attention_by_grid_sample(value, sizes_hw, locations, weights)
 

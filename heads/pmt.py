@@ -128,7 +128,7 @@ class PMTDecoder(nn.Module):
         """gives_all: a prediction before each block too."""
         layers = zip(self.scalers, levels, self.lateral_projections, strict=True)
         tokens = sum(scaler * (level + project(level)) for scaler, level, project in layers)
-        tokens = torch.cat((self.q.weight.to(tokens.dtype).expand(len(tokens), -1, -1), tokens), dim=1)
+        tokens = torch.cat((self.q.weight.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens), dim=1)
         rotation = rope(grid_hw, self.blocks[0].attention.head_dim, tokens.device)
 
         outputs = MaskOutputs([], [], [])

@@ -14,6 +14,7 @@ from data.known_classes import ADE20K, BY_NUMBER, COCO_IDS, COCO_STUFF, COCO_THI
 from data.labels import LabelRule
 from errors import UserError
 from evaluation.options import InferenceFlags
+from head_file import HEAD_FILE
 from heads.build import HeadSpec
 from heads.options import HEADS
 from released.sources import ReleasedHead, located, read_released
@@ -63,9 +64,14 @@ def load_model(
 def is_checkpoint(path: Path) -> bool:
     """Whether it is one of ours, or a folder of them. What does not exist should have been one."""
     if path.is_dir():
-        return not any((path / name).exists() for name in WEIGHT_FILES)
+        return not any((path / name).exists() for name in WEIGHT_FILES) or is_own_file(path / HEAD_FILE)
     if not path.is_file() or re.fullmatch(r"\w*checkpoint_(epoch|step)_\d+\.pth", path.name):
         return True
+    return is_own_file(path)
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether the file can be read as a checkpoint of this program."""
     try:
         open_checkpoint(path)
     except UserError:

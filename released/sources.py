@@ -18,7 +18,7 @@ from backbones.keys import rename
 from backbones.mask2former_keys import TRANSFORMERS_ENCODER, mask2former_backbone, mask2former_backbone_name
 from backbones.weight_files import read_tensors
 from backbones.weights import fetch, hub_name
-from checkpoint import read_checkpoint
+from checkpoint import find_checkpoint, read_checkpoint
 from data.known_classes import BY_NUMBER
 from data.label_files import is_made_up
 from errors import UserError
@@ -153,7 +153,7 @@ def from_meta(path: str, content: dict[str, Tensor]) -> ReleasedHead:
 
 def from_own_checkpoint(path: Path) -> ReleasedHead:
     """Raises UserError where the file is broken, or none of ours."""
-    content = read_checkpoint(path)
+    content = read_checkpoint(find_checkpoint(path))
     spec, about = content["spec"], content["backbone"]
     brings_backbone = any(name.startswith("backbone.") for name in content["model"])
     return ReleasedHead(

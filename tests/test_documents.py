@@ -11,6 +11,7 @@ from paths import ROOT
 from backbones.names import BACKBONES
 from comparison.config import parse_compare_arguments
 from demo import check_dataset, predict
+from export.config import parse_export_arguments
 from heads.options import HEADS
 from training.config import parse_fill_arguments, parse_training_arguments
 from training.evaluate.config import parse_evaluate_arguments
@@ -33,6 +34,7 @@ def known_flags() -> dict[str, set[str]]:
         ("evaluate", "evaluate.py"),
         ("compare", "compare_heads.py"),
         ("cache", "cache_features.py"),
+        ("export", "export.py"),
     ]:
         done = subprocess.run(
             [sys.executable, str(ROOT / "demo" / script), "--help"],
@@ -98,6 +100,8 @@ def test_commands_in_documents_parse(document, monkeypatch):
             assert parse_fill_arguments(words)
         elif script == "demo/evaluate.py":
             assert parse_evaluate_arguments(words)
+        elif script == "demo/export.py":
+            assert parse_export_arguments(words)
         else:
             assert {"demo/check_dataset.py": check_dataset, "demo/predict.py": predict}[script].parse_arguments(words)
 

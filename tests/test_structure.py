@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-LIBRARY = ("backbones", "heads", "data", "evaluation", "released", "training", "prediction", "comparison")
+LIBRARY = ("backbones", "heads", "data", "evaluation", "released", "training", "prediction", "comparison", "export")
 GROUND = {"structures", "rows", "run_lengths", "errors", "flags"}
 MAY_IMPORT = {
     "structures": set(),
@@ -16,14 +16,16 @@ MAY_IMPORT = {
     "run_lengths": set(),
     "errors": set(),
     "flags": {"errors"},
-    "checkpoint": {"errors"},
+    "head_file": {"errors"},
+    "checkpoint": {"errors", "head_file"},
     "backbones": GROUND,
     "heads": GROUND,
     "data": GROUND,
     "evaluation": GROUND,
     "segmenter": GROUND | {"backbones", "heads", "checkpoint"},
     "memory": GROUND | {"backbones", "heads", "segmenter"},
-    "released": GROUND | {"backbones", "heads", "data", "evaluation", "segmenter", "checkpoint"},
+    "released": GROUND | {"backbones", "heads", "data", "evaluation", "segmenter", "checkpoint", "head_file"},
+    "export": GROUND | {"backbones", "heads", "data", "evaluation", "segmenter", "checkpoint", "head_file"},
     "training": GROUND | {"backbones", "heads", "data", "evaluation", "segmenter", "checkpoint", "memory", "released"},
     "prediction": GROUND | {"data", "evaluation", "segmenter", "checkpoint", "memory", "released"},
 }

@@ -228,8 +228,8 @@ def read_resumed(path: str) -> Resumed:
     state = read_checkpoint(path)
     if "optimizer" not in state:
         raise UserError(
-            f"--resume-checkpoint {path}: holds a step that was not finite, for a replay; resume the "
-            "checkpoint_… file of the last good step"
+            f"--resume-checkpoint {path}: holds no optimizer: it is an exported head, which --init-head takes, or a "
+            "step that was not finite, kept for a replay; resume the checkpoint_… file of the last good step"
         )
     return Resumed(Path(path).expanduser(), state)
 

@@ -97,7 +97,7 @@ class MaskDecoder(nn.Module):
         self.mask_embed = MaskEmbedding(dim)
 
     def forward(self, mask_features: Tensor, multi_scale: list[Tensor]) -> MaskOutputs:
-        batch = len(mask_features)
+        batch = mask_features.shape[0]  # len() would fix the batch size of an exported model
         sizes_hw = [tuple(m.shape[-2:]) for m in multi_scale]
         codes = self.level_embed.weight
         levels = [m.flatten(2).transpose(1, 2) + code for m, code in zip(multi_scale, codes, strict=True)]

@@ -48,7 +48,9 @@ class MaskHead(Head):
         masks = outputs.last_masks.float()
         batch, num_queries = masks.shape[:2]
         num_pixels = (rows.stop - rows.start) * size_hw[1]
-        chunk = max(1, CHUNK_ELEMENTS // (batch * num_pixels))
+        # How many fit depends on the batch, which an exported program must not be fixed to.
+        is_exported = torch.compiler.is_exporting()
+        chunk = num_queries if is_exported else max(1, CHUNK_ELEMENTS // (batch * num_pixels))
         scores = masks.new_zeros(batch, class_probability.shape[-1], rows.stop - rows.start, size_hw[1])
         for start in range(0, num_queries, chunk):
             part = slice(start, start + chunk)
