@@ -10,7 +10,7 @@ from paths import ROOT
 
 from backbones.names import BACKBONES
 from comparison.config import parse_compare_arguments
-from demo import check_dataset, predict
+from demo import check_dataset, predict, push_to_hub
 from export.config import parse_export_arguments
 from heads.options import HEADS
 from training.config import parse_fill_arguments, parse_training_arguments
@@ -35,6 +35,7 @@ def known_flags() -> dict[str, set[str]]:
         ("compare", "compare_heads.py"),
         ("cache", "cache_features.py"),
         ("export", "export.py"),
+        ("push", "push_to_hub.py"),
     ]:
         done = subprocess.run(
             [sys.executable, str(ROOT / "demo" / script), "--help"],
@@ -103,7 +104,8 @@ def test_commands_in_documents_parse(document, monkeypatch):
         elif script == "demo/export.py":
             assert parse_export_arguments(words)
         else:
-            assert {"demo/check_dataset.py": check_dataset, "demo/predict.py": predict}[script].parse_arguments(words)
+            scripts = {"check_dataset": check_dataset, "predict": predict, "push_to_hub": push_to_hub}
+            assert scripts[script.removeprefix("demo/").removesuffix(".py")].parse_arguments(words)
 
 
 def test_the_example_of_the_readme_decides_by_miou():
