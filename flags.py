@@ -26,8 +26,14 @@ OVERRULED = {
     "warmup_epochs": ("warmup_steps",),
     "augmentation": ("no_augmentation",),
     "no_augmentation": ("augmentation",),
-    "coco_dir": ("coco_json", "coco_images"),
-    "coco_json": ("coco_dir",),
+    "coco_dir": ("coco_json", "coco_images", "data"),
+    "coco_json": ("coco_dir", "data"),
+    "image_paths": ("data",),
+    "data": (
+        *("image_paths", "mask_paths", "val_image_paths", "val_mask_paths"),
+        *("coco_dir", "coco_json", "coco_images", "coco_segments"),
+        *("val_coco_json", "val_coco_images", "val_coco_segments"),
+    ),
 }
 """Of each flag: those that say the same in another way, which a recipe says in vain where the command line has it."""
 

@@ -4,11 +4,13 @@
 # Costs   after installing: about 7 minutes and 2 GB of memory on two CPU cores.
 # Makes   checkpoints/comparison_example/report/report.html, which opens in a browser without a network.
 #
-# Own data:
+# Own data, as they were exported (docs/data.md), or named file by file:
+#   DATA=/data/export bash run_compare_example.sh --budget epochs=50
 #   IMAGES='/data/images/*.jpg' MASKS='/data/masks/*.png' NUM_CLASSES=11 bash run_compare_example.sh --budget epochs=50
 # Further words are flags of demo/compare_heads.py (see its --help); they win over what stands here.
 #
 # Variable        default                what it is
+#   DATA          (the drawn demo set)   data set as it was exported: its layout is recognized
 #   IMAGES        (the drawn demo set)   quoted glob of images
 #   MASKS         (the drawn demo set)   quoted glob of masks: PNGs of class ids, named as the images
 #   VAL_IMAGES    (empty)                images to validate on; empty: a tenth of IMAGES is held out
@@ -26,7 +28,7 @@ set -euo pipefail
 source "$(dirname "$(readlink -f "$0")")/demo/environment.sh"
 source "$ROOT/demo/example_data.sh" comparison_example "$@"
 
-if [ -z "${IMAGES:-}" ]; then
+if [ -n "$IS_DEMO" ]; then
   SIZES=(--demo)
 else
   SIZES=(

@@ -4,11 +4,13 @@
 # Costs   after installing: about 5 minutes and 2 GB of memory on two CPU cores.
 # Reaches validation mIoU over 0.80 on the drawn demo set, also with random backbone weights.
 #
-# Own data:
+# Own data, as they were exported (docs/data.md), or named file by file:
+#   DATA=/data/export bash run_train_m2f_example.sh --epochs 50
 #   IMAGES='/data/images/*.jpg' MASKS='/data/masks/*.png' NUM_CLASSES=11 bash run_train_m2f_example.sh --epochs 50
 # Further words are flags of demo/train_m2f_head.py (see its --help); they win over what stands here.
 #
 # Variable        default                what it is
+#   DATA          (the drawn demo set)   data set as it was exported: its layout is recognized
 #   IMAGES        (the drawn demo set)   quoted glob of images
 #   MASKS         (the drawn demo set)   quoted glob of masks: PNGs of class ids, named as the images
 #   VAL_IMAGES    (empty)                images to validate on; empty: a tenth of IMAGES is held out
@@ -40,7 +42,7 @@ SIZES=(
   --drop-path 0          # no stochastic depth: the run is too short to overfit
   --num-workers 1
 )
-if [ -z "${IMAGES:-}" ]; then
+if [ -n "$IS_DEMO" ]; then
   # The demo set: five classes need few queries, which then learn faster; it is drawn at one scale, in all colours.
   SIZES+=(--num-queries 8 --no-random-scale --no-color-jitter)
 fi

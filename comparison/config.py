@@ -19,6 +19,7 @@ from training.config import (
     CacheFlags,
     CocoFiles,
     CocoFlags,
+    DataFlags,
     HeldOutFlags,
     ImageFlags,
     LabelFlags,
@@ -37,7 +38,10 @@ METRIC_OF = {"semantic": "miou", "instance": "map", "panoptic": "pq"}
 """Of each task: the metric by which heads are compared."""
 
 ALL = "all"
-NO_VALIDATION = "--validate, or --val-image-paths and so on, is missing: heads are compared by their validation"
+NO_VALIDATION = (
+    "--validate, or --val-image-paths and so on, is missing: heads are compared by their validation (the data hold no "
+    "validation split)"
+)
 
 VALIDATIONS = 10
 """So many of a run on a part of the training images, at least."""
@@ -98,7 +102,7 @@ class CompareConfig(CompareFlags, CocoFlags, TrainConfig):
         wrong = [head for head in self.heads if self.task != "semantic" and not HEADS[head].finds_objects]
         if wrong:
             raise UserError(f"--heads {' '.join(wrong)}: does no --task {self.task}, only semantic segmentation")
-        if not self.is_validated and not self.coco_dir:  # whose folder may hold a validation split
+        if not self.may_be_validated:
             raise UserError(NO_VALIDATION)
         if self.train_sizes and not (self.budget or "").startswith("steps="):
             raise UserError("--train-sizes needs --budget steps=N: the same number of steps for all sizes")
@@ -192,7 +196,7 @@ def parse_compare_arguments(argv: Sequence[str]) -> CompareConfig:
     )
     for title, parts in (
         ("comparison", (CompareFlags,)),
-        ("data", (PairFlags, CocoFiles, CocoFlags, LabelFlags, ImageFlags)),
+        ("data", (DataFlags, PairFlags, CocoFiles, CocoFlags, LabelFlags, ImageFlags)),
         ("backbone and adapter", (ModelFlags,)),
         ("training, of all heads (None = each head's own)", (ScheduleFlags, SeedFlags)),
         ("feature cache", (CacheFlags,)),

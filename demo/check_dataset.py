@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from errors import UserError, run_job, stopping_at_once
+from errors import UserError, note, run_job, stopping_at_once
 from flags import add_flags, flag, parse
-from training.config import CocoFiles, CocoFlags, DataConfig, HeldOutFlags, LabelFlags, PairFlags, SeedFlags
+from training.config import CocoFiles, CocoFlags, DataConfig, DataFlags, HeldOutFlags, LabelFlags, PairFlags, SeedFlags
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,7 +59,7 @@ def parse_arguments(argv: Sequence[str]) -> CheckConfig:
         allow_abbrev=False,
     )
     data = parser.add_argument_group("data, as for training")
-    for part in (PairFlags, CocoFiles, CocoFlags, LabelFlags, HeldOutFlags, SeedFlags):
+    for part in (DataFlags, PairFlags, CocoFiles, CocoFlags, LabelFlags, HeldOutFlags, SeedFlags):
         add_flags(data, part)
     add_flags(parser.add_argument_group("output"), ReportFlags)
     return parse(CheckConfig, parser, argv)
@@ -67,10 +67,12 @@ def parse_arguments(argv: Sequence[str]) -> CheckConfig:
 
 def check(config: CheckConfig) -> int:
     from data.check.report import as_json, as_text  # after parsing: --help should not wait for numpy
-    from training.sets import SETS
+    from training.sets import sets_of
 
     with stopping_at_once():  # what was read until then is remembered
-        sets = SETS[config.task].of(config)
+        sets = sets_of(config)
+        if sets.about:
+            note(sets.about)
         report = sets.check()
     print(json.dumps(as_json(report), indent=2) if config.json else as_text(report))
     if config.preview:

@@ -1,7 +1,15 @@
-# Sourced by the example launchers: from IMAGES, MASKS ... the flags that name the data, in $DATA, and a folder without
-# a run, in $CHECKPOINT_DIR. Its words: the run's default name, and those of the launcher.
+# Sourced by the example launchers: from DATA, or IMAGES, MASKS ..., the flags that name the data, in the array DATA;
+# IS_DEMO, empty where these are own data; and a folder without a run, in $CHECKPOINT_DIR. Its words: the run's default
+# name, and those of the launcher.
 
-if [ -n "${IMAGES:-}" ] || [ -n "${MASKS:-}" ]; then
+IS_DEMO=
+if [ -n "${DATA:-}" ]; then
+  if [ -n "${IMAGES:-}" ] || [ -n "${MASKS:-}" ]; then
+    echo "error: own data are named by DATA, or by IMAGES and MASKS, not by both" >&2
+    exit 2
+  fi
+  DATA=(--data "$DATA" --validate ${NUM_CLASSES:+--num-classes "$NUM_CLASSES"})
+elif [ -n "${IMAGES:-}" ] || [ -n "${MASKS:-}" ]; then
   if [ -z "${IMAGES:-}" ] || [ -z "${MASKS:-}" ] || [ -z "${NUM_CLASSES:-}" ]; then
     echo "error: own data needs all three of IMAGES, MASKS and NUM_CLASSES" >&2
     exit 2
@@ -11,6 +19,7 @@ if [ -n "${IMAGES:-}" ] || [ -n "${MASKS:-}" ]; then
     DATA+=(--val-image-paths "${VAL_IMAGES:-}" --val-mask-paths "${VAL_MASKS:-}")
   fi
 else
+  IS_DEMO=yes
   demo="$ROOT/data/demo"
   "$PYTHON" "$ROOT/demo/make_demo_data.py" --output "$demo"
   DATA=(

@@ -4,12 +4,14 @@
 # Costs   after installing: 3 to 6 minutes and 2 GB of memory on two CPU cores.
 # Reaches validation AP50 over 0.5 on the drawn demo set, also with random backbone weights.
 #
-# Own data: a COCO export with train/ and valid/ (and test/), each with _annotations.coco.json and its images:
-#   COCO_DIR=/data/export bash demo/run_train_instance_example.sh --epochs 50
+# Own data: a COCO export with train/ and valid/ (and test/), each with _annotations.coco.json and its images, or another
+# layout of objects (docs/data.md):
+#   DATA=/data/export bash demo/run_train_instance_example.sh --epochs 50
 # Further words are flags of demo/train_m2f_head.py (see its --help); they win over what stands here.
 #
 # Variable        default                what it is
-#   COCO_DIR      (the drawn demo set)   folder of the export
+#   DATA          (the drawn demo set)   data set as it was exported: its layout is recognized
+#   COCO_DIR      (empty)                folder of a COCO export, in place of DATA
 #   BACKBONE      dinov3_vits16          dinov3_vits16 ... dinov3_vit7b16, dinov3_convnext_tiny ..., or a timm name
 #   WEIGHTS       auto                   auto (from the hub), a local file or folder, a hub name, random
 #   CHECKPOINT_DIR  checkpoints/instance_example  where all files go; a number is added while that holds a run
@@ -35,13 +37,18 @@ SIZES=(
   --drop-path 0          # no stochastic depth: the run is too short to overfit
   --num-workers 1
 )
-if [ -z "${COCO_DIR:-}" ]; then
+if [ -n "${DATA:-}" ]; then
+  FILES=(--data "$DATA" --validate)
+elif [ -n "${COCO_DIR:-}" ]; then
+  FILES=(--coco-dir "$COCO_DIR")
+else
   COCO_DIR="$ROOT/data/demo_coco"
+  FILES=(--coco-dir "$COCO_DIR")
   "$PYTHON" "$ROOT/demo/make_demo_data.py" --coco --output "$COCO_DIR"
   # The demo set: few objects need few queries, which then learn faster; it is drawn at one scale, in all colours.
   SIZES+=(--num-queries 16 --no-random-scale --no-color-jitter)
 fi
 
-"$PYTHON" "$ROOT/demo/train_m2f_head.py" --task instance --coco-dir "$COCO_DIR" \
+"$PYTHON" "$ROOT/demo/train_m2f_head.py" --task instance "${FILES[@]}" \
   --backbone "${BACKBONE:-dinov3_vits16}" --weights "${WEIGHTS:-auto}" --allow-random-weights \
   --checkpoint-dir "$CHECKPOINT_DIR" --best-metric map "${SIZES[@]}" "$@"

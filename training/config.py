@@ -22,6 +22,9 @@ from training.schedule import SCHEDULE_NAMES
 
 TRACKERS = ("wandb", "mlflow", "trackio")
 TASK_NAMES = ("semantic", "instance", "panoptic")
+FORMAT_NAMES = ("folders", "coco")
+"""Of data/formats/table.py, which imports numpy: --help does not wait for that."""
+
 CACHE_PLACES = ("off", "ram", "disk", "auto")
 CACHE_DTYPES = ("fp32", "bf16", "fp8", "int8")
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -52,11 +55,36 @@ def size_in_bytes(word: str) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataFlags:
+    """A data set in one place, as it was exported."""
+
+    data: str | None = flag(
+        None,
+        "a data set as it was exported or downloaded: what lies there is recognized (docs/data.md)",
+        metavar="PATH",
+    )
+    data_format: str | None = flag(None, "what lies at --data, where two layouts fit", choices=FORMAT_NAMES)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairFlags:
     """Images and masks."""
 
     image_paths: Words = flag(None, "images: quoted globs or files", count="+", metavar="GLOB")
     mask_paths: Words = flag(None, "masks of class ids with the images' names", count="+", metavar="GLOB")
+
+
+NAMED_FILES = ("image_paths", "mask_paths", "coco_dir", "coco_json", "coco_images", "coco_segments")
+"""Fields that name files one by one, in place of --data."""
+
+
+def check_data_flags(config: Any) -> None:
+    """Raises UserError where --data meets flags that name the files, or --data-format stands alone."""
+    given = [name for name in NAMED_FILES if getattr(config, name)]
+    if config.data and given:
+        raise UserError(f"--data and {flag_of(given[0])} exclude each other: name the data in one of the two ways")
+    if config.data_format and not config.data:
+        raise UserError(f"--data-format {config.data_format}: goes with --data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +134,10 @@ class LabelFlags:
     )
 
 
+LABEL_FIELDS = ("num_classes", "class_names", "ignore_index", "reduce_zero_label", "label_map", "palette")
+"""Fields of LabelFlags that say what the values of masks mean: the arguments of `label_options`."""
+
+
 def range_of(words: Words) -> list[float] | str | None:
     """--value-range as [LOW, HIGH] or "percentile"; None where it is not given, or is neither."""
     if words is None or [str(word) for word in words] == ["percentile"]:
@@ -137,12 +169,14 @@ class SeedFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(PairFlags, LabelFlags, HeldOutFlags, SeedFlags):
+class DataConfig(DataFlags, PairFlags, LabelFlags, HeldOutFlags, SeedFlags):
     """Of a training and of the dataset check. The fields of CocoFlags are None where a head takes none."""
 
     task: ClassVar[str] = "semantic"
     coco_dir: ClassVar[str | None] = None
     coco_json: ClassVar[str | None] = None
+    coco_images: ClassVar[str | None] = None
+    coco_segments: ClassVar[str | None] = None
     val_coco_json: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
@@ -157,7 +191,18 @@ class DataConfig(PairFlags, LabelFlags, HeldOutFlags, SeedFlags):
             raise UserError(f"--val-fraction {self.val_fraction}: must be between 0 and 1")
         if bool(self.val_image_paths) != bool(self.val_mask_paths):
             raise UserError("--val-image-paths and --val-mask-paths go together")
-        (self._check_masks if self.task == "semantic" else self._check_coco)()
+        check_data_flags(self)
+        if self.data:
+            self._check_data()
+        elif self.task == "semantic":
+            self._check_masks()
+        else:
+            self._check_coco()
+
+    @property
+    def may_be_validated(self) -> bool:
+        """Whether there are images to validate on, or a folder that may hold some."""
+        return self.is_validated or bool(self.coco_dir or self.data)
 
     @property
     def is_validated(self) -> bool:
@@ -173,11 +218,27 @@ class DataConfig(PairFlags, LabelFlags, HeldOutFlags, SeedFlags):
         found = {"task": self.task, "validate": self.is_validated, "value_range": self.range_of_values}
         return {**asdict(self), **found}
 
+    def _check_data(self) -> None:
+        given = [name for name in ("val_image_paths", "val_coco_json") if getattr(self, name)]
+        if given:
+            raise UserError(
+                f"--data and {flag_of(given[0])} exclude each other: what to validate on lies at --data too, or "
+                "is held out with --validate --val-fraction"
+            )
+        if self.task == "panoptic":
+            raise UserError("--task panoptic needs --coco-json, --coco-images and --coco-segments, not --data")
+
     def _check_masks(self) -> None:
         if not (self.image_paths and self.mask_paths):
-            raise UserError("--image-paths and --mask-paths are required (COCO data: --task instance or panoptic)")
+            raise UserError(
+                "--data, or --image-paths and --mask-paths are required (COCO data: --data, or --task instance or "
+                "panoptic)"
+            )
         if self.coco_dir or self.coco_json or self.val_coco_json:
-            raise UserError("--coco-dir, --coco-json and --val-coco-json go with --task instance or panoptic")
+            raise UserError(
+                "--coco-dir, --coco-json and --val-coco-json go with --task instance or panoptic; for class maps of "
+                "their objects pass --data"
+            )
 
     def _check_coco(self) -> None:
         """Which files a task needs, and no others."""
@@ -188,7 +249,7 @@ class DataConfig(PairFlags, LabelFlags, HeldOutFlags, SeedFlags):
         if self.task == "panoptic" and self.coco_dir:
             raise UserError("--task panoptic needs --coco-json, --coco-images and --coco-segments")
         if bool(self.coco_dir) == bool(self.coco_json):
-            raise UserError(f"--task {self.task} needs either --coco-dir, or --coco-json with --coco-images")
+            raise UserError(f"--task {self.task} needs --data, or --coco-dir, or --coco-json with --coco-images")
         for split in ("", "val_"):
             json_file, images, segments = (getattr(self, f"{split}coco_{k}") for k in ("json", "images", "segments"))
             name = "--" + split.replace("_", "-") + "coco-"
@@ -392,7 +453,7 @@ class TrainConfig(
         if self.image_size < 32 or self.image_size % 32:
             nearest = max(32, round(self.image_size / 32) * 32)
             raise UserError(f"--image-size {self.image_size}: must be a multiple of 32, {nearest} for example")
-        if self.early_stopping and not (self.is_validated or self.coco_dir):  # a folder may hold a validation split
+        if self.early_stopping and not self.may_be_validated:
             raise UserError(f"--early-stopping {self.early_stopping}: needs --validate, or --val-… images")
         low, high = self.scale_range
         if not 0 < low <= high < math.inf:
@@ -469,7 +530,7 @@ def parse_training_arguments(head: str, argv: Sequence[str]) -> TrainConfig:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    data = (PairFlags, *((CocoFiles, CocoFlags) if facts.finds_objects else ()), LabelFlags, ImageFlags)
+    data = (DataFlags, PairFlags, *((CocoFiles, CocoFlags) if facts.finds_objects else ()), LabelFlags, ImageFlags)
     for title, parts in (
         ("data", data),
         ("backbone and adapter", (ModelFlags,)),

@@ -1,14 +1,17 @@
 """From a configuration to the files to train, validate and test on, and their check. Imports no torch.
 
-Each kind of data is one class here with the same methods; SETS is the table of tasks.
+Each kind of data is one class here with the same methods; SETS is the table of tasks, and `sets_of` looks at --data.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from data.check.check import check_coco, check_pairs
 from data.check.finding import Report
+from data.formats.found import MaskFiles
+from data.formats.table import Opened, open_data
 from data.image_rule import ImageRule
 from data.labels import DEFAULT_NUM_CLASSES, LabelRule, label_options
 from data.sources.coco import find_splits, read_coco
@@ -16,7 +19,7 @@ from data.sources.coco_tables import CocoSet, common_classes
 from data.sources.pairs import Pairing, match_files, shuffled, split_pairs
 from data.sources.panoptic import read_panoptic
 from errors import UserError
-from training.config import DataConfig
+from training.config import LABEL_FIELDS, DataConfig, LabelFlags
 
 SampleIds = dict[str, list[str]]
 """Of each split, "train", "val" and "test"."""
@@ -25,17 +28,22 @@ SampleIds = dict[str, list[str]]
 class Sets(Protocol):
     """The data of a run, split. is_held_out: whether "val" was taken out of the training data.
 
-    meaning: what the labels in the files mean, as plain values: a resumed run must mean the same.
+    meaning: what the labels in the files mean, as plain values: a resumed run must mean the same. about: what --data
+    was taken for, a line for people; empty where flags named the files.
     """
 
     class_names: list[str]
     is_held_out: bool
     max_pixels: int
     rule: ImageRule
+    about: str
 
     @classmethod
-    def of(cls, config: DataConfig) -> Self:
-        """Raises UserError where files are missing, or contradict one another or the configuration."""
+    def of(cls, config: DataConfig, opened: Opened | None = None) -> Self:
+        """opened: what lies at --data, None where other flags name the files.
+
+        Raises UserError where files are missing, or contradict one another or the configuration.
+        """
 
     @property
     def meaning(self) -> dict[str, Any]: ...
@@ -62,23 +70,26 @@ class MaskSets:
     class_names: list[str]
     max_pixels: int
     rule: ImageRule
+    about: str = ""
 
     @classmethod
-    def of(cls, config: DataConfig) -> "MaskSets":
-        c = config
-        rule = (c.num_classes, c.class_names, c.ignore_index, c.reduce_zero_label, c.label_map, c.palette)
-        labels, class_names = label_options(*rule)
-        train = match_files(config.image_paths, config.mask_paths)
-        splits = {"train": train}
-        if config.val_image_paths is not None:
-            flags = ("--val-image-paths", "--val-mask-paths")
-            splits["val"] = match_files(config.val_image_paths, config.val_mask_paths, *flags)
-        elif config.is_validated:
+    def of(cls, config: DataConfig, opened: Opened | None = None) -> "MaskSets":
+        labels, class_names = label_options(**label_arguments(config, opened.files.labels if opened else {}))
+        if opened:
+            splits = dict(opened.files.splits)
+        else:
+            splits = {"train": match_files(config.image_paths, config.mask_paths)}
+            if config.val_image_paths is not None:
+                flags = ("--val-image-paths", "--val-mask-paths")
+                splits["val"] = match_files(config.val_image_paths, config.val_mask_paths, *flags)
+        is_held_out = config.is_validated and "val" not in splits
+        if is_held_out:
+            train = splits["train"]
             pairs, held_out = split_pairs(train.pairs, config.val_fraction, split_seed(config))
-            splits = {"train": replace(train, pairs=pairs), "val": Pairing(held_out, [], [], train.how)}
+            splits |= {"train": replace(train, pairs=pairs), "val": Pairing(held_out, [], [], train.how)}
         splits["train"] = replace(splits["train"], pairs=drawn(splits["train"].pairs, config))
-        is_held_out = config.is_validated and config.val_image_paths is None
-        return cls(splits, is_held_out, labels, class_names, max_pixels_of(config), image_rule_of(config))
+        limits = (max_pixels_of(config), image_rule_of(config))
+        return cls(splits, is_held_out, labels, class_names, *limits, opened.about if opened else "")
 
     @property
     def meaning(self) -> dict[str, Any]:
@@ -92,8 +103,8 @@ class MaskSets:
         return replace(self, splits=kept)
 
     def check(self) -> Report:
-        train, val = self.splits["train"], self.splits.get("val")
-        return check_pairs(train, val, self.labels, self.class_names, self.max_pixels, rule=self.rule)
+        train, val, test = (self.splits.get(split) for split in ("train", "val", "test"))
+        return check_pairs(train, val, self.labels, self.class_names, self.max_pixels, rule=self.rule, test=test)
 
 
 @dataclass(frozen=True)
@@ -104,17 +115,19 @@ class CocoSets:
     is_held_out: bool
     max_pixels: int
     rule: ImageRule
+    about: str = ""
 
     @classmethod
-    def of(cls, config: DataConfig) -> "CocoSets":
-        splits = read_sets(config)
+    def of(cls, config: DataConfig, opened: Opened | None = None) -> "CocoSets":
+        splits = with_common_classes(opened.files.splits if opened else named_sets(config), config)
         is_held_out = config.is_validated and "val" not in splits
         if is_held_out:
             whole = splits["train"]
             train, val = split_pairs(whole.images, config.val_fraction, split_seed(config))
             splits |= {"train": replace(whole, images=train), "val": replace(whole, images=val)}
         splits["train"] = replace(splits["train"], images=drawn(splits["train"].images, config))
-        return cls(splits, is_held_out, max_pixels_of(config), image_rule_of(config))
+        about = opened.about if opened else ""
+        return cls(splits, is_held_out, max_pixels_of(config), image_rule_of(config), about)
 
     @property
     def class_names(self) -> list[str]:
@@ -138,7 +151,40 @@ class CocoSets:
 
 
 SETS: dict[str, type[Sets]] = {"semantic": MaskSets, "instance": CocoSets, "panoptic": CocoSets}
-"""Of each --task: the kind of its data."""
+"""Of each --task: the kind of its data, where flags name the files."""
+
+
+def sets_of(config: DataConfig) -> Sets:
+    """Find and read the data of a configuration.
+
+    Raises UserError where files are missing, contradict one another or the configuration, or do not fit the task.
+    """
+    if not config.data:
+        return SETS[config.task].of(config)
+    opened = open_data(config.data, config.data_format)
+    if isinstance(opened.files, MaskFiles):
+        if config.task != "semantic":
+            raise UserError(f"--task {config.task} needs objects, but {opened.about}: these are masks of classes")
+        return MaskSets.of(config, opened)
+    if config.task == "semantic":
+        raise UserError(f"--task semantic needs masks of classes, but {opened.about}: these are objects")
+    return CocoSets.of(config, opened)
+
+
+def label_arguments(config: DataConfig, found: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `label_options`: what the flags say, and beside it what the data say of themselves."""
+    asked = {name: getattr(config, name) for name in LABEL_FIELDS}
+    defaults = {field.name: field.default for field in fields(LabelFlags)}
+    given = {name: value for name, value in asked.items() if value != defaults[name]}
+    return asked | stated_labels(found, given) | given
+
+
+def stated_labels(found: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """What counts of that which the data say of their labels, where flags are given: --palette takes the place of all
+    of it, --label-map of all except the palette."""
+    if "palette" in given:
+        return {}
+    return {name: value for name, value in found.items() if "label_map" not in given or name == "palette"}
 
 
 def max_pixels_of(config: DataConfig) -> int:
@@ -167,8 +213,8 @@ def others(samples: list, skipped: SampleIds, split: str) -> list:
     return [sample for sample in samples if sample.sample_id not in unwanted]
 
 
-def read_sets(config: DataConfig) -> dict[str, CocoSet]:
-    """ "train", and "val" and "test" where there are any, all with one list of classes.
+def named_sets(config: DataConfig) -> dict[str, CocoSet]:
+    """ "train", and "val" and "test" where there are any, of the files that --coco-dir, --coco-json, ... name.
 
     --val-coco-json takes the place of the folder's own validation split.
     """
@@ -184,6 +230,11 @@ def read_sets(config: DataConfig) -> dict[str, CocoSet]:
             sets[split] = read_panoptic(Path(json_file), Path(images), Path(segments))
         else:
             sets[split] = read_coco(Path(json_file), Path(images))
+    return sets
+
+
+def with_common_classes(sets: dict[str, CocoSet], config: DataConfig) -> dict[str, CocoSet]:
+    """The same sets with one list of classes. Raises UserError where --num-classes is another number."""
     sets = dict(zip(sets, common_classes(sets.values()), strict=True))
     found = len(sets["train"].class_names)
     if config.num_classes not in (DEFAULT_NUM_CLASSES, found):

@@ -25,7 +25,7 @@ from evaluation.semantic import SemanticEvaluator
 from training.checkpoints import Resumed
 from training.config import TrainConfig
 from training.processes import decided
-from training.sets import SETS, CocoSets, MaskSets, SampleIds, Sets
+from training.sets import CocoSets, MaskSets, SampleIds, Sets, sets_of
 
 FILES_NAMED = 3
 
@@ -72,11 +72,9 @@ class TaskData:
 
 
 def semantic_data(config: TrainConfig, sets: MaskSets, report: Report, record: dict[str, Any]) -> TaskData:
-    numbers = {"train": report.train, "val": report.val}
-
     def samples(split: str) -> list[Pair | RasterWindow]:
         pairs = sets.splits[split].pairs
-        if all(width * height <= sets.max_pixels for width, height in numbers[split].sizes_wh):
+        if all(width * height <= sets.max_pixels for width, height in report.splits[split].sizes_wh):
             return pairs  # no raster among them: no header is read once more
         return with_windows(pairs, config.image_size, sets.max_pixels, is_train=split == "train")
 
@@ -173,7 +171,7 @@ def prepare_data(config: TrainConfig, accelerator: Accelerator, resumed: Resumed
     if config.best_metric not in task.evaluator.METRICS:
         known = ", ".join(task.evaluator.METRICS)
         raise UserError(f"--best-metric {config.best_metric}: --task {config.task} has {known}")
-    sets = SETS[config.task].of(config)
+    sets = sets_of(config)
     record = data_record(sets)
     if resumed:
         compare(resumed, record)
@@ -187,6 +185,8 @@ def prepare_data(config: TrainConfig, accelerator: Accelerator, resumed: Resumed
 
 def checked(config: TrainConfig, sets: Sets) -> Report:
     """Warns of what is not as it should be. Raises UserError where training must not begin."""
+    if sets.about:
+        note(sets.about)
     report = sets.check()
     for finding in report.of("warning"):
         warn(f"{finding.message} {finding.remedy}")

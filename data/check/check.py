@@ -139,12 +139,13 @@ def check_pairs(
     max_pixels: int = MAX_PIXELS,
     progress: bool = True,
     rule: ImageRule = PLAIN,
+    test: Pairing | None = None,
 ) -> Report:
     """Reads what is not known yet from an earlier check; raises nothing for the sake of a file.
 
     rule: what of the images is used.
     """
-    pairings = {"train": train, "val": val}
+    pairings = {"train": train, "val": val, **({"test": test} if test else {})}
     samples = {
         split: checked_samples(
             one.pairs, scan(one.pairs, bool(labels.palette), max_pixels, TITLES[split], progress, rule), labels
@@ -153,11 +154,11 @@ def check_pairs(
         else []
         for split, one in pairings.items()
     }
-    both = [*samples["train"], *samples["val"]]
+    all_samples = [sample for some in samples.values() for sample in some]
     findings = [
-        *file_findings([one for one in pairings.values() if one], both),
-        *value_findings(both, labels),
-        *set_findings(samples["train"], samples["val"], labels, class_names),
+        *file_findings([one for one in pairings.values() if one], all_samples),
+        *value_findings(all_samples, labels),
+        *set_findings(samples["train"], samples["val"], labels, class_names, samples.get("test", ())),
     ]
     numbers = {
         split: _mask_numbers(one, samples[split], labels.num_classes) if one else None

@@ -179,13 +179,17 @@ RARE = 0.01
 
 
 def set_findings(
-    train: Sequence[CheckedSample], val: Sequence[CheckedSample], labels: LabelRule, class_names: Sequence[str]
+    train: Sequence[CheckedSample],
+    val: Sequence[CheckedSample],
+    labels: LabelRule,
+    class_names: Sequence[str],
+    test: Sequence[CheckedSample] = (),
 ) -> Iterator[Finding]:
-    yield from _nothing_labelled(train, val)
+    yield from _nothing_labelled(train, [*val, *test])
     yield from _missing_classes(train, val, labels, class_names)
-    yield from image_findings(*([(s.pair.image, s.image) for s in samples] for samples in (train, val)))
+    yield from image_findings(*([(s.pair.image, s.image) for s in samples] for samples in (train, val, test)))
     yield from _rare_classes(train, class_names)
-    yield from _mixed_modes([*train, *val])
+    yield from _mixed_modes([*train, *val, *test])
     yield from _mostly_ignored(train)
 
 

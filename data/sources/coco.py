@@ -1,5 +1,6 @@
 """COCO's instance files: the splits of a folder, and images with outlined objects."""
 
+import re
 from pathlib import Path
 
 from data.sources.coco_masks import SegmentationError, checked_segmentation
@@ -29,7 +30,9 @@ CVAT_SUBSETS = {
     "val": ("valid", "val", "validation"),
     "test": ("test", "testing"),
 }
-"""Of each split: what CVAT's subset may be called, in any case."""
+"""Of each split: what CVAT's subset may be called, in any case; COCO's own have a year behind."""
+
+YEAR = re.compile(r"\d{4}$")
 
 
 def find_splits(coco_dir: Path) -> dict[str, tuple[Path, Path]]:
@@ -47,30 +50,38 @@ def find_splits(coco_dir: Path) -> dict[str, tuple[Path, Path]]:
     if "train" not in found:
         raise UserError(
             f"{coco_dir}: has no train/{ANNOTATIONS}: expected a COCO export with train/ and valid/, each with "
-            f"{ANNOTATIONS} and its images, or CVAT's annotations/instances_default.json and images/; for another "
-            "layout give the JSON file and the folder of the images"
+            f"{ANNOTATIONS} and its images, or CVAT's annotations/instances_default.json and images/, or COCO's own "
+            "annotations/instances_train2017.json and train2017/; for another layout give the JSON file and the folder "
+            "of the images"
         )
     return found
 
 
 def _cvat_splits(folder: Path) -> dict[str, tuple[Path, Path]]:
     found: dict[str, tuple[Path, Path]] = {}
-    files = {path.stem.removeprefix("instances_").lower(): path for path in folder.glob("annotations/instances_*.json")}
+    files = sorted(folder.glob("annotations/instances_*.json"))
     for split, names in CVAT_SUBSETS.items():
-        paths = [files[name] for name in names if name in files]
+        paths = [path for path in files if YEAR.sub("", _subset(path).lower()) in names]
         if len(paths) > 1:
             raise UserError(f"{folder}: has both {paths[0].name} and {paths[1].name}: keep one of them")
         if paths:
-            found[split] = (paths[0], _cvat_images(paths[0], folder / "images"))
+            found[split] = (paths[0], _images_of_subset(paths[0], folder))
     return found
 
 
-def _cvat_images(json_path: Path, folder: Path) -> Path:
-    """The folder itself or the one of the subset in it, wherever the file's first image lies."""
-    subset = folder / json_path.stem.removeprefix("instances_")
+def _subset(json_path: Path) -> str:
+    """ "train2017" of instances_train2017.json."""
+    return json_path.stem.removeprefix("instances_")
+
+
+def _images_of_subset(json_path: Path, folder: Path) -> Path:
+    """images/ or the subset's folder, in it (CVAT) or beside it (COCO), wherever the file's first image lies."""
     images = entries(load_object(json_path), "images", str(json_path))
     first = text(images[0], f"{json_path}: images[0]", "file_name") if images else ""
-    return subset if subset.is_dir() and not (folder / first).is_file() else folder
+    whole, subset = folder / "images", _subset(json_path)
+    if (whole / first).is_file():
+        return whole
+    return next((inner for inner in (whole / subset, folder / subset) if inner.is_dir()), whole)
 
 
 def read_coco(json_path: Path, image_folder: Path) -> CocoSet:

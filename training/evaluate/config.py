@@ -8,7 +8,7 @@ from typing import Any
 from errors import UserError
 from evaluation.options import PRECISION, InferenceFlags
 from flags import add_flags, check_ranges, flag, parse, unset
-from training.config import CocoFiles, LabelFlags, PairFlags
+from training.config import LABEL_FIELDS, CocoFiles, DataFlags, LabelFlags, PairFlags, check_data_flags
 
 InferenceOfRun = unset(InferenceFlags)
 LabelsOfRun = unset(LabelFlags)
@@ -33,7 +33,7 @@ class CheckpointFlags:
 class EvaluatedFlags:
     """Which part of the data, and how it is read."""
 
-    split: str = flag("val", "of --coco-dir", choices=("train", "val", "test"))
+    split: str = flag("val", "of --data and --coco-dir", choices=("train", "val", "test"))
     num_workers: int = flag(4, "processes that read images", low=0)
     seed: int = flag(0, "of the points at which Mask2Former's loss is taken", low=0, high=2**63 - 1)
 
@@ -50,7 +50,9 @@ class ReportFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(ReportFlags, EvaluatedFlags, InferenceOfRun, LabelsOfRun, CocoFiles, PairFlags, CheckpointFlags):
+class EvaluateConfig(
+    ReportFlags, EvaluatedFlags, InferenceOfRun, LabelsOfRun, CocoFiles, PairFlags, DataFlags, CheckpointFlags
+):
     """An evaluation. What is None of the labels and of the inference is as in the run of the checkpoint."""
 
     def __post_init__(self) -> None:
@@ -61,28 +63,35 @@ class EvaluateConfig(ReportFlags, EvaluatedFlags, InferenceOfRun, LabelsOfRun, C
             raise UserError("--image-paths and --mask-paths go together")
         if bool(self.coco_json) != bool(self.coco_images):
             raise UserError("--coco-json and --coco-images go together")
-        given = [name for name in ("image_paths", "coco_dir", "coco_json") if getattr(self, name)]
+        check_data_flags(self)
+        given = [name for name in ("data", "image_paths", "coco_dir", "coco_json") if getattr(self, name)]
         if len(given) != 1:
             raise UserError(
-                "expected data to evaluate on: --image-paths with --mask-paths, or --coco-json with --coco-images, or "
-                "--coco-dir"
+                "expected data to evaluate on: --data, or --image-paths with --mask-paths, or --coco-json with "
+                "--coco-images, or --coco-dir"
             )
 
     @property
-    def task(self) -> str:
-        """What a model is asked for that does several tasks."""
+    def task(self) -> str | None:
+        """What a model is asked for that does several tasks; None = with --data, what its file says."""
+        if self.data:
+            return None
         if self.image_paths:
             return "semantic"
         return "panoptic" if self.coco_segments else "instance"
 
     def check_task(self, task: str) -> None:
         """Raises UserError where the data are not what a model of this task is evaluated on."""
-        if task == "semantic" and not self.image_paths:
-            raise UserError("this model gives class maps: name --image-paths and --mask-paths")
+        if self.data and task == "panoptic":
+            raise UserError("a panoptic model is evaluated on --coco-json, --coco-images and --coco-segments")
+        if task == "semantic" and not (self.data or self.image_paths):
+            raise UserError("this model gives class maps: name --data, or --image-paths and --mask-paths")
         if task != "semantic" and self.image_paths:
-            raise UserError(f"this model finds objects ({task}): name --coco-json and --coco-images, or --coco-dir")
+            raise UserError(
+                f"this model finds objects ({task}): name --data, or --coco-json and --coco-images, or --coco-dir"
+            )
         if task != "semantic" and any(value is not None for value in self.asked_labels().values()):
-            raise UserError("the COCO file names the classes: flags of mask files do not apply")
+            raise UserError("the annotations name the classes: flags of mask files do not apply")
         if (task == "panoptic") != bool(self.coco_segments) or (task == "panoptic" and self.coco_dir):
             raise UserError("--coco-segments goes with --coco-json and a panoptic model")
 
@@ -91,8 +100,7 @@ class EvaluateConfig(ReportFlags, EvaluatedFlags, InferenceOfRun, LabelsOfRun, C
 
     def asked_labels(self) -> dict[str, Any]:
         """The flags that say what the values of masks mean."""
-        names = ("num_classes", "class_names", "ignore_index", "reduce_zero_label", "label_map", "palette")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in LABEL_FIELDS}
 
 
 def parse_evaluate_arguments(argv: Sequence[str]) -> EvaluateConfig:
@@ -105,7 +113,7 @@ def parse_evaluate_arguments(argv: Sequence[str]) -> EvaluateConfig:
     )
     for title, parts in (
         ("model", (CheckpointFlags,)),
-        ("data", (PairFlags, CocoFiles, EvaluatedFlags)),
+        ("data", (DataFlags, PairFlags, CocoFiles, EvaluatedFlags)),
         ("what values mean (None = as in the run)", (LabelsOfRun,)),
         ("how images are looked at (None = as the run validated)", (InferenceOfRun,)),
         ("output", (ReportFlags,)),

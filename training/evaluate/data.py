@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.formats.table import open_data
 from data.image_rule import ImageRule
 from data.labels import LabelRule, label_options
 from data.rasters import is_raster
@@ -13,33 +14,49 @@ from data.sources.coco import find_splits, read_coco
 from data.sources.coco_tables import CocoSet, common_classes
 from data.sources.masks import MaskSource
 from data.sources.objects import CocoSource
-from data.sources.pairs import match_files
+from data.sources.pairs import Pairing, match_files
 from data.sources.panoptic import read_panoptic
 from data.sources.source import Source
 from errors import UserError, note
 from segmenter import Segmenter
 from training.config import range_of
 from training.evaluate.config import EvaluateConfig
+from training.sets import stated_labels
 from training.tasks import OBJECT_EVALUATORS, MakeEvaluator, semantic_evaluator
+
+
+def evaluated_data(config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, MakeEvaluator]:
+    """Raises UserError where files are missing, or they are not what the model is evaluated on."""
+    if not config.data:
+        return mask_data(config, segmenter) if segmenter.task == "semantic" else coco_data(config, segmenter)
+    opened = open_data(config.data, config.data_format)
+    note(opened.about)
+    if config.split not in opened.files.splits:
+        there = ", ".join(opened.files.splits)
+        raise UserError(f"--split {config.split}: {config.data} has no such split: pass one of {there}")
+    found = opened.files.splits[config.split]
+    if isinstance(found, Pairing):
+        if segmenter.task != "semantic":
+            raise UserError(f"this model finds objects ({segmenter.task}), but {opened.about}: these are masks")
+        return source_of_pairs(found, opened.files.labels, config, segmenter)
+    if segmenter.task == "semantic":
+        raise UserError(f"this model gives class maps, but {opened.about}: these are objects")
+    return source_of_objects(found, config, segmenter)
 
 
 def mask_data(config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, MakeEvaluator]:
     """Raises UserError where files are missing, or their classes are not those of the model."""
-    names, asked = segmenter.class_names, config.asked_labels()
-    labels = LabelRule.from_dict(segmenter.labels)
-    if any(value is not None for value in asked.values()):
-        defaults = {"num_classes": len(names), "ignore_index": labels.ignore_index, "reduce_zero_label": False}
-        given = defaults | {name: value for name, value in asked.items() if value is not None}
-        labels, found = label_options(**{"class_names": None, "label_map": None, "palette": None} | given)
-        is_named = asked["class_names"] or asked["label_map"]
-        if labels.num_classes != len(names) or (is_named and found != names):
-            raise UserError(
-                f"these labels are {labels.num_classes} classes ({', '.join(found)}), but {segmenter.path} knows "
-                f"{len(names)} ({', '.join(names)}): map them with --label-map to these names, in this order"
-            )
-    pairing = match_files(config.image_paths, config.mask_paths)
+    return source_of_pairs(match_files(config.image_paths, config.mask_paths), {}, config, segmenter)
+
+
+def source_of_pairs(
+    pairing: Pairing, found: dict[str, Any], config: EvaluateConfig, segmenter: Segmenter
+) -> tuple[Source, MakeEvaluator]:
+    """found: what the data say of the masks' values. Raises UserError as mask_data."""
+    names = segmenter.class_names
+    labels = evaluated_labels(found, config, segmenter)
     if not pairing.pairs:
-        raise UserError(f"--image-paths {' '.join(config.image_paths)}: no image has a mask of its name")
+        raise UserError(f"{' '.join(config.image_paths or [config.data])}: no image has a mask of its name")
     alone = len(pairing.lone_images) + len(pairing.lone_masks)
     if alone:
         note(f"{alone} images and masks have no partner of their name: skipped")
@@ -47,8 +64,27 @@ def mask_data(config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, Mak
     return source, semantic_evaluator(names, labels)
 
 
+def evaluated_labels(found: dict[str, Any], config: EvaluateConfig, segmenter: Segmenter) -> LabelRule:
+    """Those of the run, where neither the flags nor the data say something. Raises UserError as mask_data."""
+    names, of_run = segmenter.class_names, LabelRule.from_dict(segmenter.labels)
+    asked = {name: value for name, value in config.asked_labels().items() if value is not None}
+    given = {**stated_labels(found, asked), **asked}
+    if not given:
+        return of_run
+    defaults = {"num_classes": len(names), "ignore_index": of_run.ignore_index, "reduce_zero_label": False}
+    nothing = {"class_names": None, "label_map": None, "palette": None}
+    labels, class_names = label_options(**nothing | defaults | given)
+    is_named = given.keys() & {"class_names", "label_map"} or "palette" in found
+    if labels.num_classes != len(names) or (is_named and class_names != names):
+        raise UserError(
+            f"these labels are {labels.num_classes} classes ({', '.join(class_names)}), but {segmenter.path} knows "
+            f"{len(names)} ({', '.join(names)}): map them with --label-map to these names, in this order"
+        )
+    return labels
+
+
 def coco_data(config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, MakeEvaluator]:
-    """Categories are matched with the model's by id and name, or by name. Raises UserError as mask_data."""
+    """Raises UserError as mask_data."""
     if config.coco_dir:
         splits = find_splits(Path(config.coco_dir))
         if config.split not in splits:
@@ -58,6 +94,11 @@ def coco_data(config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, Mak
         found = read_panoptic(Path(config.coco_json), Path(config.coco_images), Path(config.coco_segments))
     else:
         found = read_coco(Path(config.coco_json), Path(config.coco_images))
+    return source_of_objects(found, config, segmenter)
+
+
+def source_of_objects(found: CocoSet, config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, MakeEvaluator]:
+    """Categories are matched with the model's by id and name, or by name. Raises UserError as mask_data."""
     names, is_thing = segmenter.class_names, segmenter.labels["is_thing"]
     of_model = CocoSet(
         Path(segmenter.path), [], names, segmenter.labels["category_ids"], is_thing, frozenset(range(len(names)))

@@ -26,7 +26,7 @@ from evaluation.rasters import Block, RasterModel, class_blocks
 from evaluation.semantic import SemanticEvaluator
 from released.model import load_model
 from training.evaluate.config import EvaluateConfig
-from training.evaluate.data import coco_data, digest_of_files, mask_data, rasters_of
+from training.evaluate.data import digest_of_files, evaluated_data, rasters_of
 from training.evaluate.results import FORMAT, ResultFiles
 from training.processes import backbone_dtype, check_shared, decided, gathered, make_accelerator
 from training.setup import eval_transform
@@ -80,8 +80,7 @@ class Evaluation:
         flags.check_inference(self.segmenter.task, run["image_size"])
         self.inference = flags.inference(run["image_size"])
         self.raster_inference = flags.raster_inference(run["image_size"])
-        find = mask_data if self.segmenter.task == "semantic" else coco_data
-        self.source, self.make_evaluator = find(config, self.segmenter)
+        self.source, self.make_evaluator = evaluated_data(config, self.segmenter)
         self.accelerator.prepare_model(self.segmenter, evaluation_mode=True)  # in place: its device and precision
         self.rasters = frozenset(rasters_of(self.source) if self.segmenter.task == "semantic" else ())
         self.results = ResultFiles(folder, self.accelerator.process_index)

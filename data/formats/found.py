@@ -1,0 +1,98 @@
+"""What reading an export gives, whatever its layout: pairs of images and masks, or images with objects."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.sources.coco_tables import CocoSet
+from data.sources.pairs import IMAGE_EXTENSIONS, Pair, Pairing
+from errors import UserError
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+"""Of each split: what its folder, or its list of images, may be called."""
+
+FLAG = "--data"
+"""The flag that names the export, for messages."""
+
+
+@dataclass(frozen=True)
+class MaskFiles:
+    """splits: the pairs of "train", and of "val" and "test" where there are any. labels: what the export says of the
+    masks' values, as arguments of `label_options`."""
+
+    splits: dict[str, Pairing]
+    labels: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ObjectFiles:
+    """splits: the sets of "train", and of "val" and "test"; their classes are not yet the same."""
+
+    splits: dict[str, CocoSet]
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folders in `folder` that are named after splits. Raises UserError where two are of one split."""
+    return of_splits({path.name: path for path in folder.iterdir() if path.is_dir()}, folder)
+
+
+def of_splits(named: Mapping[str, Path], place: Path) -> dict[str, Path]:
+    """Of each split what is named after it, in any case. Raises UserError where two are of one split."""
+    found: dict[str, Path] = {}
+    for split, names in SPLIT_NAMES.items():
+        paths = [path for name, path in sorted(named.items()) if name.lower() in names]
+        if len(paths) > 1:
+            raise UserError(
+                f"{FLAG} {place}: both {paths[0].name} and {paths[1].name} name the {split} split: keep one of them"
+            )
+        if paths:
+            found[split] = paths[0]
+    return found
+
+
+def with_training(splits: Mapping[str, Any], place: Path) -> None:
+    """Raises UserError where no split is the one to train on."""
+    if "train" not in splits:
+        raise UserError(f"{FLAG} {place}: has {', '.join(splits) or 'no split'}, but nothing to train on: add train")
+
+
+def files_below(folder: Path, extensions: Iterable[str]) -> list[Path]:
+    """All files below it with one of these extensions, in any case, by name."""
+    wanted = frozenset(extensions)
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in wanted and path.is_file())
+
+
+def images_by_stem(folder: Path) -> dict[str, Path]:
+    """The images below a folder by their paths in it, without extension.
+
+    Raises UserError where two differ in nothing but their extension."""
+    found: dict[str, Path] = {}
+    for path in files_below(folder, IMAGE_EXTENSIONS):
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        if stem in found:
+            raise UserError(f"{FLAG}: {found[stem]} and {path} differ in their extension only: keep one of them")
+        found[stem] = path
+    return found
+
+
+def listed_pairs(
+    names: Iterable[str], images: Mapping[str, Path], masks: Mapping[str, Path], place: Path
+) -> list[Pair]:
+    """Pairs of the names in a list of a split. Raises UserError, naming the list `place`, where a file is missing."""
+    pairs, missing = [], []
+    for name in names:
+        if name in images and name in masks:
+            pairs.append(Pair(name, images[name], masks[name]))
+        else:
+            missing.append(f"{name} has no {'mask' if name in images else 'image'}")
+    if missing:
+        raise UserError(
+            f"{FLAG}: of the images that {place} lists {len(missing)} cannot be used, the first: {missing[0]}: export "
+            "images and masks together, or take these lines out"
+        )
+    return pairs
