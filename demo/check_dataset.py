@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from data.sources.pairs import Pair
     from data.sources.raster_windows import RasterWindow
     from data.sources.source import Source
-    from training.sets import CocoSets, MaskSets
+    from training.sets import CocoSets, MaskSets, ObjectMapSets
 
     Sample = TypeVar("Sample")
 
@@ -67,7 +67,7 @@ def parse_arguments(argv: Sequence[str]) -> CheckConfig:
 
 def check(config: CheckConfig) -> int:
     from data.check.report import as_json, as_text  # after parsing: --help should not wait for numpy
-    from training.sets import sets_of
+    from training.sets import ObjectMapSets, sets_of
 
     with stopping_at_once():  # what was read until then is remembered
         sets = sets_of(config)
@@ -77,7 +77,9 @@ def check(config: CheckConfig) -> int:
     print(json.dumps(as_json(report), indent=2) if config.json else as_text(report))
     if config.preview:
         usable = sets.without(report.bad_sample_ids).splits["train"]
-        if config.task == "semantic":
+        if isinstance(sets, ObjectMapSets):
+            write_preview(config.preview, usable.images, lambda images: object_map_preview(images, sets))
+        elif config.task == "semantic":
             from data.sources.raster_windows import with_windows  # with torch, which the check alone does without
 
             samples = with_windows(usable.pairs, PREVIEW_PX, sets.max_pixels, is_train=False)
@@ -105,10 +107,20 @@ def write_preview(path: Path, usable: "list[Sample]", draw: "Callable[[list[Samp
 
 def mask_preview(pairs: "list[Pair | RasterWindow]", sets: "MaskSets") -> "Image":
     from data.sources.masks import MaskSource
+
+    return map_preview(MaskSource(pairs, sets.labels, sets.max_pixels, sets.rule), sets)
+
+
+def object_map_preview(images: "list[CocoImage]", sets: "ObjectMapSets") -> "Image":
+    from data.sources.object_maps import ObjectMapSource
+
+    return map_preview(ObjectMapSource(images, sets.has_background, sets.max_pixels, sets.rule), sets)
+
+
+def map_preview(source: "Source", sets: "MaskSets | ObjectMapSets") -> "Image":
     from evaluation.drawing import class_colors
     from evaluation.visualize import preview
 
-    source = MaskSource(pairs, sets.labels, sets.max_pixels, sets.rule)
     samples = [(one.pixels.permute(1, 2, 0).numpy(), one.classes, pair.sample_id) for pair, one in contents(source)]
     return preview(samples, sets.class_names, class_colors(len(sets.class_names), sets.labels.class_palette))
 

@@ -121,6 +121,7 @@ class LabelFlags:
     ignore_index: int = flag(255, "mask value of unlabelled pixels", low=0, high=65535)
     label_map: str | None = flag(None, "merges, drops and names mask values", metavar="FILE.json", is_file=True)
     palette: str | None = flag(None, "colours of classes, for masks that hold colours", metavar="FILE", is_file=True)
+    background: bool = flag(False, "class maps of objects: pixels of no object are a class (else unlabelled)")
     max_megapixels: float = flag(180.0, LARGER, kind=float)
     bands: tuple[int, ...] | None = flag(
         None, "bands to use, counted from 1 (None = RGB)", kind=band_numbers, metavar="R,G,B"

@@ -10,15 +10,18 @@ from typing import Any, Protocol, Self
 
 from data.check.check import check_coco, check_pairs
 from data.check.finding import Report
+from data.check.object_maps import check_object_maps
 from data.formats.found import MaskFiles
 from data.formats.table import Opened, open_data
 from data.image_rule import ImageRule
 from data.labels import DEFAULT_NUM_CLASSES, LabelRule, label_options
 from data.sources.coco import find_splits, read_coco
 from data.sources.coco_tables import CocoSet, common_classes
+from data.sources.object_maps import BACKGROUND, map_names
 from data.sources.pairs import Pairing, match_files, shuffled, split_pairs
 from data.sources.panoptic import read_panoptic
 from errors import UserError
+from flags import flag_of
 from training.config import LABEL_FIELDS, DataConfig, LabelFlags
 
 SampleIds = dict[str, list[str]]
@@ -109,7 +112,7 @@ class MaskSets:
 
 @dataclass(frozen=True)
 class CocoSets:
-    """COCO files of instances or of panoptic segments. See Sets."""
+    """Images with instances or panoptic segments. See Sets."""
 
     splits: dict[str, CocoSet]
     is_held_out: bool
@@ -118,7 +121,7 @@ class CocoSets:
     about: str = ""
 
     @classmethod
-    def of(cls, config: DataConfig, opened: Opened | None = None) -> "CocoSets":
+    def of(cls, config: DataConfig, opened: Opened | None = None) -> Self:
         splits = with_common_classes(opened.files.splits if opened else named_sets(config), config)
         is_held_out = config.is_validated and "val" not in splits
         if is_held_out:
@@ -141,13 +144,56 @@ class CocoSets:
     def sample_ids(self) -> SampleIds:
         return {split: [image.sample_id for image in one.images] for split, one in self.splits.items()}
 
-    def without(self, skipped: SampleIds) -> "CocoSets":
+    def without(self, skipped: SampleIds) -> Self:
         kept = {split: replace(one, images=others(one.images, skipped, split)) for split, one in self.splits.items()}
         return replace(self, splits=kept)
 
     def check(self) -> Report:
         train, val, test = (self.splits.get(split) for split in ("train", "val", "test"))
         return check_coco(train, val, self.max_pixels, rule=self.rule, test=test)
+
+
+@dataclass(frozen=True)
+class ObjectMapSets(CocoSets):
+    """Images with objects, as class maps. has_background: see ObjectMapSource."""
+
+    has_background: bool = False
+
+    @classmethod
+    def of(cls, config: DataConfig, opened: Opened | None = None) -> Self:
+        stated = [
+            name for name in ("class_names", "label_map", "palette", "reduce_zero_label") if getattr(config, name)
+        ]
+        if stated:
+            raise UserError(
+                f"{flag_of(stated[0])}: {config.data} holds objects with classes of their own: leave it out"
+            )
+        sets = replace(super().of(config, opened), has_background=config.background)
+        names = sets.class_names
+        if len(names) == 1:
+            raise UserError(
+                f"--data {config.data}: {names[0]} is the only class, which teaches nothing, since every labelled "
+                "pixel is of that class: pass --background, so that all other pixels are a class too"
+            )
+        if len(set(names)) < len(names):
+            raise UserError(f"--background: {config.data} has a class {BACKGROUND} already: leave --background out")
+        return sets
+
+    @property
+    def class_names(self) -> list[str]:
+        return map_names(super().class_names, self.has_background)
+
+    @property
+    def labels(self) -> LabelRule:
+        """What predicted maps mean: their values are the classes."""
+        return LabelRule(len(self.class_names))
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        return self.labels.as_dict()
+
+    def check(self) -> Report:
+        return check_object_maps(self.splits, self.has_background, self.max_pixels, rule=self.rule)
 
 
 SETS: dict[str, type[Sets]] = {"semantic": MaskSets, "instance": CocoSets, "panoptic": CocoSets}
@@ -159,16 +205,18 @@ def sets_of(config: DataConfig) -> Sets:
 
     Raises UserError where files are missing, contradict one another or the configuration, or do not fit the task.
     """
+    if config.background and (config.task != "semantic" or not config.data):
+        raise UserError("--background goes with --task semantic and --data that hold objects: leave it out")
     if not config.data:
         return SETS[config.task].of(config)
     opened = open_data(config.data, config.data_format)
     if isinstance(opened.files, MaskFiles):
         if config.task != "semantic":
             raise UserError(f"--task {config.task} needs objects, but {opened.about}: these are masks of classes")
+        if config.background:
+            raise UserError(f"--background is for objects, but {opened.about}: these are masks of classes")
         return MaskSets.of(config, opened)
-    if config.task == "semantic":
-        raise UserError(f"--task semantic needs masks of classes, but {opened.about}: these are objects")
-    return CocoSets.of(config, opened)
+    return ObjectMapSets.of(config, opened) if config.task == "semantic" else CocoSets.of(config, opened)
 
 
 def label_arguments(config: DataConfig, found: dict[str, Any]) -> dict[str, Any]:
@@ -236,7 +284,7 @@ def named_sets(config: DataConfig) -> dict[str, CocoSet]:
 def with_common_classes(sets: dict[str, CocoSet], config: DataConfig) -> dict[str, CocoSet]:
     """The same sets with one list of classes. Raises UserError where --num-classes is another number."""
     sets = dict(zip(sets, common_classes(sets.values()), strict=True))
-    found = len(sets["train"].class_names)
+    found = len(sets["train"].class_names) + config.background
     if config.num_classes not in (DEFAULT_NUM_CLASSES, found):
         raise UserError(
             f"--num-classes {config.num_classes}, but the annotations use {found} categories "

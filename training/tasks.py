@@ -11,6 +11,7 @@ from data.check.finding import Report
 from data.check.report import error_message
 from data.labels import LabelRule
 from data.sources.masks import MaskSource
+from data.sources.object_maps import BACKGROUND, ObjectMapSource
 from data.sources.objects import CocoSource, truth_objects, truth_segments
 from data.sources.pairs import Pair
 from data.sources.raster_windows import RasterWindow, with_windows
@@ -25,7 +26,7 @@ from evaluation.semantic import SemanticEvaluator
 from training.checkpoints import Resumed
 from training.config import TrainConfig
 from training.processes import decided
-from training.sets import CocoSets, MaskSets, SampleIds, Sets, sets_of
+from training.sets import CocoSets, MaskSets, ObjectMapSets, SampleIds, Sets, sets_of
 
 FILES_NAMED = 3
 
@@ -71,27 +72,51 @@ class TaskData:
         return self.make_evaluator(self.sources[split], inference, num_samples)
 
 
-def semantic_data(config: TrainConfig, sets: MaskSets, report: Report, record: dict[str, Any]) -> TaskData:
+def semantic_data(
+    config: TrainConfig, sets: MaskSets | ObjectMapSets, report: Report, record: dict[str, Any]
+) -> TaskData:
+    is_masks = isinstance(sets, MaskSets)
+    if is_masks:
+        sources, description = mask_sources(config, sets, report), sets.labels.describe(sets.class_names)
+    else:
+        sources, description = object_map_sources(sets), [object_map_text(sets)]
+    return TaskData(
+        config.task,
+        sets.class_names,
+        sets.meaning,
+        record if is_masks else {**record, "frame": report.train.frame},
+        sources,
+        description,
+        semantic_evaluator(sets.class_names, sets.labels),
+        report.train.class_pixels,
+    )
+
+
+def object_map_sources(sets: ObjectMapSets) -> dict[str, Source]:
+    return {
+        split: ObjectMapSource(one.images, sets.has_background, sets.max_pixels, sets.rule)
+        for split, one in sets.splits.items()
+        if split != "test" or any(image.objects for image in one.images)  # the check has said so
+    }
+
+
+def object_map_text(sets: ObjectMapSets) -> str:
+    rest = f"class 0, {BACKGROUND}" if sets.has_background else "unlabelled (--background makes them a class)"
+    return f"class maps of objects, later ones above earlier ones; all other pixels are {rest}"
+
+
+def mask_sources(config: TrainConfig, sets: MaskSets, report: Report) -> dict[str, Source]:
     def samples(split: str) -> list[Pair | RasterWindow]:
         pairs = sets.splits[split].pairs
         if all(width * height <= sets.max_pixels for width, height in report.splits[split].sizes_wh):
             return pairs  # no raster among them: no header is read once more
         return with_windows(pairs, config.image_size, sets.max_pixels, is_train=split == "train")
 
-    return TaskData(
-        config.task,
-        sets.class_names,
-        sets.meaning,
-        record,
-        {split: MaskSource(samples(split), sets.labels, sets.max_pixels, sets.rule) for split in sets.splits},
-        sets.labels.describe(sets.class_names),
-        semantic_evaluator(sets.class_names, sets.labels),
-        report.train.class_pixels,
-    )
+    return {split: MaskSource(samples(split), sets.labels, sets.max_pixels, sets.rule) for split in sets.splits}
 
 
 def semantic_evaluator(class_names: list[str], labels: LabelRule) -> MakeEvaluator:
-    def make(source: MaskSource, inference: Inference, num_samples: int) -> Evaluator:
+    def make(source: MaskSource | ObjectMapSource, inference: Inference, num_samples: int) -> Evaluator:
         colors = class_colors(len(class_names), labels.class_palette)
         return SemanticEvaluator(class_names, inference, num_samples, colors)
 

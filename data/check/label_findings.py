@@ -249,10 +249,16 @@ def _rare_classes(train: Sequence[CheckedSample], class_names: Sequence[str]) ->
     for sample in train:
         if sample.usable:
             pixels.update(sample.class_pixels)
-    rare = [k for k in range(len(class_names)) if 0 < pixels[k] < RARE * pixels.total()]
+    yield from rare_classes([pixels[k] for k in range(len(class_names))], class_names)
+
+
+def rare_classes(class_pixels: Sequence[int], class_names: Sequence[str]) -> Iterator[Finding]:
+    """class_pixels: of each class in the training set."""
+    total = sum(class_pixels)
+    rare = [k for k, pixels in enumerate(class_pixels) if 0 < pixels < RARE * total]
     if rare:
         more = f" and {len(rare) - CLASSES_SHOWN} more" if len(rare) > CLASSES_SHOWN else ""
-        shown = ", ".join(f"{class_names[k]} ({pixels[k] / pixels.total():.2%})" for k in rare[:CLASSES_SHOWN])
+        shown = ", ".join(f"{class_names[k]} ({class_pixels[k] / total:.2%})" for k in rare[:CLASSES_SHOWN])
         yield Finding(
             "note",
             "rare-classes",

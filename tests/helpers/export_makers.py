@@ -11,8 +11,9 @@ from training_helpers import train_here
 from data.formats.found import MaskFiles
 from data.formats.table import Opened, open_data
 from data.sources.masks import MaskSource
+from data.sources.object_maps import ObjectMapSource
 from training.config import parse_training_arguments
-from training.sets import MaskSets, sets_of
+from training.sets import MaskSets, ObjectMapSets, Sets, sets_of
 
 SIZE_HW = (24, 32)
 
@@ -45,11 +46,18 @@ def train_one_step(path: Path, *flags: str, head: str = "linear") -> int:
     return train_here(head, path.parent / f"{path.name}_{head}_run", *words)
 
 
+def sets_in(path: Path, *flags: str, head: str = "linear") -> Sets:
+    return sets_of(parse_training_arguments(head, ["--data", str(path), *flags]))
+
+
 def class_maps(path: Path, *flags: str, split: str = "train") -> dict[str, np.ndarray]:
     """Of each image of a split: the class ids (H, W) that a training on the export sees."""
-    sets = sets_of(parse_training_arguments("linear", ["--data", str(path), *flags]))
-    assert isinstance(sets, MaskSets)
-    source = MaskSource(sets.splits[split].pairs, sets.labels)
+    sets = sets_in(path, *flags)
+    if isinstance(sets, MaskSets):
+        source = MaskSource(sets.splits[split].pairs, sets.labels)
+    else:
+        assert isinstance(sets, ObjectMapSets)
+        source = ObjectMapSource(sets.splits[split].images, sets.has_background)
     return {sample.sample_id: source.read(sample).classes for sample in source.samples}
 
 

@@ -13,6 +13,7 @@ from data.rasters import is_raster
 from data.sources.coco import find_splits, read_coco
 from data.sources.coco_tables import CocoSet, common_classes
 from data.sources.masks import MaskSource
+from data.sources.object_maps import BACKGROUND, ObjectMapSource
 from data.sources.objects import CocoSource
 from data.sources.pairs import Pairing, match_files
 from data.sources.panoptic import read_panoptic
@@ -39,9 +40,7 @@ def evaluated_data(config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source
         if segmenter.task != "semantic":
             raise UserError(f"this model finds objects ({segmenter.task}), but {opened.about}: these are masks")
         return source_of_pairs(found, opened.files.labels, config, segmenter)
-    if segmenter.task == "semantic":
-        raise UserError(f"this model gives class maps, but {opened.about}: these are objects")
-    return source_of_objects(found, config, segmenter)
+    return (source_of_maps if segmenter.task == "semantic" else source_of_objects)(found, config, segmenter)
 
 
 def mask_data(config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, MakeEvaluator]:
@@ -100,17 +99,43 @@ def coco_data(config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, Mak
 def source_of_objects(found: CocoSet, config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, MakeEvaluator]:
     """Categories are matched with the model's by id and name, or by name. Raises UserError as mask_data."""
     names, is_thing = segmenter.class_names, segmenter.labels["is_thing"]
-    of_model = CocoSet(
-        Path(segmenter.path), [], names, segmenter.labels["category_ids"], is_thing, frozenset(range(len(names)))
-    )
-    _, known = common_classes([of_model, found])
+    known = in_classes_of_model(found, names, segmenter.labels["category_ids"], segmenter)
     source = CocoSource(known.images, max_pixels_of(config, segmenter), image_rule_of(config, segmenter))
     return source, OBJECT_EVALUATORS[segmenter.task](names, is_thing)
 
 
-def rasters_of(source: MaskSource) -> Iterator[str]:
+def source_of_maps(found: CocoSet, config: EvaluateConfig, segmenter: Segmenter) -> tuple[Source, MakeEvaluator]:
+    """Class maps of objects, whose categories are matched with the model's by name.
+
+    Pixels of no object are the model's class "background" where it has one that is no category, unless --background or
+    --no-background says otherwise. Raises UserError as mask_data.
+    """
+    names = segmenter.class_names
+    categories = {found.class_names[label] for label in found.used_labels}
+    has_background = config.background
+    if has_background is None:
+        has_background = names[0] == BACKGROUND and BACKGROUND not in categories
+    if has_background and names[0] != BACKGROUND:
+        raise UserError(f"--background: {segmenter.path} has no class {BACKGROUND}: leave it out")
+    of_objects = names[has_background:]
+    ids = [-1 - number for number in range(len(of_objects))]  # none of the file's: names decide
+    known = in_classes_of_model(found, of_objects, ids, segmenter)
+    limits = (max_pixels_of(config, segmenter), image_rule_of(config, segmenter))
+    source = ObjectMapSource(known.images, has_background, *limits)
+    return source, semantic_evaluator(names, LabelRule.from_dict(segmenter.labels))
+
+
+def in_classes_of_model(found: CocoSet, names: list[str], ids: list[int], segmenter: Segmenter) -> CocoSet:
+    """Raises UserError where it has a category that the model does not know."""
+    is_thing = [True] * len(names)
+    of_model = CocoSet(Path(segmenter.path), [], names, ids, is_thing, frozenset(range(len(names))))
+    return common_classes([of_model, found])[1]
+
+
+def rasters_of(source: Source) -> Iterator[str]:
     """The ids of the samples that are read window by window."""
-    return (one.sample_id for one in source.samples if is_raster(one.image, source.max_pixels))
+    samples = source.samples if isinstance(source, MaskSource) else ()
+    return (one.sample_id for one in samples if is_raster(one.image, source.max_pixels))
 
 
 def max_pixels_of(config: EvaluateConfig, segmenter: Segmenter) -> int:

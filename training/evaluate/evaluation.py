@@ -18,6 +18,7 @@ from checkpoint import checksum, locked
 from data.dataset import EvalDataset, Skipped, collate
 from data.raster_masks import MaskRaster
 from data.rasters import Raster
+from data.sources.object_maps import ObjectMapSource
 from data.sources.raster_windows import opened_pair
 from errors import UserError, ignore_signals
 from evaluation.evaluate import Evaluator, Result, evaluate
@@ -82,7 +83,7 @@ class Evaluation:
         self.raster_inference = flags.raster_inference(run["image_size"])
         self.source, self.make_evaluator = evaluated_data(config, self.segmenter)
         self.accelerator.prepare_model(self.segmenter, evaluation_mode=True)  # in place: its device and precision
-        self.rasters = frozenset(rasters_of(self.source) if self.segmenter.task == "semantic" else ())
+        self.rasters = frozenset(rasters_of(self.source))
         self.results = ResultFiles(folder, self.accelerator.process_index)
         self.skipped: list[str] = []
         self.share: list[int] = []  # numbers of the samples that this process evaluates
@@ -224,13 +225,15 @@ class Evaluation:
         """What results of images must have in common to be put together; as JSON gives it back."""
         inference = asdict(replace(self.inference, windows_at_once=1))
         of_rasters = {"rasters": asdict(replace(self.raster_inference, windows_at_once=1))} if self.rasters else {}
+        source = self.source
         content = of_rasters | {
             "format": FORMAT,
             "model": checksum(self.segmenter.trainable_state()),
             "backbone": self.segmenter.backbone.fingerprint,
-            "data": digest_of_files(self.source),
-            "labels": repr(getattr(self.source, "labels", self.segmenter.labels)),
-            "images": self.source.rule.as_dict(),
+            "data": digest_of_files(source),
+            "labels": repr(getattr(source, "labels", self.segmenter.labels)),
+            **({"has_background": source.has_background} if isinstance(source, ObjectMapSource) else {}),
+            "images": source.rule.as_dict(),
             "inference": inference,
             "precision": self.accelerator.mixed_precision,
             "seed": self.config.seed,
