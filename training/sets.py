@@ -11,13 +11,13 @@ from typing import Any, Protocol, Self
 from data.check.check import check_coco, check_pairs
 from data.check.finding import Report
 from data.check.object_maps import check_object_maps
+from data.class_maps import BACKGROUND, map_names
 from data.formats.found import MaskFiles
 from data.formats.table import Opened, open_data
 from data.image_rule import ImageRule
 from data.labels import DEFAULT_NUM_CLASSES, LabelRule, label_options
 from data.sources.coco import find_splits, read_coco
 from data.sources.coco_tables import CocoSet, common_classes
-from data.sources.object_maps import BACKGROUND, map_names
 from data.sources.pairs import Pairing, match_files, shuffled, split_pairs
 from data.sources.panoptic import read_panoptic
 from errors import UserError

@@ -9,9 +9,10 @@ from accelerate import Accelerator
 
 from data.check.finding import Report
 from data.check.report import error_message
+from data.class_maps import BACKGROUND
 from data.labels import LabelRule
 from data.sources.masks import MaskSource
-from data.sources.object_maps import BACKGROUND, ObjectMapSource
+from data.sources.object_maps import ObjectMapSource
 from data.sources.objects import CocoSource, truth_objects, truth_segments
 from data.sources.pairs import Pair
 from data.sources.raster_windows import RasterWindow, with_windows

@@ -10,10 +10,10 @@ import numpy as np
 from data.check.check import ObjectNumbers, check_coco
 from data.check.finding import Finding, Report, counted
 from data.check.label_findings import rare_classes
+from data.class_maps import class_map, map_names
 from data.decode import MAX_PIXELS
 from data.image_rule import PLAIN, ImageRule
 from data.sources.coco_tables import CocoImage, CocoSet
-from data.sources.object_maps import class_map, map_names
 from structures import IGNORE_INDEX
 
 OF_OBJECTS_ONLY = ("crowds", "pictures-without-objects")

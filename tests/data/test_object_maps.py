@@ -10,7 +10,7 @@ from messages import names, naming
 from pycocotools import mask as coco_mask
 
 from checkpoint import read_checkpoint
-from data.sources.object_maps import class_map
+from data.class_maps import class_map
 from demo import check_dataset, evaluate
 from errors import UserError, run_job
 from run_lengths import runs_of_part

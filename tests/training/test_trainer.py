@@ -199,7 +199,7 @@ def test_a_lost_loader_worker_ends_the_run_with_a_message(tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2 and "Traceback" not in err, err
     assert "--num-workers" in err and "--resume-checkpoint auto" in err
-    assert list(run.glob("linear_checkpoint_step_*.pth"))
+    assert list(run.glob("linear_checkpoint_*.pth"))
 
 
 def test_an_error_of_the_program_in_a_worker_keeps_its_traceback(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.class_maps import BACKGROUND
 from data.formats.table import open_data
 from data.image_rule import ImageRule
 from data.labels import LabelRule, label_options
@@ -13,7 +14,7 @@ from data.rasters import is_raster
 from data.sources.coco import find_splits, read_coco
 from data.sources.coco_tables import CocoSet, common_classes
 from data.sources.masks import MaskSource
-from data.sources.object_maps import BACKGROUND, ObjectMapSource
+from data.sources.object_maps import ObjectMapSource
 from data.sources.objects import CocoSource
 from data.sources.pairs import Pairing, match_files
 from data.sources.panoptic import read_panoptic
