@@ -89,6 +89,10 @@ def unfolded_pixels(image: Image.Image) -> int:
     return pixels
 
 
+SIDEWAYS = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
+
+
 def orientation_of(image: Image.Image) -> int:
     """1 where the file has none, or one that means nothing."""
     stored = image.getexif().get(EXIF_ORIENTATION, 1)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from data.check.file_findings import SIDEWAYS, image_findings, unreadable
+from data.check.file_findings import image_findings, unreadable
 from data.check.finding import Finding, counted, size_text
 from data.check.label_findings import class_finding
 from data.check.scan import ImageFacts, MaskFacts, scan_files
 from data.image_rule import ImageRule
+from data.opening import SIDEWAYS
 from data.sources.coco_tables import CocoImage, CocoSet
 from data.sources.panoptic import color_of
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from data.check.finding import CheckedSample, Finding, counted, size_text
 from data.check.scan import Failure, ImageFacts
+from data.opening import SIDEWAYS
 from data.sources.pairs import Pairing
 
 FAILURES = {
@@ -128,10 +129,6 @@ def _by_digest(images: Images) -> dict[str, list[Path]]:
         if facts.digest:
             found[facts.digest].append(path)
     return found
-
-
-SIDEWAYS = (5, 6, 7, 8)
-"""EXIF orientations that swap width and height."""
 
 
 def file_findings(pairings: Sequence[Pairing], samples: Sequence[CheckedSample]) -> Iterator[Finding]:

@@ -1,10 +1,12 @@
 """What reading an export gives, whatever its layout: pairs of images and masks, or images with objects."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.opening import SIDEWAYS, opened, orientation_of
 from data.sources.coco_tables import CocoSet
 from data.sources.pairs import IMAGE_EXTENSIONS, Pair, Pairing
 from errors import UserError
@@ -65,6 +67,14 @@ def files_below(folder: Path, extensions: Iterable[str]) -> list[Path]:
     """All files below it with one of these extensions, in any case, by name."""
     wanted = frozenset(extensions)
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in wanted and path.is_file())
+
+
+def upright_size_hw(path: Path) -> tuple[int, int] | None:
+    """(H, W) after the EXIF orientation was applied, without decoding the file; None where it is no image."""
+    with suppress(Exception), opened(path) as image:  # the check, which decodes it, will say what is wrong
+        size_wh = image.size
+        return size_wh if orientation_of(image) in SIDEWAYS else size_wh[::-1]
+    return None
 
 
 def images_by_stem(folder: Path) -> dict[str, Path]:

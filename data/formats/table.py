@@ -10,6 +10,7 @@ from pathlib import Path
 from data.formats.coco import is_coco, read_coco_export
 from data.formats.folders import is_folders, read_folders
 from data.formats.found import FLAG, MaskFiles, ObjectFiles
+from data.formats.yolo import is_yolo, read_yolo
 from errors import UserError
 
 
@@ -33,6 +34,7 @@ FORMATS = {
         is_coco,
         read_coco_export,
     ),
+    "yolo": Format("YOLO polygons", "data.yaml, or images/ and labels/*.txt", is_yolo, read_yolo),
 }
 """Of each --data-format: how it is recognized and read."""
 

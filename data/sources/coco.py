@@ -113,14 +113,14 @@ def read_coco(json_path: Path, image_folder: Path) -> CocoSet:
             image.mistakes.append(Mistake("unknown-category", number, detail))
             continue
         used.add(label_of[category_id])
-        _add_object(image, annotation, number, label_of[category_id])
+        add_object(image, annotation, number, label_of[category_id])
     return CocoSet(
         json_path, [*images.values()], categories.names, categories.ids, categories.is_thing, frozenset(used), strays
     )
 
 
-def _add_object(image: CocoImage, annotation: Entry, number: int, label: int) -> None:
-    """Puts an object, or a mistake, into the image's list."""
+def add_object(image: CocoImage, annotation: Entry, number: int, label: int) -> None:
+    """Puts an object, or a mistake, into the image's list. number: its id, for messages too."""
     try:
         crowd = annotation.get("iscrowd", 0)
         if type(crowd) not in (int, bool) or crowd not in (0, 1):
