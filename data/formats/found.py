@@ -8,7 +8,7 @@ from typing import Any
 
 from data.opening import SIDEWAYS, opened, orientation_of
 from data.sources.coco_tables import CocoSet
-from data.sources.pairs import IMAGE_EXTENSIONS, Pair, Pairing
+from data.sources.pairs import Pairing
 from errors import UserError
 
 SPLIT_NAMES = {
@@ -75,34 +75,3 @@ def upright_size_hw(path: Path) -> tuple[int, int] | None:
         size_wh = image.size
         return size_wh if orientation_of(image) in SIDEWAYS else size_wh[::-1]
     return None
-
-
-def images_by_stem(folder: Path) -> dict[str, Path]:
-    """The images below a folder by their paths in it, without extension.
-
-    Raises UserError where two differ in nothing but their extension."""
-    found: dict[str, Path] = {}
-    for path in files_below(folder, IMAGE_EXTENSIONS):
-        stem = path.relative_to(folder).with_suffix("").as_posix()
-        if stem in found:
-            raise UserError(f"{FLAG}: {found[stem]} and {path} differ in their extension only: keep one of them")
-        found[stem] = path
-    return found
-
-
-def listed_pairs(
-    names: Iterable[str], images: Mapping[str, Path], masks: Mapping[str, Path], place: Path
-) -> list[Pair]:
-    """Pairs of the names in a list of a split. Raises UserError, naming the list `place`, where a file is missing."""
-    pairs, missing = [], []
-    for name in names:
-        if name in images and name in masks:
-            pairs.append(Pair(name, images[name], masks[name]))
-        else:
-            missing.append(f"{name} has no {'mask' if name in images else 'image'}")
-    if missing:
-        raise UserError(
-            f"{FLAG}: of the images that {place} lists {len(missing)} cannot be used, the first: {missing[0]}: export "
-            "images and masks together, or take these lines out"
-        )
-    return pairs
