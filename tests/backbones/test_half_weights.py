@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from backbones.fingerprint import fingerprint, sample_of
 from backbones.frozen import FrozenBackbone, build_backbone
 
+pytestmark = pytest.mark.slow
+
 BF16 = torch.bfloat16
 
 

@@ -14,6 +14,8 @@ from errors import UserError
 from segmenter import Segmenter
 from training.config import config_of
 
+pytestmark = pytest.mark.slow
+
 BF16, INT8 = torch.bfloat16, torch.int8
 
 

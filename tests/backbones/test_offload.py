@@ -17,6 +17,8 @@ from backbones.frozen import FrozenBackbone, build_backbone
 from backbones.offload import CopiedBlocks, MappedFile, Offload
 from errors import UserError
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

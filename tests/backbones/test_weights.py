@@ -24,6 +24,8 @@ from backbones.timm_models import create
 from backbones.weights import WeightsUnavailable
 from errors import UserError
 
+pytestmark = pytest.mark.slow
+
 IMAGES = torch.from_numpy(standard_normal("image", (1, 3, 64, 96)))
 
 

@@ -24,6 +24,8 @@ from comparison.tables import class_order, frequent_confusions, labelling_pays, 
 from comparison.verdict import decide, runs_to_compare
 from errors import UserError
 
+pytestmark = pytest.mark.slow
+
 HEADS = {"m2f": 0.75, "upernet": 0.7, "linear": 0.55}
 VOID = {"meta", "link", "img", "input", "br"}
 

@@ -15,6 +15,8 @@ from PIL import Image
 from demo import check_dataset
 from evaluation.drawing import object_colors
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "demo" / "check_dataset.py"
 
 

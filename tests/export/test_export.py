@@ -36,6 +36,8 @@ from released.sources import read_released
 from segmenter import Segmenter
 from training.checkpoints import read_resumed
 
+pytestmark = pytest.mark.slow
+
 onnxruntime = pytest.importorskip("onnxruntime", reason="pip install onnx onnxscript onnxruntime")
 
 SPECS = {

@@ -28,6 +28,8 @@ from released.sources import from_meta, read_released
 from segmenter import Segmenter
 from training.transfer import transfer
 
+pytestmark = pytest.mark.slow
+
 CLASSES, DIM, QUERIES = 6, 64, 12
 NAMES = ["wall", "Tree", "car", "sky", "road", "dog"]
 

@@ -11,6 +11,8 @@ from segmenter import Segmenter
 from training.config import config_of
 from training.dry_run import num_steps, step_flops
 
+pytestmark = pytest.mark.slow
+
 LINEAR = HeadSpec("linear", "auto", 5, 32, 0.0, {})
 
 

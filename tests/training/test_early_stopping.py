@@ -9,6 +9,8 @@ from errors import UserError
 from training.checkpoints import Progress
 from training.processes import make_accelerator
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ["--epochs", "9", "--save-interval", "9", "--early-stopping", "2"]
 
 
