@@ -27,7 +27,16 @@ OPSET = 20
 
 LOCAL = {
     *("image_paths", "mask_paths", "val_image_paths", "val_mask_paths", "label_map", "palette", "class_weights"),
-    *("coco_dir", "coco_json", "coco_images", "coco_segments", "val_coco_json", "val_coco_images", "val_coco_segments"),
+    *(
+        "data",
+        "coco_dir",
+        "coco_json",
+        "coco_images",
+        "coco_segments",
+        "val_coco_json",
+        "val_coco_images",
+        "val_coco_segments",
+    ),
     *("class_names", "cache_dir", "init_head", "checkpoint_dir", "resume_checkpoint", "config", "tracker"),
 }
 """Arguments of a run that name files of its machine: they are nobody else's business."""

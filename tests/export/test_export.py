@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from errors import UserError
 from evaluation.drawing import class_colors
 from export.about import about
 from export.config import parse_export_arguments
-from export.files import aside, portable_weights, write_onnx
+from export.files import LOCAL, aside, portable_weights, write_onnx
 from export.model import ExportedHead, ExportedModel, check_parity, largest_difference, trace
 from heads.build import HeadSpec
 from heads.options import HEADS
@@ -35,6 +35,7 @@ from released.model import load_model
 from released.sources import read_released
 from segmenter import Segmenter
 from training.checkpoints import read_resumed
+from training.config import config_of
 
 pytestmark = pytest.mark.slow
 
@@ -235,3 +236,11 @@ def test_features_of_a_coarser_backbone_are_not_exported(linear_file, tmp_path, 
 def test_weights_that_another_machine_finds():
     assert portable_weights("random") == "random" and portable_weights("timm/vit") == "timm/vit"
     assert portable_weights("/data/vit.pth") == portable_weights("https://secret") == portable_weights("auto") == "auto"
+
+
+def test_no_flag_that_names_a_file_leaves_the_machine():
+    """Weights aside, of which portable_weights keeps hub names."""
+    places = ("FILE", "DIR", "PATH", "GLOB", "FOLDER")
+    flags = [field for head in HEADS for field in fields(config_of(head)) if field.name != "weights"]
+    named = {field.name for field in flags if any(word in (field.metadata["metavar"] or "") for word in places)}
+    assert {"data", "image_paths"} <= named <= LOCAL
