@@ -137,7 +137,7 @@ def _with_pil(path: Path, image: Image.Image, upright: bool) -> Bands:
     orientation = orientation_of(image)
 
     def turned(one: Image.Image) -> Image.Image:
-        return ImageOps.exif_transpose(one) if upright else one
+        return ImageOps.exif_transpose(one) if upright and orientation > 1 else one  # else it would copy it
 
     is_pgm = image.format == "PPM"
     image = turned(image)

@@ -85,7 +85,8 @@ def decode_mask(path: Path, as_colors: bool = False, max_pixels: int = MAX_PIXEL
             raise Unusable("has a range (maxval) of its own, to which PIL stretches the ids: save masks as PNG")
         step = next((step for raw in raw_modes for name, step in GREY_STEPS.items() if name in raw), 1)
         orientation = orientation_of(image)
-        image = ImageOps.exif_transpose(image)
+        if orientation > 1:  # else it would copy the image
+            image = ImageOps.exif_transpose(image)
         values, is_color = (_packed(_color_pixels(image)), True) if as_colors else _stored_values(image, step)
         return RawMask(values, is_color, mode, orientation)
 

@@ -77,15 +77,22 @@ class LabelRule:
         return table
 
     def apply(self, ids: np.ndarray, path: Path) -> np.ndarray:
-        """Stored ids (H, W), of any integer type -> class ids (H, W) int64 with IGNORE_INDEX.
+        """Stored ids (H, W), of any integer type -> class ids (H, W) uint8 with IGNORE_INDEX.
 
         Raises UserError, naming the file `path` and the ids, where an id is neither a class nor unlabelled.
         """
-        classes = self.table.take(ids, mode="clip").astype(np.int64)
+        if ids.dtype == np.uint8 and not self._has_strange_byte(ids):
+            classes = bytearray(ids.tobytes().translate(self.table[:256].astype(np.uint8).tobytes()))
+            return np.frombuffer(classes, np.uint8).reshape(ids.shape)
+        classes = self.table.take(ids, mode="clip")
         strange = (classes == STRANGE) | (ids < 0) | (ids >= NUM_IDS)
         if strange.any():
             raise UserError(self._strange_message(ids[strange], path))
-        return classes
+        return classes.astype(np.uint8)
+
+    def _has_strange_byte(self, ids: np.ndarray) -> bool:
+        """Of uint8 ids. Bytes are looked up as bytes, which is several times as fast as by index."""
+        return 1 in ids.tobytes().translate((self.table[:256] == STRANGE).tobytes())
 
     def ids_of_colors(self, colors: np.ndarray, path: Path) -> np.ndarray:
         """Colours (H, W) int32, 0xRRGGBB -> stored ids (H, W), the positions in the palette.

@@ -57,7 +57,7 @@ class MaskRaster:
             return red << 16 | green << 8 | blue
 
     def classes(self, rows: slice, columns: slice, labels: LabelRule) -> np.ndarray:
-        """(h, w) int64 class ids with IGNORE_INDEX. Raises UserError where a value is no label."""
+        """(h, w) uint8 class ids with IGNORE_INDEX. Raises UserError where a value is no label."""
         values = self.stored(rows, columns)
         if self.is_color and not labels.palette:
             raise UserError(

@@ -57,7 +57,7 @@ class MaskSource:
 
 @dataclass(frozen=True)
 class ReadPair:
-    """pixels: (3, H, W) uint8 RGB; classes: (H, W) int64, class ids with IGNORE_INDEX."""
+    """pixels: (3, H, W) uint8 RGB; classes: (H, W) of any integer type, class ids with IGNORE_INDEX."""
 
     pixels: Tensor
     classes: np.ndarray
@@ -109,8 +109,8 @@ class ReadRaster:
 
 def semantic_target(classes: Tensor) -> Target:
     """(H, W) class ids with IGNORE_INDEX -> target, with the classes that occur counted here, on the host."""
-    present = torch.unique(classes)
-    return Target(semantic=classes, labels=present[present != IGNORE_INDEX])
+    present = torch.bincount(classes.flatten()).nonzero()[:, 0]  # torch.unique would sort all pixels
+    return Target(semantic=classes.long(), labels=present[present != IGNORE_INDEX])
 
 
 def _size_message(image: DecodedImage, mask: RawMask, pair: Pair) -> str:

@@ -80,7 +80,7 @@ def opened_pair(pair: Pair, rule: ImageRule, labels: LabelRule) -> Iterator[tupl
 
 
 def read_tile(sample: RasterWindow, rule: ImageRule, labels: LabelRule) -> tuple[Tensor, np.ndarray]:
-    """(3, h, w) uint8 RGB and (h, w) int64 classes of a tile, ignored where another one counts. Raises UserError."""
+    """(3, h, w) uint8 RGB and (h, w) uint8 classes of a tile, ignored where another one counts. Raises UserError."""
     assert sample.tile is not None
     with opened_pair(sample.pair, rule, labels) as (raster, mask):
         classes = classes_of(raster, mask, labels, *sample.tile)
@@ -90,7 +90,7 @@ def read_tile(sample: RasterWindow, rule: ImageRule, labels: LabelRule) -> tuple
 
 
 def classes_of(raster: Raster, mask: MaskRaster, labels: LabelRule, rows: slice, columns: slice) -> np.ndarray:
-    """(h, w) int64 class ids, IGNORE_INDEX also where the image has no data. Raises UserError."""
+    """(h, w) uint8 class ids, IGNORE_INDEX also where the image has no data. Raises UserError."""
     classes = mask.classes(rows, columns, labels)
     classes[~raster.has_data(rows, columns)] = IGNORE_INDEX
     return classes

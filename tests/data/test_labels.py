@@ -72,7 +72,7 @@ def test_labels_follow_the_rule_pixel_by_pixel(rule, ids):
             rule.apply(ids, NOWHERE)
     else:
         classes = rule.apply(ids, NOWHERE)
-        assert classes.dtype == np.int64 and classes.flatten().tolist() == expected
+        assert classes.dtype == np.uint8 and classes.flatten().tolist() == expected
 
 
 @given(rules())

@@ -32,7 +32,7 @@ def test_a_pair_is_an_image_and_class_ids(tmp_path):
     pixels, classes = read(LabelRule(3, ignore_index=0, reduce_zero_label=True), image, mask)
     assert pixels.dtype == np.uint8 and (pixels == COLOURS.transpose(2, 0, 1)).all()
     expected = np.where(IDS % 4 == 0, 255, IDS % 4 - 1)
-    assert classes.dtype == np.int64 and (classes == expected).all()
+    assert classes.dtype == np.uint8 and (classes == expected).all()
     with pytest.raises(ValueError, match=naming("m.png", "ids 3,")):
         read(LabelRule(3), image, mask)
 

@@ -199,7 +199,7 @@ class Evaluation:
             self.accelerator.device,
         )
         for block in class_blocks(raster, model):
-            truth = torch.from_numpy(mask.classes(block.rows, block.columns, self.source.labels))
+            truth = torch.from_numpy(mask.classes(block.rows, block.columns, self.source.labels)).long()
             evaluator.add_map(block.classes, truth)
             yield block
 
