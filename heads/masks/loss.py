@@ -340,11 +340,14 @@ def matched_masks(outputs: MaskOutputs, targets: list[MaskTarget], queries: Tens
         (features,) = outputs.mask_features
         masks = [torch.einsum("lnc,chw->lnhw", c, f) for c, f in zip(of_images, features.unbind(), strict=True)]
         return torch.cat(masks, dim=1)
+    # With the pixels first the gradients are laid out as the features are, whose channels come last in memory. One
+    # image after the other, since batched products of such narrow matrices are several times as slow on the CPU.
+    pixels = [features.flatten(2).transpose(1, 2) for features in outputs.mask_features]  # each (B, h * w, C)
     layers = [
-        torch.cat([torch.einsum("nc,chw->nhw", c[i], f) for c, f in zip(of_images, features.unbind(), strict=True)])
-        for i, features in enumerate(outputs.mask_features)
+        torch.cat([(p @ c[i].t()).t() for c, p in zip(of_images, of_layer.unbind(), strict=True)])
+        for i, of_layer in enumerate(pixels)
     ]
-    return torch.stack(layers)
+    return torch.stack(layers).unflatten(2, outputs.mask_features[0].shape[2:])
 
 
 def truth_of_pairs(targets: list[MaskTarget], points: Tensor) -> tuple[Tensor, Tensor]:
