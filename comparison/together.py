@@ -91,7 +91,7 @@ class Together:
             for name, trainer in self.trainers.items():
                 begin = time.perf_counter()
                 trainer.model.train()
-                trainer.update(micro_batches)
+                trainer.updates.take(micro_batches, number).read()
                 if number:  # the first step also allocates
                     self.seconds[name].append(shared_s + time.perf_counter() - begin)
         return {name: median(seconds) for name, seconds in self.seconds.items()}
@@ -103,6 +103,7 @@ class Together:
             torch.cuda.reset_peak_memory_stats(device)
         begin = time.perf_counter()
         trainer.step(micro_batches)
+        trainer.settle()  # waits for the device
         seconds = time.perf_counter() - begin
         if device.type == "cuda":
             self.peak_bytes[name] = max(self.peak_bytes[name], torch.cuda.max_memory_allocated(device))

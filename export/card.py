@@ -67,7 +67,7 @@ def validation_of(path: Path) -> tuple[list[dict[str, Any]], dict[str, float]]:
 
 def numbers(line: dict[str, Any]) -> dict[str, float]:
     """The metrics of a line of metrics.jsonl, without those per class."""
-    return {k: v for k, v in line.items() if isinstance(v, float) and k not in ("lr", "images_per_s")}
+    return {k: v for k, v in line.items() if isinstance(v, float) and k not in ("lr", "images_per_s", "data_wait")}
 
 
 def record_of(segmenter: Segmenter, values: dict[str, float]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from checkpoint import append_line, write_atomically
 from errors import one_line
 from evaluation.evaluate import Result
+from structures import Batch
 from training.checkpoints import Progress, RunFiles
 
 NAMES_SHOWN = 8
@@ -32,6 +33,7 @@ class RunLog:
         self.files, self.interval, self.is_main, self.track = files, interval, is_main, track
         self._sums: dict[str, float] = defaultdict(float)
         self._count = self._images = 0
+        self._waited_s = 0.0
         self.bar: tqdm | None = None
         self.title = ""  # of this run, where several are trained at once
 
@@ -57,6 +59,17 @@ class RunLog:
         self._sums.update(pending["sums"])
         self._count = pending["count"]
 
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches; how long each one was waited for becomes part of the next line."""
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(iterator, None)
+            self._waited_s += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
     def step(self, epoch: int, step: int, losses: dict[str, float], lr: float, num_images: int) -> None:
         """epoch: the running one, counted from 1; step: finished steps; num_images: of this step, all processes."""
         for name, value in losses.items():
@@ -74,17 +87,20 @@ class RunLog:
         now = time.perf_counter()
         means = {name: value / self._count for name, value in self._sums.items()}
         rate = self._images / (now - self._window_start)
-        self._write({"epoch": epoch, "step": step, "split": "train", **means, "lr": lr, "images_per_s": round(rate, 2)})
+        waiting = self._waited_s / (now - self._window_start)
+        pace = {"images_per_s": round(rate, 2), "data_wait": round(waiting, 3)}
+        self._write({"epoch": epoch, "step": step, "split": "train", **means, "lr": lr, **pace})
         self.bar.set_description(f"{self.title} epoch {epoch}".strip(), refresh=False)
-        self.bar.set_postfix_str(f"loss {means['loss']:.3f}, lr {lr:.1e}, {rate:.1f} images/s")
+        self.bar.set_postfix_str(f"loss {means['loss']:.3f}, lr {lr:.1e}, {rate:.1f} images/s, data wait {waiting:.0%}")
         if not self.on_terminal:
             left = (now - self._start) / (step - self.first_step) * (self.total_steps - step)
             self.say(
                 f"epoch {epoch}  step {step}/{self.total_steps}  loss {means['loss']:.3f}  lr {lr:.1e}  "
-                f"{rate:.1f} images/s  {tqdm.format_interval(left)} left"
+                f"{rate:.1f} images/s  data wait {waiting:.0%}  {tqdm.format_interval(left)} left"
             )
         self._sums.clear()
         self._count = self._images = 0
+        self._waited_s = 0.0
         self._window_start = now
 
     def bad_step(self, epoch: int, step: int, reason: str, sample_ids: list[str]) -> None:
@@ -115,7 +131,7 @@ class RunLog:
         title = "validation" if split == "val" else split
         where = f"step {progress.step}" if progress.samples else f"epoch {progress.epoch}"
         self.say(f"{where}  {title}  {numbers}")
-        self._window_start = time.perf_counter()  # validation is not training time
+        self._window_start, self._waited_s = time.perf_counter(), 0.0  # validation is not training time
 
     def say(self, text: str) -> None:
         if self.is_main:

@@ -76,12 +76,13 @@ class Average:
         self.tensors = {name: tensor.clone() for name, tensor in segmenter.trainable_state().items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """step: number of this step, counted from 0, whose weights the segmenter has now."""
-        share = 1 - min(self.decay, (1 + step) / (10 + step))
+    def update(self, step: int, is_taken: Tensor) -> None:
+        """step: number of this step, counted from 0, whose weights the segmenter has now. is_taken: bool (), on their
+        device: whether it changed them."""
+        share = (1 - min(self.decay, (1 + step) / (10 + step))) * is_taken
         for name, tensor in self.segmenter.trainable_state().items():
             if tensor.is_floating_point() and not self._is_set(name):
-                self.tensors[name].lerp_(tensor, share)
+                self.tensors[name].lerp_(tensor, share.to(tensor.dtype))
             else:
                 self.tensors[name].copy_(tensor)
 

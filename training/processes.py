@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -135,13 +136,26 @@ def largest_anywhere(accelerator: Accelerator, numbers: list[int]) -> list[int]:
     """The largest value of each number in any process, the same in all: what they decide by it, they decide alike."""
     if accelerator.num_processes == 1:
         return numbers
-    gathered = accelerator.gather(torch.tensor([numbers], device=accelerator.device))
-    return gathered.amax(0).tolist()
+    largest = torch.tensor(numbers)
+    torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=host_group())
+    return largest.tolist()
 
 
 def mean_anywhere(accelerator: Accelerator, numbers: dict[str, float]) -> dict[str, float]:
     """The mean over all processes, which have as many images each."""
     if accelerator.num_processes == 1:
         return numbers
-    gathered = accelerator.gather(torch.tensor([list(numbers.values())], device=accelerator.device))
-    return dict(zip(numbers, gathered.mean(0).tolist(), strict=True))
+    total = torch.tensor(list(numbers.values()), dtype=torch.float64)
+    torch.distributed.all_reduce(total, group=host_group())
+    return dict(zip(numbers, (total / accelerator.num_processes).tolist(), strict=True))
+
+
+def host_group() -> "torch.distributed.ProcessGroup":
+    """The processes, for numbers in host memory: NCCL would put them on the GPU, and wait for all that it has to do."""
+    return _host_group(torch.distributed.group.WORLD)
+
+
+@cache
+def _host_group(world: "torch.distributed.ProcessGroup") -> "torch.distributed.ProcessGroup":
+    is_on_host = torch.distributed.get_backend(world) == "gloo"
+    return world if is_on_host else torch.distributed.new_group(backend="gloo")

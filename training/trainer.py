@@ -11,11 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from checkpoint import link_atomically, read_checkpoint, sealed, write_atomically
@@ -24,13 +22,14 @@ from errors import Interrupted, StopRequest, UserError, warn
 from evaluation.evaluate import Result, evaluate
 from evaluation.options import Inference
 from segmenter import Segmenter
-from structures import Batch, LossScope, Target
+from structures import Batch
 from training.checkpoints import Progress, RunFiles, keep_newest, save_best, save_checkpoint
 from training.features.cache import CachedModel, FeatureCache
 from training.logs import RunLog
 from training.optimizer import Average, build_optimizer, set_lr
-from training.processes import largest_anywhere, mean_anywhere
+from training.processes import largest_anywhere
 from training.schedule import lr_factor
+from training.step import OptimizerStep, StepNumbers, replay_content
 from training.tasks import TaskData
 
 MAX_BAD_STEPS = 10
@@ -97,19 +96,16 @@ class Loaders:
     cache: FeatureCache | None = None
 
 
-@dataclass
-class StepResult:
-    """losses: means over the images of all processes, "loss" their sum. stop_signal: of any process, 0 = none.
+@dataclass(frozen=True)
+class UnreadStep:
+    """A step whose losses are not read yet, and what is said about it then. epoch, step: counted from 1."""
 
-    bad: what was not finite, "" when the step was taken; sample_ids, and skipped, what could not be read, are of all
-    processes.
-    """
-
-    losses: dict[str, float]
-    stop_signal: int
-    bad: str
-    sample_ids: list[str]
-    skipped: list[str]
+    epoch: int
+    step: int
+    lr: float
+    num_images: int
+    micro_batches: list[Batch]
+    numbers: StepNumbers
 
 
 class Trainer:
@@ -137,17 +133,19 @@ class Trainer:
         optimizer = build_optimizer(
             parts, *rates, backbone, settings.backbone_lr_multiplier, decays_all, settings.decay_all
         )
-        self.model, self.optimizer = accelerator.prepare(segmenter, optimizer)
+        self.model, self.optimizer = accelerator.prepare(segmenter), optimizer
         self.progress = Progress(settings.best_metric)
         self._make_plan()
         self.average = Average(segmenter, settings.ema_decay) if settings.ema_decay else None
+        limit = settings.max_grad_norm
+        self.updates = OptimizerStep(segmenter, self.model, optimizer, accelerator, settings.seed, limit, self.average)
+        self._unread: UnreadStep | None = None
         self.cache = loaders.cache
         track = accelerator.log if accelerator.trackers else None
         self.log = RunLog(files, settings.log_interval, accelerator.is_main_process, track)
         self.stop = StopRequest()
         self.broken: set[str] = set()  # samples whose files broke on the way
         self._saved_step = 0  # what was trained up to this step is in a checkpoint
-        self._is_updating = False  # the optimizer is at work: weights and step number do not belong together
 
     # The state of the run
 
@@ -218,7 +216,9 @@ class Trainer:
         """The micro-batches of each step that is left in the running epoch."""
         self.loaders.order.set_epoch(self.progress.epoch, self.progress.samples)
         is_cached = self.cache is not None and self.cache.num_views > 0
-        batches = self.cache.batches(self.loaders.train) if is_cached else self.loaders.train
+        batches = self.log.timed(self.loaders.train)
+        if is_cached:
+            batches = self.cache.batches(batches)
         steps = groups_of(batches, self.settings.gradient_accumulation_steps)
         return islice(steps, self.plan.total_steps - self.progress.step)
 
@@ -289,7 +289,7 @@ class Trainer:
     # One step
 
     def step(self, micro_batches: list[Batch]) -> None:
-        """One optimizer step on all images of the micro-batches, logged and counted.
+        """One optimizer step on all images of the micro-batches, counted. Its losses are read and logged a step later.
 
         Raises Interrupted where a signal came meanwhile, UserError where too many steps or samples are bad.
         """
@@ -297,108 +297,49 @@ class Trainer:
         shape = (s.lr_schedule, s.lr_milestones)
         lr = s.lr * lr_factor(progress.step, plan.total_steps, plan.warmup_steps, *shape)
         set_lr(self.optimizer, lr)
-        result = self.update(micro_batches)
+        numbers = self.updates.take(micro_batches, progress.step)
         num_images = sum(len(b.images) for b in micro_batches) * self.accelerator.num_processes
         progress.step += 1
         progress.samples += num_images
         self._set_progress_of_head()
-        self._report(result, micro_batches, lr, num_images)
-        if result.stop_signal:
+        self.settle()
+        self._unread = UnreadStep(progress.epoch + 1, progress.step, lr, num_images, micro_batches, numbers)
+        if progress.bad_steps:  # at once, so that a replay has the weights of its step
+            self.settle()
+        skipped = [text for batch in micro_batches for text in batch.skipped]
+        stop_signal, any_skipped = largest_anywhere(self.accelerator, [self.stop.signum, len(skipped)])
+        if any_skipped:
+            self._note_broken(progress.epoch + 1, gather_object(skipped))
+        if stop_signal:
             # Where --max-steps ends within an epoch no step is left that would bring the last validation.
             progress.validation_due = not self.is_step_left and self.loaders.val is not None
-            raise Interrupted(result.stop_signal)
+            raise Interrupted(stop_signal)
 
-    def update(self, micro_batches: list[Batch]) -> StepResult:
-        """Backward through all micro-batches, then the optimizer, unless a loss or gradient is not finite anywhere.
+    def settle(self) -> None:
+        """Read and log the losses of the last step, if that is still to be done. Waits for the device.
 
-        What is random depends on seed, step and position alone, so that a resumed run draws the same.
+        Raises UserError where too many steps were bad.
         """
-        accelerator, seed, step = self.accelerator, self.settings.seed, self.progress.step
-        processes, rank = accelerator.num_processes, accelerator.process_index
-        torch.manual_seed(((seed * 1_000_003 + step) * processes + rank) % 2**63)
-        statistics = [(b, b.clone()) for part in (self.segmenter.adapter, self.segmenter.head) for b in part.buffers()]
-        losses = self._backward(micro_batches)
-        # Without a limit the norm is needed all the same: it is one number that is finite when all gradients are.
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm or math.inf)
-        *values, norm = torch.stack([*losses.values(), norm]).tolist()  # one wait for the device
-        numbers = dict(zip(losses, values, strict=True))
-        numbers["loss"] = sum(numbers.values())
-        bad = not_finite(numbers, norm)
-        numbers = mean_anywhere(accelerator, numbers)
-
-        skipped = [text for batch in micro_batches for text in batch.skipped]
-        numbers_here = [self.stop.signum, int(bool(bad)), len(skipped)]
-        stop_signal, is_bad_anywhere, any_skipped = largest_anywhere(accelerator, numbers_here)
-        if any_skipped:
-            skipped = gather_object(skipped)
-        sample_ids = [sample_id for batch in micro_batches for sample_id in batch.sample_ids]
-        if is_bad_anywhere:
-            for buffer, before in statistics:  # running means of batch norms would stay spoilt for ever
-                buffer.copy_(before)
-            sample_ids = gather_object(sample_ids)
-            bad = bad or "not finite in another process"
-        else:
-            self._is_updating = True
-            self.optimizer.step()
-            if self.average:
-                self.average.update(step)
-            self._is_updating = False
-        self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(numbers, stop_signal, bad, sample_ids, skipped)
-
-    def _backward(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
-        """Adds up gradients, and returns the losses without them."""
-        share = 1 / len(micro_batches)
-        sums: dict[str, Tensor] = {}
-        for i, (batch, scope) in enumerate(zip(micro_batches, self._loss_scopes(micro_batches), strict=True)):
-            batch = batch.to(self.accelerator.device, non_blocking=True)
-            is_last = i == len(micro_batches) - 1
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                outputs = self.model(batch.images, batch.features)
-                losses = self.segmenter.loss(outputs, batch.targets, scope)
-                self.accelerator.backward(sum(losses.values()) * share)
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.detach() * share
-        return sums
-
-    def _loss_scopes(self, micro_batches: list[Batch]) -> list[LossScope]:
-        """One per micro-batch: the normalizers of the whole step, in all processes, and a seed per image.
-
-        Seeds go by the position in the step. EpochBatches deals images out in turn, so that image j of process r is
-        number j * processes + r.
-        """
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        each = [self.segmenter.head.normalizers(batch.targets) for batch in micro_batches]
-        means = {name: sum(normalizers[name] for normalizers in each).item() / len(each) for name in each[0]}
-        normalizers = {k: torch.tensor(v) for k, v in mean_anywhere(self.accelerator, means).items()}
-
-        generator = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + self.progress.step) % 2**63)
-        first = int(torch.randint(2**48, (), generator=generator))
-        scopes, position = [], 0
-        for batch in micro_batches:
-            places = range(position, position + len(batch.targets))
-            scopes.append(LossScope(normalizers, [first + place * processes + rank for place in places]))
-            position += len(batch.targets)
-        return scopes
-
-    def _report(self, result: StepResult, micro_batches: list[Batch], lr: float, num_images: int) -> None:
+        unread, self._unread = self._unread, None
+        if unread is None:
+            return
         progress = self.progress
-        epoch = progress.epoch + 1
-        if result.bad:
-            progress.bad_steps += 1
-            self.log.bad_step(epoch, progress.step, result.bad, result.sample_ids)
-        else:
+        losses, bad = unread.numbers.read()
+        if not bad:
             progress.bad_steps = 0
-            self.log.step(epoch, progress.step, result.losses, lr, num_images)
-        self._note_broken(epoch, result.skipped)
+            self.log.step(unread.epoch, unread.step, losses, unread.lr, unread.num_images)
+            return
+        progress.bad_steps += 1
+        sample_ids = gather_object([sample_id for batch in unread.micro_batches for sample_id in batch.sample_ids])
+        self.log.bad_step(unread.epoch, unread.step, bad, sample_ids)
         if progress.bad_steps >= MAX_BAD_STEPS:
-            path = self.files.replay(progress.step)
+            path = self.files.replay(unread.step)
             if self.accelerator.is_main_process:
                 state = {**self.about, "model": self.segmenter.trainable_state(), "progress": asdict(progress)}
-                save_checkpoint(path, sealed({**state, "batch": replay_content(micro_batches)}))
+                save_checkpoint(path, sealed({**state, "batch": replay_content(unread.micro_batches)}))
             raise UserError(
-                f"{MAX_BAD_STEPS} steps in a row up to step {progress.step} were not finite and were skipped (the "
-                f"last: {result.bad}): try a lower --lr, a longer --warmup-epochs, a smaller --max-grad-norm or "
+                f"{MAX_BAD_STEPS} steps in a row up to step {unread.step} were not finite and were skipped (the "
+                f"last: {bad}): try a lower --lr, a longer --warmup-epochs, a smaller --max-grad-norm or "
                 f"--precision fp32, and resume the last good checkpoint. {path} holds the weights and the last batch"
             )
 
@@ -422,6 +363,7 @@ class Trainer:
 
     def save_and_validate(self, is_validated: bool = True) -> None:
         """Saves first what is due, for validation may fail."""
+        self.settle()
         self.progress.validation_due = is_validated and self.loaders.val is not None
         path = self._kept_path()
         if path:
@@ -526,9 +468,10 @@ class Trainer:
 
     def _save_before_the_end(self, reason: BaseException) -> None:
         """What was trained since the last checkpoint, when a signal or an error ends the run."""
-        if not self._is_updating and not self.stop.at_once and self.progress.step != self._saved_step:
+        if not self.updates.is_updating and not self.stop.at_once and self.progress.step != self._saved_step:
             path = self.files.folder / self.files.step_name(self.progress.step)
             try:
+                self.settle()
                 self.save(path)
                 self.log.say(f"saved {path}")
             except Exception as error:  # the reason of the end must be reported, not this one
@@ -542,21 +485,3 @@ def groups_of(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
     iterator = iter(batches)
     while group := list(islice(iterator, size)):
         yield group
-
-
-def not_finite(losses: dict[str, float], grad_norm: float) -> str:
-    """Names what is not finite, or ""."""
-    numbers = {**losses, "gradient norm": grad_norm}
-    return ", ".join(f"{name} {value}" for name, value in numbers.items() if not math.isfinite(value))
-
-
-def replay_content(micro_batches: list[Batch]) -> list[dict[str, Any]]:
-    """The images and targets of a step as tensors and plain values, for a file."""
-
-    def plain(target: Target) -> dict[str, Tensor]:
-        return {name: value for name, value in vars(target).items() if value is not None}
-
-    return [
-        {"images": b.images, "targets": [plain(t) for t in b.targets], "sample_ids": b.sample_ids}
-        for b in micro_batches
-    ]

@@ -7,6 +7,7 @@ backward pass, and what depends on a tensor's values raises there. B images, C c
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from backbones.frozen import build_backbone
 from heads.build import BackboneFacts, HeadSpec, build_adapter, build_head
 from structures import Features, Layer, LossScope, Target
+from training.optimizer import Average, build_optimizer
+from training.step import OptimizerStep
 
 BATCH, SIZE, CLASSES, WIDTH = 2, 64, 5, 64
 VIT = BackboneFacts([WIDTH] * 4, [16] * 4, [2, 5, 8, 11])
@@ -193,3 +196,27 @@ def test_a_wait_for_the_gpu_is_found(fake):
                 wait()
         with NoWaiting():
             index.to("cuda", non_blocking=True)
+
+
+def test_an_optimizer_step_does_not_wait():
+    """From the gradients on: clipping, whether all is finite, AdamW, the moving average, and sums of batch norms."""
+    with FakeTensorMode():
+        head = nn.Sequential(nn.Conv2d(3, 4, 1, device="cuda"), nn.BatchNorm2d(4, device="cuda"))
+        head.decays_all = False
+        segmenter = SimpleNamespace(
+            adapter=nn.Identity(),
+            head=head,
+            named_buffers=head.named_buffers,
+            trainable_state=lambda: {**dict(head.named_parameters()), **dict(head.named_buffers())},
+        )
+        for parameter in head.parameters():
+            parameter.grad = torch.empty_like(parameter)
+        accelerator = SimpleNamespace(
+            num_processes=1, process_index=0, clip_grad_norm_=torch.nn.utils.clip_grad_norm_, device="cuda"
+        )
+        average = Average(segmenter, 0.9)
+        updates = OptimizerStep(segmenter, head, build_optimizer([head], 1e-3, 0.05), accelerator, 0, 1.0, average)
+        updates._backward = lambda micro_batches, step: {"loss": torch.empty((), device="cuda")}
+        with NoWaiting():
+            numbers = updates.take([], 0)
+    assert numbers.values.is_cuda and numbers.values.shape == (2,)

@@ -189,4 +189,6 @@ def assert_same_state(first: Path, second: Path) -> None:
 
 
 def log_without_speed(folder: Path, prefix: str = "") -> list[dict]:
-    return [{k: v for k, v in line.items() if k != "images_per_s"} for line in metrics(folder, prefix)]
+    return [
+        {k: v for k, v in line.items() if k not in ("images_per_s", "data_wait")} for line in metrics(folder, prefix)
+    ]

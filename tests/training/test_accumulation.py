@@ -14,7 +14,7 @@ from training_helpers import run_ranks
 from heads.build import HeadSpec
 from segmenter import Segmenter
 from structures import IGNORE_INDEX, Batch, Features, Target
-from training.trainer import Trainer
+from training.step import OptimizerStep
 
 pytestmark = pytest.mark.slow
 
@@ -95,11 +95,8 @@ def gradients(accelerator: Accelerator, head: str, micro_batches: list[Batch]) -
     optimizer = SimpleNamespace(
         step=lambda: found.extend(p.grad.flatten().clone() for p in model.parameters()), zero_grad=lambda **_: None
     )
-    trainer = object.__new__(Trainer)
-    trainer.segmenter, trainer.model, trainer.optimizer = model, accelerator.prepare(model), optimizer
-    trainer.accelerator, trainer.settings = accelerator, SimpleNamespace(seed=0, max_grad_norm=0.0)
-    trainer.progress, trainer.stop, trainer.average = SimpleNamespace(step=3), SimpleNamespace(signum=0), None
-    losses = trainer.update(micro_batches).losses
+    updates = OptimizerStep(model, accelerator.prepare(model), optimizer, accelerator, seed=0)
+    losses, _ = updates.take(micro_batches, step=3).read()
     return losses, torch.cat(found)
 
 

@@ -10,6 +10,7 @@ from training_helpers import drawn, metrics, train_here
 from checkpoint import read_checkpoint
 from segmenter import Segmenter
 from structures import Target
+from training.step import OptimizerStep, StepNumbers
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +45,7 @@ def with_infinite_gradient_alone(losses):
 )
 @pytest.mark.parametrize("head", ["upernet", "linear"])  # with batch norms, whose means must be spared too
 def test_a_bad_step_touches_nothing_and_is_logged(tmp_path, monkeypatch, head, how, reason):
-    """Neither weights, nor running means, nor the optimizer, which after a bad first step still has no state."""
+    """Neither weights, nor running means, nor the optimizer, which after a bad first step still knows nothing."""
     data = drawn(tmp_path / "data")
     prefix = f"{head}_"
     options = [*data, *STEPS, "--checkpointing-steps", "1"]
@@ -54,7 +55,8 @@ def test_a_bad_step_touches_nothing_and_is_logged(tmp_path, monkeypatch, head, h
     first, second, third, fourth = (
         read_checkpoint(tmp_path / "run" / f"{prefix}checkpoint_{name}.pth") for name in names
     )
-    assert not first["optimizer"]["state"] and second["optimizer"]["state"]
+    assert not any(t.any() for state in first["optimizer"]["state"].values() for t in state.values())
+    assert all(t.any() for t in second["optimizer"]["state"][0].values())
     for name, tensor in third["model"].items():
         assert torch.equal(tensor, fourth["model"][name]) and tensor.isfinite().all(), name
     assert fourth["progress"]["bad_steps"] == 1
@@ -63,6 +65,40 @@ def test_a_bad_step_touches_nothing_and_is_logged(tmp_path, monkeypatch, head, h
     assert all(len(line["sample_ids"]) == 2 for line in bad)
     assert [line["step"] for line in metrics(tmp_path / "run", prefix, "train")] == [2, 3, 5, 6]
     assert metrics(tmp_path / "run", prefix, "val")
+
+
+def test_losses_are_read_while_the_next_step_is_computed(tmp_path, monkeypatch):
+    """At once only after a bad step, and before a checkpoint, which holds what is logged."""
+    events = []
+    take, read = OptimizerStep.take, StepNumbers.read
+
+    def noted_take(self, micro_batches, step):
+        events.append(f"take {step}")
+        numbers = take(self, micro_batches, step)
+        object.__setattr__(numbers, "step", step)
+        return numbers
+
+    def noted_read(self):
+        events.append(f"read {self.step}")
+        return read(self)
+
+    monkeypatch.setattr(OptimizerStep, "take", noted_take)
+    monkeypatch.setattr(StepNumbers, "read", noted_read)
+    spoil(monkeypatch, {3}, with_nan_loss)
+    data = drawn(tmp_path / "data", train=14)
+    assert train_here("linear", tmp_path / "run", *data, "--max-steps", "7") == 0
+    late = (
+        "take 0, take 1, read 0, take 2, read 1, take 3, read 2, take 4, read 3, read 4, take 5, take 6, read 5, read 6"
+    )
+    assert ", ".join(events) == late
+
+
+def test_the_average_of_the_weights_is_spared_too(tmp_path, monkeypatch):
+    spoil(monkeypatch, {3}, with_nan_loss)
+    options = [*drawn(tmp_path / "data"), *STEPS, "--checkpointing-steps", "1", "--ema-decay", "0.5"]
+    assert train_here("linear", tmp_path / "run", *options) == 0
+    before, after = (read_checkpoint(tmp_path / f"run/linear_checkpoint_{name}.pth") for name in ("step_3", "epoch_2"))
+    assert all(torch.equal(tensor, after["model"][name]) for name, tensor in before["model"].items())
 
 
 def test_ten_bad_steps_in_a_row_end_the_run_and_can_be_replayed(tmp_path, monkeypatch, capsys):

@@ -28,7 +28,7 @@ def test_the_average_follows_its_formula():
     for step in range(20):
         with torch.no_grad():
             toy.weight.add_(torch.randn(2, 3))
-        average.update(step)
+        average.update(step, torch.tensor(True))
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * toy.weight.detach()
     assert torch.allclose(average.tensors["weight"], expected, atol=1e-6)
