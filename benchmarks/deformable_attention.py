@@ -2,7 +2,7 @@
 
 Queries are the cells of the three levels of Mask2Former's pixel decoder; points lie a few cells around their query, as
 after training. Ours is heads/deformable_attention_cuda.py on a GPU (Triton), heads/deformable_attention_cpu.py on the
-CPU. Both sides take turns, after two rounds to warm up. Memory is what a forward and backward pass takes beyond its
+CPU. Both sides take turns, after three rounds to warm up. Memory is what a forward and backward pass takes beyond its
 inputs, in a fresh process. The kernels' block sizes have been chosen from the registers that the compiler reports: no
 GPU has been available to tune them.
 """
@@ -40,12 +40,12 @@ def main() -> None:
     args = parse()
     from benchmarks.machine import machine
 
-    print(f"{'measure':<24}{'precision':<11}{'ours':>10}{'grid_sample':>13}{'times less':>12}")
+    print(f"{'measure':<26}{'precision':<11}{'ours':>10}{'grid_sample':>13}{'times less':>12}")
     rows = []
     for row in measured(args):
         row["times less"] = row["grid_sample"] / row["ours"]
         figures = f"{row['ours']:>10.2f}{row['grid_sample']:>13.2f}{row['times less']:>12.2f}"
-        print(f"{row['measure'] + ', ' + row['unit']:<24}{row['precision']:<11}{figures}", flush=True)
+        print(f"{row['measure'] + ', ' + row['unit']:<26}{row['precision']:<11}{figures}", flush=True)
         rows.append(row)
     print(json.dumps({"benchmark": "deformable_attention", **vars(args), "rows": rows, **machine()}))
 
@@ -55,7 +55,7 @@ def measured(args: argparse.Namespace) -> Iterator[dict]:
     for measure, build in MEASURES.items():
         sides = {name: build(args, name) for name in SIDES}
         for precision in args.precisions:
-            medians(sides, precision, 1)  # the first rounds compile kernels, and take memory from the system
+            medians(sides, precision, 1)  # the first round compiles the kernels
             seconds = medians(sides, precision, args.turns)
             yield {"measure": measure, "precision": precision, "unit": "ms", **{k: 1e3 * s for k, s in seconds.items()}}
         del sides
