@@ -20,8 +20,8 @@ def deformable_attention(value: Tensor, sizes_hw: list[tuple[int, int]], locatio
     """Weighted sum of value sampled bilinearly at locations (zero outside the map), in float32.
 
     value: (B, S, M, D); sizes_hw: L sizes with sum h*w = S; locations: (B, Q, M, L, P, 2) as (x, y), where [0, 1] spans
-    the map, float32; weights: (B, Q, M, L, P) float32. A level without cells adds nothing. Returns (B, Q, M*D) of
-    value's type.
+    the map, float32; weights: (B, Q, M, L, P) float32. A level without cells adds nothing, at finite locations.
+    Returns (B, Q, M*D) of value's type.
     """
     # An exported program has operators of PyTorch alone, and no function of ours.
     is_exporting = torch.compiler.is_exporting()
