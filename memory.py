@@ -45,10 +45,11 @@ def step_memory(
 ) -> StepMemory:
     """What a training step in float32 needs: weights, optimizer, and what adapter and head keep for the backward pass.
 
-    Counted by running adapter and head on the meta device, which computes nothing, as on a GPU: on the CPU deformable
-    attention keeps less. Left out: the loss's masks and samples, and the backbone's activations. A frozen one frees
-    them layer by layer, so that the true peak is somewhat above; one that is trained keeps them, so that it is far
-    above. is_checkpointed: with --gradient-checkpointing, the block that is computed again aside.
+    Counted by running adapter and head on the meta device, which computes nothing. Deformable attention keeps its
+    inputs there, as on CUDA with Triton, and about as much as on the CPU; elsewhere it keeps its samples too. Left out:
+    the loss's masks and samples, and the backbone's activations. A frozen one frees them layer by layer, so that the
+    true peak is somewhat above; one that is trained keeps them, so that it is far above. is_checkpointed: with
+    --gradient-checkpointing, the block that is computed again aside.
     """
     facts = facts_of(backbone, spec)
     with torch.device("meta"):

@@ -65,7 +65,7 @@ def measured(args: argparse.Namespace) -> Iterator[dict]:
         del sides
     for precision in args.precisions:
         with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
-            peaks = {name: fresh.submit(peak_mb, args, name, precision).result() for name in SIDES}
+            peaks = {name: fresh.submit(peak_mb, mask2former_step, args, name, precision).result() for name in SIDES}
         yield {"measure": "memory of a step", "precision": precision, "unit": "MB", **peaks}
 
 
@@ -82,11 +82,11 @@ def medians(sides: dict[str, Callable[[str], None]], precision: str, rounds: int
     return {name: statistics.median(times) for name, times in seconds.items()} | fastest
 
 
-def peak_mb(args: argparse.Namespace, side: str, precision: str) -> float:
+def peak_mb(build: Callable, args: argparse.Namespace, side: str, precision: str) -> float:
     """Of the second step, which has the optimizer's state before it; run in a process of its own."""
     import torch
 
-    run = mask2former_step(args, side)
+    run = build(args, side)
     run(precision)
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
@@ -107,17 +107,22 @@ def status_mb(key: str) -> float:
 
 @contextmanager
 def attention_by_grid_sample() -> Iterator[None]:
-    """While it lasts, deformable attention is that of other devices on the CPU too."""
-    from types import SimpleNamespace
-
+    """While it lasts, deformable attention is the sum over grid_sample on every device."""
     from heads import deformable_attention as module
 
-    fast = module.DeformableAttentionCPU
-    module.DeformableAttentionCPU = SimpleNamespace(apply=module.deformable_attention_by_grid_sample)
+    fast = module.deformable_attention
+    module.deformable_attention = by_grid_sample
     try:
         yield
     finally:
-        module.DeformableAttentionCPU = fast
+        module.deformable_attention = fast
+
+
+def by_grid_sample(value, *where):
+    """In float32, as ours."""
+    from heads.deformable_attention import deformable_attention_by_grid_sample
+
+    return deformable_attention_by_grid_sample(value.float(), *where).to(value.dtype)
 
 
 def parts(args: argparse.Namespace):

@@ -11,32 +11,47 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from errors import UserError
+from heads import deformable_attention_cuda as cuda
 from heads.deformable_attention_cpu import DeformableAttentionCPU
 from heads.recompute import recomputed
 
 
 def deformable_attention(value: Tensor, sizes_hw: list[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sum of value sampled bilinearly at locations (zero outside the map).
+    """Weighted sum of value sampled bilinearly at locations (zero outside the map), in float32.
 
     value: (B, S, M, D); sizes_hw: L sizes with sum h*w = S; locations: (B, Q, M, L, P, 2) as (x, y), where [0, 1] spans
-    the map; weights: (B, Q, M, L, P). Returns (B, Q, M*D).
+    the map, float32; weights: (B, Q, M, L, P) float32. A level without cells adds nothing, at finite locations.
+    Returns (B, Q, M*D) of value's type.
     """
     # An exported program has operators of PyTorch alone, and no function of ours.
-    if value.device.type == "cpu" and not torch.compiler.is_exporting():
-        return DeformableAttentionCPU.apply(value, sizes_hw, locations, weights)
-    return deformable_attention_by_grid_sample(value, sizes_hw, locations, weights)
+    is_exporting = torch.compiler.is_exporting()
+    if not is_exporting and _takes_kernels(value):
+        return cuda.attend(value, [side for size in sizes_hw for side in size], locations, weights)
+    inputs = (value.float(), sizes_hw, locations, weights)
+    if value.device.type == "cpu" and not is_exporting:
+        return DeformableAttentionCPU.apply(*inputs).to(value.dtype)
+    return deformable_attention_by_grid_sample(*inputs).to(value.dtype)
+
+
+def _takes_kernels(value: Tensor) -> bool:
+    if value.is_meta:  # there memory is counted: as the kernels keep it, and nearly as the CPU does
+        return True
+    # torch.compile needs Triton for CUDA anyway, and cannot trace the question.
+    return value.is_cuda and (torch.compiler.is_compiling() or cuda.triton_runs())
 
 
 def deformable_attention_by_grid_sample(
     value: Tensor, sizes_hw: list[tuple[int, int]], locations: Tensor, weights: Tensor
 ) -> Tensor:
-    """The same on any device, with all samples in memory."""
+    """The same on any device, with all samples in memory; value is of locations' type."""
     b, _, m, d = value.shape
     q, p = locations.shape[1], locations.shape[4]
     grid = (2 * locations - 1).permute(3, 0, 2, 1, 4, 5).flatten(1, 2)  # (L, B*M, Q, P, 2)
     weights = weights.permute(3, 0, 2, 1, 4).reshape(-1, b * m, 1, q, p)  # (L, B*M, 1, Q, P)
-    out = value.new_zeros(())
+    out = value.new_zeros(b * m, d, q)
     for level, tokens in enumerate(value.split([h * w for h, w in sizes_hw], dim=1)):
+        if tokens.shape[1] == 0:  # grid_sample refuses it
+            continue
         level_map = tokens.permute(0, 2, 3, 1).reshape(b * m, d, *sizes_hw[level])
         sampled = F.grid_sample(level_map, grid[level], mode="bilinear", padding_mode="zeros", align_corners=False)
         out = out + (sampled * weights[level]).sum(-1)  # (B*M, D, Q)
@@ -100,8 +115,8 @@ class DeformableAttention(nn.Module):
         size_xy = torch.tensor([[(w, h)] * p for h, w in sizes_hw], dtype=torch.float32)
         size_xy = size_xy.to(tokens.device, non_blocking=True)  # torch.tensor(device=...) would wait for a GPU
         locations = reference[None, :, None, None, None, :] + offsets.reshape(b, q, m, levels, p, 2) / size_xy
-        attended = deformable_attention(value.float(), sizes_hw, locations, weights.view(b, q, m, levels, p))
-        return self.output_proj(attended.to(value.dtype))
+        attended = deformable_attention(value, sizes_hw, locations, weights.view(b, q, m, levels, p))
+        return self.output_proj(attended)
 
     def _sampling(self, query: Tensor) -> Tensor:
         """Offsets and logits of weights, (B, Q, M * L * P * 3), in one product."""

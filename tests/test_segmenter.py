@@ -1,5 +1,6 @@
 """Adapters, heads and backbones put together: sizes, gradients where they belong, awkward batches, memory estimate."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from errors import UserError
 from heads.build import HeadSpec
 from heads.deformable_attention import deformable_attention_by_grid_sample
 from heads.norm import BatchNorm2d
+from heads.recompute import recomputed
 from memory import estimated_memory_bytes
 from segmenter import Segmenter
 from structures import IGNORE_INDEX, Target
@@ -129,8 +131,8 @@ def test_mask_scores_in_chunks_equal_the_whole(backbones, monkeypatch):
 @pytest.mark.parametrize("head", OPTIONS)
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
 def test_estimated_memory_is_what_a_real_step_keeps(backbones, head, name, monkeypatch):
-    by_grid_sample = SimpleNamespace(apply=deformable_attention_by_grid_sample)  # the estimate is a GPU's
-    monkeypatch.setattr("heads.deformable_attention.DeformableAttentionCPU", by_grid_sample)
+    keeps_inputs = SimpleNamespace(apply=partial(recomputed, deformable_attention_by_grid_sample))  # as on a GPU
+    monkeypatch.setattr("heads.deformable_attention.DeformableAttentionCPU", keeps_inputs)
     if head == "pmt" and not name.startswith("vit"):
         pytest.skip("for plain ViTs only")
     segmenter = build(backbones[name], head).train()

@@ -69,6 +69,7 @@ def fake(monkeypatch) -> FakeTensorMode:
         return torch.zeros(len(costs[0]), sum(cost.shape[2] for cost in costs), dtype=torch.int64, device="cuda")
 
     monkeypatch.setattr("heads.masks.loss.assign", assign)
+    monkeypatch.setattr("heads.deformable_attention_cuda.triton_runs", lambda: True)  # as where there is a GPU
     monkeypatch.setattr("heads.mask2former.pixel_decoder.NUM_LAYERS", 1)  # all layers are alike
     monkeypatch.setattr("heads.mask2former.mask_decoder.NUM_LAYERS", 3)
     if not torch.cuda.is_available():  # then there are no generators of GPUs either
