@@ -48,4 +48,10 @@ light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, show
 """)
 """The 150 classes of ADE20K's scene parsing benchmark; mask values count from 1."""
 
+VOC = _names("""
+background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, motorbike,
+person, pottedplant, sheep, sofa, train, tvmonitor
+""")
+"""The 21 classes of Pascal VOC's segmentation, from 2007 on, by the index in its masks."""
+
 BY_NUMBER = {len(names): names for names in (COCO_THINGS, COCO_THINGS + COCO_STUFF, ADE20K)}
