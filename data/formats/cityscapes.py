@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.formats.found import FLAG, MaskFiles, pairing_of, split_folders, with_training
+from data.known_classes import CITYSCAPES_COLORS
 from data.label_files import read_label_map
 from errors import UserError
 
@@ -45,12 +46,12 @@ def read_cityscapes(path: Path) -> MaskFiles:
 
 
 def _labels_of_ids() -> dict[str, Any]:
-    return {"label_map": str(LABEL_MAP)}
+    return {"label_map": str(LABEL_MAP), "colors": CITYSCAPES_COLORS}
 
 
 def _labels_of_train_ids() -> dict[str, Any]:
     names = read_label_map(LABEL_MAP, None).names
-    return {"num_classes": len(names), "class_names": names}
+    return {"num_classes": len(names), "class_names": names, "colors": CITYSCAPES_COLORS}
 
 
 def _by_name(folder: Path, ending: str) -> dict[str, Path]:

@@ -2,10 +2,22 @@
 
 import numpy as np
 import pytest
-from export_makers import class_maps, counts, opened, random_map, sets_in, train_one_step, write_image, write_mask
+from export_makers import (
+    class_maps,
+    counts,
+    opened,
+    random_map,
+    sets_in,
+    train_one_step,
+    write_image,
+    write_json,
+    write_mask,
+)
 from messages import names, naming
 
+from checkpoint import read_checkpoint
 from data.known_classes import ADE20K
+from data.labels import LabelRule
 from errors import UserError
 
 CITYSCAPES = {
@@ -43,8 +55,14 @@ def test_cityscapes_trains_with_its_19_classes(tmp_path, ending):
         assert len(classes) == 2 and all((classes[name] == table[maps[split, name]]).all() for name in classes)
     sets = sets_in(folder)
     assert len(sets.class_names) == 19 and sets.class_names[::9] == ["road", "terrain", "bicycle"]
+    road, car = 0x804080, 0x00008E
+    assert sets.labels.class_palette[::13] == [road, car]
     if is_ids:
         assert train_one_step(folder, "--validate") == 0
+        stored = read_checkpoint(tmp_path / "cityscapes_linear_run" / "linear_checkpoint_epoch_1.pth")
+        assert LabelRule.from_dict(stored["labels"]) == sets.labels
+        label_map = write_json(tmp_path / "map.json", {"classes": {"road": 7, "rest": [8, 11]}, "ignore": "rest"})
+        assert not sets_in(folder, "--label-map", str(label_map)).labels.class_palette
 
 
 def test_an_image_of_cityscapes_without_its_mask_is_one_message(tmp_path, capsys):
