@@ -13,6 +13,7 @@ from data.formats.coco import is_coco, read_coco_export
 from data.formats.folders import is_folders, read_folders
 from data.formats.found import FLAG, MaskFiles, ObjectFiles
 from data.formats.label_studio import is_label_studio, read_label_studio
+from data.formats.parquet import is_parquet, read_parquet
 from data.formats.voc import is_cvat, is_voc, read_cvat, read_voc
 from data.formats.yolo import is_yolo, read_yolo
 from errors import UserError
@@ -58,6 +59,7 @@ FORMATS = {
     "label-studio": Format(
         "Label Studio's JSON", "one JSON export (not JSON_MIN), its images below", is_label_studio, read_label_studio
     ),
+    "parquet": Format("a Hugging Face data set", "train-*.parquet, also in data/", is_parquet, read_parquet),
 }
 """Of each --data-format: how it is recognized and read."""
 

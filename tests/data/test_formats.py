@@ -134,6 +134,7 @@ MARKS = {
     "cityscapes": {"leftImg8bit/train/ulm/a_leftImg8bit.png": "", "gtFine/train/ulm/a_gtFine_labelIds.png": ""},
     "ade20k": {"images/training/ADE_train_1.jpg": "", "annotations/training/ADE_train_1.png": ""},
     "label-studio": {"project.json": '[{"id": 1, "annotations": []}]'},
+    "parquet": {"data/train-00000-of-00001.parquet": ""},
 }
 """Of each layout the files by which it is recognized, with the text in them."""
 
