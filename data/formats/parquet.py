@@ -16,11 +16,10 @@ from types import ModuleType
 from typing import Any
 
 from filelock import FileLock
-from PIL import Image
 
 from data.formats.folders import NAMES, read_names
 from data.formats.found import FLAG, SPLIT_NAMES, MaskFiles, files_below, pairing_of, split_folders, with_training
-from data.opening import FORMATS
+from data.opening import opened
 from data.sources.pairs import IMAGE_EXTENSIONS
 from errors import UserError, note
 
@@ -141,12 +140,12 @@ def _unpack(shards: Shards, folder: Path, path: Path, arrow: ModuleType) -> None
             f"{FLAG} {path}: takes {total / 1e9:.1f} GB unpacked, but {folder.parent.parent} has {free / 1e9:.1f} GB "
             "free: set XDG_CACHE_HOME to a folder with room for it"
         )
+    written = 0
     for split, files in shards.items():
         _check_complete(files)
         for kind in (IMAGES, MASKS):
             (folder / split / kind).mkdir(parents=True)
         rows = (row for file in files for row in _rows(file, arrow))
-        written = 0
         for number, row in enumerate(rows):
             written += sum(len(content) for content in row if content is not None)
             if written > MOST_UNFOLDED * total:
@@ -212,7 +211,7 @@ def _content(cell: dict[str, Any] | bytes | None) -> bytes | None:
 def _suffix(content: bytes) -> str:
     """Of the kind of image that it is; that of PNG for the rest, which the check reports as damaged."""
     try:
-        with Image.open(BytesIO(content), formats=FORMATS) as image:
+        with opened(BytesIO(content)) as image:
             return SUFFIXES.get(image.format, ".png")
     except Exception:  # what readers raise for a damaged file has no common ancestor
         return ".png"
