@@ -22,7 +22,7 @@ from data.formats.found import FLAG, ObjectFiles, files_below, upright_size_hw
 from data.label_files import parse_json, read_text
 from data.sources.coco import add_object
 from data.sources.coco_masks import SegmentationError
-from data.sources.coco_tables import CocoImage, CocoSet, Entry, Mistake
+from data.sources.coco_tables import CocoImage, CocoSet, Entry, Mistake, is_inner
 from data.sources.pairs import IMAGE_EXTENSIONS
 from errors import UserError, one_line
 
@@ -62,9 +62,8 @@ def read_label_studio(path: Path) -> ObjectFiles:
     tasks, notes = _annotated_tasks(json_path)
     names = sorted({label for task in tasks for _, region in task.regions if (label := _label(region))})
     label_of = {name: label for label, name in enumerate(names)}
-    found = files_below(json_path.parent, IMAGE_EXTENSIONS)
     by_name: dict[str, list[Path]] = {}
-    for file in found:
+    for file in files_below(json_path.parent, IMAGE_EXTENSIONS):
         by_name.setdefault(_normal(file.name), []).append(file)
     images: dict[Path, CocoImage] = {}
     for task in tasks:
@@ -152,7 +151,8 @@ def _image_parts(task: Entry, place: str) -> tuple[str, ...]:
 
 
 def _parts(word: str) -> tuple[str, ...]:
-    """Of a path; or of an address with its escapes, such as /data/local-files/?d=folder/a%20b.jpg."""
+    """Of a path; or of an address with its escapes, such as /data/local-files/?d=folder/a%20b.jpg. None leads up, or to
+    a drive."""
     path = word
     if "://" in word or word.startswith("/data/"):
         try:
@@ -160,14 +160,16 @@ def _parts(word: str) -> tuple[str, ...]:
         except ValueError:
             return ()
         path = parse_qs(address.query).get("d", [unquote(address.path)])[0]
-    return tuple(part for part in PurePosixPath(path.replace("\\", "/")).parts if part not in ("/", ".."))
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    inner = tuple(part for part in parts if part not in ("/", "//", "..") and not part.endswith(":"))
+    return inner if is_inner("/".join(inner)) else ()
 
 
 def _image_path(task: Task, by_name: dict[str, list[Path]], root: Path) -> Path:
     """The file below `root` of this name, or of the name without the hash of uploads: of several the one that shares
     most folders. Nothing outside of `root` is looked at; where there is no such file, where it would lie."""
     name = _normal(task.parts[-1])
-    files = by_name.get(name) or by_name.get(HASH.sub("", name)) or [root / name]
+    files = by_name.get(name) or by_name.get(HASH.sub("", name)) or [root.joinpath(*task.parts)]
     shared = Counter({file: _shared_end(file.parts[:-1], task.parts[:-1]) for file in files})
     (best, most), *others = shared.most_common()
     if others and others[0][1] == most:

@@ -210,10 +210,17 @@ def test_the_folder_tells_equal_names_apart(tmp_path):
 
 def test_nothing_outside_of_the_folder_is_read(tmp_path):
     write_image(tmp_path / "secret.jpg", 1)
-    for word in ("../secret.jpg", "/data/local-files/?d=../../secret.jpg", str(tmp_path / "secret.jpg")):
+    for word in (
+        "../secret.jpg",
+        "/data/local-files/?d=../../secret.jpg",
+        "//x/../secret.jpg",
+        "C:\\secret.jpg",
+        str(tmp_path / "secret.jpg"),
+    ):
         write_json(tmp_path / "set" / "set.json", [task(0, word, [polygon("cat", CAT)])])
         (image,) = _images(tmp_path / "set")
-        assert image.path == tmp_path / "set" / "secret.jpg" and not image.objects
+        assert image.path.is_relative_to(tmp_path / "set") and ".." not in image.path.parts
+        assert image.path.name == "secret.jpg" and not image.objects
 
 
 def test_regions_are_of_the_upright_image(tmp_path):
@@ -269,6 +276,8 @@ def test_an_image_that_is_missing_or_of_another_size_is_one_finding(tmp_path, si
         ('[{"annotations": [{"result": [3]}], "data": {"image": "a.jpg"}}]', "tasks[0]"),
         ('[{"annotations": [{"result": []}], "data": {"text": "a"}}]', "tasks[0]"),
         ('[{"annotations": [{"result": []}], "data": {"image": "http://["}}]', "tasks[0]"),
+        ('[{"annotations": [{"result": []}], "data": {"image": "a\\u0000.jpg"}}]', "tasks[0]"),
+        ('[{"annotations": [{"result": []}], "data": {"image": "a\\ud800.jpg"}}]', "tasks[0]"),
         ('[{"annotations": [{"result": []}], "data": {"a": "a.jpg", "b": "b.jpg"}}]', "'image'"),
         ('[{"annotations": [], "data": {"image": "a.jpg"}}]', "annotation"),
         ('[{"annotations": [{"result": []}], "data": {"image": "a.jpg"}}, 7]', "set.json"),

@@ -18,7 +18,9 @@ from messages import names, naming
 from checkpoint import read_checkpoint
 from data.known_classes import ADE20K
 from data.labels import LabelRule
-from errors import UserError
+from demo import evaluate
+from errors import UserError, run_job
+from training.evaluate.config import parse_evaluate_arguments
 
 CITYSCAPES = {
     **{7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13},
@@ -61,6 +63,9 @@ def test_cityscapes_trains_with_its_19_classes(tmp_path, ending):
         assert train_one_step(folder, "--validate") == 0
         stored = read_checkpoint(tmp_path / "cityscapes_linear_run" / "linear_checkpoint_epoch_1.pth")
         assert LabelRule.from_dict(stored["labels"]) == sets.labels
+        words = ["-m", str(tmp_path / "cityscapes_linear_run"), "--data", str(folder), "--num-workers", "0"]
+        words += ["--split", "val", "--output-dir", str(tmp_path / "out"), "--worst", "0"]
+        assert run_job(lambda: evaluate.evaluate(parse_evaluate_arguments(words))) == 0
         label_map = write_json(tmp_path / "map.json", {"classes": {"road": 7, "rest": [8, 11]}, "ignore": "rest"})
         assert not sets_in(folder, "--label-map", str(label_map)).labels.class_palette
 
