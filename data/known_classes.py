@@ -48,4 +48,16 @@ light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, show
 """)
 """The 150 classes of ADE20K's scene parsing benchmark; mask values count from 1."""
 
+VOC = _names("""
+background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse, motorbike,
+person, pottedplant, sheep, sofa, train, tvmonitor
+""")
+"""The 21 classes of Pascal VOC's segmentation, from 2007 on, by the index in its masks."""
+
+CITYSCAPES_COLORS = (
+    *(0x804080, 0xF423E8, 0x464646, 0x66669C, 0xBE9999, 0x999999, 0xFAAA1E, 0xDCDC00, 0x6B8E23, 0x98FB98),
+    *(0x4682B4, 0xDC143C, 0xFF0000, 0x00008E, 0x000046, 0x003C64, 0x005064, 0x0000E6, 0x770B20),
+)
+"""Of the 19 classes of Cityscapes, by their train ids, as its own visualizations have them."""
+
 BY_NUMBER = {len(names): names for names in (COCO_THINGS, COCO_THINGS + COCO_STUFF, ADE20K)}

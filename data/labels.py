@@ -1,7 +1,7 @@
 """From the values stored in a mask file to class ids. No torch, so that the dataset check starts at once."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class LabelRule:
     label_map: for each class the stored ids that become it; empty = the ids are the classes.
     dropped: with a label map, stored ids that become unlabelled.
     drop_rest: with a label map, every id that it does not name becomes unlabelled.
+    colors: for visualizations, 0xRRGGBB of each class, where masks hold ids and the data set has colours; may be empty.
     """
 
     num_classes: int
@@ -42,6 +43,7 @@ class LabelRule:
     label_map: tuple[tuple[int, ...], ...] = ()
     dropped: tuple[int, ...] = ()
     drop_rest: bool = False
+    colors: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_classes <= IGNORE_INDEX:
@@ -56,6 +58,7 @@ class LabelRule:
         else:
             assert not self.dropped and not self.drop_rest
             assert not self.palette or len(self.palette) == self.num_classes + self.reduce_zero_label
+        assert len(self.colors) in (0, self.num_classes)
 
     @cached_property
     def table(self) -> np.ndarray:
@@ -124,19 +127,26 @@ class LabelRule:
 
     @property
     def class_palette(self) -> list[int]:
-        """0xRRGGBB of each class, of several merged colours the first; empty without a palette."""
-        return [self.palette[self.stored_value(k)] for k in range(self.num_classes)] if self.palette else []
+        """0xRRGGBB of each class, of several merged colours the first; empty without a palette or colours."""
+        if self.colors or not self.palette:
+            return list(self.colors)
+        return [self.palette[self.stored_value(k)] for k in range(self.num_classes)]
 
     def as_dict(self) -> dict[str, Any]:
-        """Numbers, booleans and lists only, for JSON files and checkpoints; `from_dict` gives an equal rule back."""
+        """Numbers, booleans and lists only, for JSON files and checkpoints; `from_dict` gives an equal rule back.
+
+        Without colours there is no entry of them, as in runs that are older than these.
+        """
         label_map = [list(ids) for ids in self.label_map]
-        return asdict(self) | {"palette": list(self.palette), "label_map": label_map, "dropped": list(self.dropped)}
+        lists = {"palette": list(self.palette), "label_map": label_map, "dropped": list(self.dropped)}
+        fields = asdict(self) | lists
+        return fields | {"colors": list(self.colors)} if fields.pop("colors") else fields
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "LabelRule":
-        palette, dropped = tuple(fields["palette"]), tuple(fields["dropped"])
+        palette, dropped, colors = tuple(fields["palette"]), tuple(fields["dropped"]), tuple(fields.get("colors", ()))
         label_map = tuple(tuple(ids) for ids in fields["label_map"])
-        return cls(**fields | {"palette": palette, "label_map": label_map, "dropped": dropped})
+        return cls(**fields | {"palette": palette, "label_map": label_map, "dropped": dropped, "colors": colors})
 
     def describe(self, class_names: Sequence[str]) -> list[str]:
         """How stored values become classes, in a few short lines for people."""
@@ -201,11 +211,13 @@ def label_options(
     reduce_zero_label: bool,
     label_map: str | None,
     palette: str | None,
+    colors: Sequence[int] = (),
 ) -> tuple[LabelRule, list[str]]:
     """The rule of semantic segmentation, and one name a class.
 
     label_map, palette: files; either one decides the number of classes and their names, the label map before the
-    palette. Raises UserError where flags contradict one another, a file is wrong, or a class could not be learned.
+    palette. colors: see LabelRule; not used where there are more or fewer classes. Raises UserError where flags
+    contradict one another, a file is wrong, or a class could not be learned.
     """
     rule, names, source = _rule_and_names(num_classes, class_names, ignore_index, reduce_zero_label, label_map, palette)
     if rule.num_classes == 1:
@@ -223,7 +235,7 @@ def label_options(
             f"never be trained: pass an id that is no class, such as --ignore-index "
             f"{0 if first else first + rule.num_classes}, or fewer --num-classes"
         )
-    return rule, names
+    return (replace(rule, colors=tuple(colors)) if len(colors) == rule.num_classes else rule), names
 
 
 def _rule_and_names(

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TILELENGTH, TILEWIDTH
@@ -44,7 +45,7 @@ class Unusable(Exception):
 
 
 @contextmanager
-def opened(path: Path, max_pixels: float = math.inf) -> Iterator[Image.Image]:
+def opened(path: Path | IO[bytes], max_pixels: float = math.inf) -> Iterator[Image.Image]:
     """Opens the file as PIL does; stands in `named_errors`."""
     with Image.open(path, formats=FORMATS) as image:
         check_size(unfolded_pixels(image), max_pixels)

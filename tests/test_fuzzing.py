@@ -21,7 +21,8 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("resource")  # Windows has none
 
 FACTOR = float(os.environ.get("FUZZ_FACTOR", "1"))
-CASES = {"coco": 1500, "images": 1500, "checkpoints": 800, "weights": 1000, "labels": 800, "cache": 600, "recipes": 400}
+CASES = {"coco": 1500, "label_studio": 500, "images": 1500, "checkpoints": 800, "weights": 1000, "labels": 800}
+CASES |= {"cache": 600, "recipes": 400}
 """How many files of each kind are read; each by all readers of its kind in fuzz_child.py."""
 
 

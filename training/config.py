@@ -22,7 +22,7 @@ from training.schedule import SCHEDULE_NAMES
 
 TRACKERS = ("wandb", "mlflow", "trackio")
 TASK_NAMES = ("semantic", "instance", "panoptic")
-FORMAT_NAMES = ("folders", "coco", "yolo")
+FORMAT_NAMES = ("folders", "coco", "yolo", "cvat", "voc", "cityscapes", "ade20k", "label-studio", "parquet")
 """Of data/formats/table.py, which imports numpy: --help does not wait for that."""
 
 CACHE_PLACES = ("off", "ram", "disk", "auto")

@@ -103,6 +103,11 @@ MISTAKES = {
     "bad-crowd": ("with an iscrowd that is neither 0 nor 1", EXPORT_AGAIN),
     "bad-segment-id": ("with an id that no PNG can hold", EXPORT_AGAIN),
     "unknown-category": ("of a category that the file does not list", "Add it to 'categories', or drop them."),
+    "not-one-label": ("with no label or several, where one is expected", "Give each of them one label in the tool."),
+    "turned": (
+        "drawn on an image that was turned in the tool",
+        "Turn the image file itself, and draw them on that.",
+    ),
     "no-area": (
         "without any pixel, skipped",
         "Delete them; if there are many, look whether coordinates are in pixels and not from 0 to 1.",

@@ -8,7 +8,7 @@ from typing import Any
 
 from data.opening import SIDEWAYS, opened, orientation_of
 from data.sources.coco_tables import CocoSet
-from data.sources.pairs import Pairing
+from data.sources.pairs import Pair, Pairing
 from errors import UserError
 
 SPLIT_NAMES = {
@@ -25,17 +25,19 @@ FLAG = "--data"
 @dataclass(frozen=True)
 class MaskFiles:
     """splits: the pairs of "train", and of "val" and "test" where there are any. labels: what the export says of the
-    masks' values, as arguments of `label_options`."""
+    masks' values, as arguments of `label_options`. notes: what of the export is not used, for people."""
 
     splits: dict[str, Pairing]
     labels: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ObjectFiles:
-    """splits: the sets of "train", and of "val" and "test"; their classes are not yet the same."""
+    """splits: the sets of "train", and of "val" and "test"; their classes are not yet the same. notes: as above."""
 
     splits: dict[str, CocoSet]
+    notes: tuple[str, ...] = ()
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
@@ -61,6 +63,16 @@ def with_training(splits: Mapping[str, Any], place: Path) -> None:
     """Raises UserError where no split is the one to train on."""
     if "train" not in splits:
         raise UserError(f"{FLAG} {place}: has {', '.join(splits) or 'no split'}, but nothing to train on: add train")
+
+
+def pairing_of(images: Mapping[str, Path], masks: Mapping[str, Path], how: str) -> Pairing:
+    """Pair the images with the masks of the same sample id, in the order of the images. how: see Pairing."""
+    return Pairing(
+        [Pair(name, image, masks[name]) for name, image in images.items() if name in masks],
+        [image for name, image in images.items() if name not in masks],
+        [mask for name, mask in masks.items() if name not in images],
+        how,
+    )
 
 
 def files_below(folder: Path, extensions: Iterable[str]) -> list[Path]:

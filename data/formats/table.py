@@ -7,9 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.formats.ade20k import is_ade20k, read_ade20k
+from data.formats.cityscapes import is_cityscapes, read_cityscapes
 from data.formats.coco import is_coco, read_coco_export
 from data.formats.folders import is_folders, read_folders
 from data.formats.found import FLAG, MaskFiles, ObjectFiles
+from data.formats.label_studio import is_label_studio, read_label_studio
+from data.formats.parquet import is_parquet, read_parquet
+from data.formats.voc import is_cvat, is_voc, read_cvat, read_voc
 from data.formats.yolo import is_yolo, read_yolo
 from errors import UserError
 
@@ -35,6 +40,26 @@ FORMATS = {
         read_coco_export,
     ),
     "yolo": Format("YOLO polygons", "data.yaml, or images/ and labels/*.txt", is_yolo, read_yolo),
+    "cvat": Format(
+        "CVAT's segmentation masks",
+        "SegmentationClass/, ImageSets/Segmentation/ and labelmap.txt",
+        is_cvat,
+        read_cvat,
+    ),
+    "voc": Format(
+        "Pascal VOC", "SegmentationClass/ and ImageSets/Segmentation/, without labelmap.txt", is_voc, read_voc
+    ),
+    "cityscapes": Format("Cityscapes", "leftImg8bit/train/ and gtFine/train/", is_cityscapes, read_cityscapes),
+    "ade20k": Format(
+        "ADE20K's scene parsing",
+        "images/training/ and annotations/training/ADE_train_*.png",
+        is_ade20k,
+        read_ade20k,
+    ),
+    "label-studio": Format(
+        "Label Studio's JSON", "one JSON export (not JSON_MIN), its images below", is_label_studio, read_label_studio
+    ),
+    "parquet": Format("a Hugging Face data set", "train-*.parquet, also in data/", is_parquet, read_parquet),
 }
 """Of each --data-format: how it is recognized and read."""
 
@@ -55,7 +80,8 @@ class Opened:
             split: len(one.pairs if isinstance(files, MaskFiles) else one.images) for split, one in files.splits.items()
         }
         shown = ", ".join(f"{count:,} in {split}" for split, count in counts.items())
-        return f"{FLAG} {self.path}: taken as {FORMATS[self.name].title} (--data-format {self.name}); images: {shown}"
+        taken = f"taken as {FORMATS[self.name].title} (--data-format {self.name})"
+        return "; ".join([f"{FLAG} {self.path}: {taken}", f"images: {shown}", *files.notes])
 
 
 def open_data(path: str, name: str | None = None) -> Opened:

@@ -307,11 +307,16 @@ def read_images(content: Entry, image_folder: Path, path: Path) -> dict[int, Coc
 def inner_path(entry: Entry, place: str) -> str:
     """The file_name of an entry. Sub-folders are fine, but it must not lead out of the folder of the images."""
     name = text(entry, place, "file_name")
-    windows = PureWindowsPath(name)
-    leads_out = windows.drive or windows.root or ".." in windows.parts  # that takes / and \ for separators
-    if leads_out or not _is_file_name(name):
+    if not is_inner(name):
         raise UserError(f"{place}: 'file_name' is {name!r}, expected a path inside the folder of the images")
     return name
+
+
+def is_inner(name: str) -> bool:
+    """Whether it names a file or folder inside of another folder, on any system."""
+    windows = PureWindowsPath(name)
+    leads_out = windows.drive or windows.root or ".." in windows.parts  # that takes / and \ for separators
+    return not leads_out and _is_file_name(name)
 
 
 def area_of(annotation: Entry) -> float | None:

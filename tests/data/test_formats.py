@@ -1,6 +1,7 @@
 """--data: which layout lies at a path, and what folders of masks and COCO's layouts give."""
 
 import shutil
+from itertools import combinations_with_replacement
 
 import numpy as np
 import pytest
@@ -122,6 +123,52 @@ def test_two_layouts_are_a_question_and_none_is_an_answer(tmp_path, capsys):
         opened(tmp_path / "empty", "coco")
     with pytest.raises(UserError, match=naming("--data", "gone")):
         open_data(str(tmp_path / "gone"))
+
+
+MARKS = {
+    "folders": {"images/a.jpg": "", "masks/a.png": ""},
+    "coco": {"train/_annotations.coco.json": "{}"},
+    "yolo": {"data.yaml": "names: [cat]\ntrain: images"},
+    "cvat": {"SegmentationClass/a.png": "", "ImageSets/Segmentation/default.txt": "a", "labelmap.txt": ""},
+    "voc": {"SegmentationClass/a.png": "", "ImageSets/Segmentation/train.txt": "a"},
+    "cityscapes": {"leftImg8bit/train/ulm/a_leftImg8bit.png": "", "gtFine/train/ulm/a_gtFine_labelIds.png": ""},
+    "ade20k": {"images/training/ADE_train_1.jpg": "", "annotations/training/ADE_train_1.png": ""},
+    "label-studio": {"project.json": '[{"id": 1, "annotations": []}]'},
+    "parquet": {"data/train-00000-of-00001.parquet": ""},
+}
+"""Of each layout the files by which it is recognized, with the text in them."""
+
+
+def put(folder, *names_of_formats: str):
+    for name in names_of_formats:
+        for file, text in MARKS[name].items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_text(text)
+    return folder
+
+
+def test_every_layout_is_recognized_alone_and_two_are_a_question(tmp_path):
+    assert MARKS.keys() == FORMATS.keys()
+    for a, b in combinations_with_replacement(MARKS, 2):
+        folder = put(tmp_path / f"{a}+{b}", a, b)
+        fitting = [name for name, one in FORMATS.items() if one.is_here(folder)]
+        assert fitting == (["cvat"] if (a, b) == ("cvat", "voc") else list(dict.fromkeys((a, b)))), (a, b)
+        if len(fitting) > 1:
+            with pytest.raises(UserError, match=naming(folder, f"--data-format {a}", f"--data-format {b}")):
+                opened(folder)
+    for name in MARKS:
+        folder = put(tmp_path / "other", "coco") if name != "coco" else put(tmp_path / "none", "yolo")
+        with pytest.raises(UserError, match=naming(f"--data-format {name}")):
+            opened(folder, name)
+
+
+def test_other_json_and_other_folders_are_none_of_them(tmp_path):
+    (tmp_path / "min.json").write_text('[{"image": "a.jpg", "annotation_id": 3, "label": []}]')
+    (tmp_path / "images" / "training").mkdir(parents=True)
+    (tmp_path / "annotations" / "training").mkdir(parents=True)
+    (tmp_path / "annotations" / "training" / "21_training.png").touch()
+    with pytest.raises(UserError, match=naming(tmp_path, *FORMATS)):
+        opened(tmp_path)
 
 
 @pytest.mark.parametrize(

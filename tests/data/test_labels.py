@@ -80,6 +80,17 @@ def test_a_rule_survives_json(rule):
     assert LabelRule.from_dict(json.loads(json.dumps(rule.as_dict()))) == rule
 
 
+def test_colors_of_classes_are_kept_and_older_rules_have_none():
+    rule, _ = label_options(3, None, 255, False, None, None, colors=(0xFF0000, 0, 1))
+    assert LabelRule.from_dict(json.loads(json.dumps(rule.as_dict()))) == rule and rule.class_palette == [
+        0xFF0000,
+        0,
+        1,
+    ]
+    plain, _ = label_options(4, None, 255, False, None, None, colors=(0xFF0000, 0, 1))
+    assert "colors" not in plain.as_dict() and LabelRule.from_dict(plain.as_dict()) == plain == LabelRule(4)
+
+
 @given(rules())
 def test_the_stored_value_of_a_class_means_that_class(rule):
     for class_id in range(rule.num_classes):

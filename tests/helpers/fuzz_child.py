@@ -75,6 +75,33 @@ def coco() -> Kind:
     return Kind(partial(json_file, trees=trees), [read_instances, read_segments])
 
 
+def label_studio() -> Kind:
+    from pycocotools import mask as coco_mask
+
+    from data.formats.table import open_data
+    from data.sources.coco_tables import common_classes
+
+    for name in ("1a2b3c4d-a.png", "b.png"):
+        Image.fromarray(RNG.integers(0, 256, (1, 2, 3), np.uint8)).save(name)
+    size = {"original_width": 2, "original_height": 1, "image_rotation": 0}
+    points = [[0, 0], [100.0, 0], [100, 100], [0, 100]]
+    brush = {"format": "rle", "rle": [0, 0, 0, 8, 57, 27, 252, 96, 17, 255, 128], "brushlabels": ["sky"]}
+    shapes = {"polygonlabels": {"points": points, "polygonlabels": ["ant"]}, "brushlabels": brush}
+    shapes |= {"labels": {"points": points, "labels": ["ant"]}, "rectanglelabels": {"x": 1, "rectanglelabels": ["ant"]}}
+    results = [{"id": kind, "type": kind, "value": value, **size} for kind, value in shapes.items()]
+    annotations = [{"was_cancelled": False, "ground_truth": False, "result": results[:3]}, {"result": results[3:]}]
+    places = ["/data/upload/1/1a2b3c4d-a.png", "/data/local-files/?d=x%20y/b.png"]
+    tree = [{"id": k, "annotations": annotations, "data": {"image": place}} for k, place in enumerate(places)]
+
+    def read(path: Path) -> None:
+        for image in common_classes([open_data(str(path), "label-studio").files.splits["train"]])[0].images:
+            assert image.path.is_relative_to(path.parent)
+            for entry in image.objects:
+                assert coco_mask.decode(entry.rle).shape == image.size_hw == (1, 2)
+
+    return Kind(partial(json_file, trees=[tree]), [read])
+
+
 def images() -> Kind:
     import tifffile
 
@@ -222,7 +249,7 @@ def defect(action: Callable[[], Any]) -> Kind:
     return Kind(lambda rng: (".txt", str(rng.randrange(10)).encode()), [read])
 
 
-KINDS = {kind.__name__: kind for kind in (coco, images, checkpoints, weights, labels, cache, recipes)}
+KINDS = {kind.__name__: kind for kind in (coco, label_studio, images, checkpoints, weights, labels, cache, recipes)}
 KINDS["crash"] = partial(defect, lambda: os.kill(os.getpid(), signal.SIGSEGV))
 KINDS["bug"] = partial(defect, lambda: [].pop())
 KINDS["memory"] = partial(defect, lambda: bytearray(2 * MEMORY_BYTES))
