@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 
 from backbones.frozen import KEPT_AS
 from errors import UserError
+from memory import keep_freed_memory
 
 Decision = TypeVar("Decision")
 
@@ -38,7 +39,10 @@ def make_accelerator(precision: str, tracker: str | None = None) -> Accelerator:
         raise UserError(f"--tracker {tracker}: its package is not installed: pip install {tracker}")
     is_group_of_cpus = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
     mixed_precision = "bf16" if uses_bf16(precision) else "no"
-    return Accelerator(mixed_precision=mixed_precision, cpu=True if is_group_of_cpus else None, log_with=tracker)
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=True if is_group_of_cpus else None, log_with=tracker)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    return accelerator
 
 
 def uses_bf16(precision: str) -> bool:
