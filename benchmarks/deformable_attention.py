@@ -3,7 +3,7 @@
 Queries are the cells of the three levels of Mask2Former's pixel decoder; points lie a few cells around their query, as
 after training. Ours is heads/deformable_attention_cuda.py on a GPU (Triton), heads/deformable_attention_cpu.py on the
 CPU. Both sides take turns, after three rounds to warm up. Memory is what a forward and backward pass takes beyond its
-inputs, in a fresh process. The kernels' block sizes have been chosen from the registers that the compiler reports: no
+inputs. The kernels' block sizes have been chosen from the registers that the compiler reports: no
 GPU has been available to tune them.
 """
 
@@ -11,13 +11,13 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.train_step import by_grid_sample, medians, peak_mb
+from benchmarks.sides import medians, peak_mb, process_of
+from benchmarks.train_step import by_grid_sample
 
 SIDES = ("ours", "grid_sample")
 STRIDES = (32, 16, 8)
@@ -53,15 +53,18 @@ def main() -> None:
 def measured(args: argparse.Namespace) -> Iterator[dict]:
     """Rows of the table: measure, precision, unit, and the figure of each side."""
     for measure, build in MEASURES.items():
-        sides = {name: build(args, name) for name in SIDES}
-        for precision in args.precisions:
-            medians(sides, precision, 1)  # the first round compiles the kernels
-            seconds = medians(sides, precision, args.turns)
-            yield {"measure": measure, "precision": precision, "unit": "ms", **{k: 1e3 * s for k, s in seconds.items()}}
-        del sides
+        with ExitStack() as held:
+            sides = {name: held.enter_context(process_of(build, args, name)) for name in SIDES}
+            for precision in args.precisions:
+                medians(sides, precision, 1)  # the first round compiles the kernels
+                seconds = medians(sides, precision, args.turns)
+                milliseconds = {name: 1e3 * taken for name, taken in seconds.items()}
+                yield {"measure": measure, "precision": precision, "unit": "ms", **milliseconds}
     for precision in args.precisions:
-        with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
-            peaks = {name: fresh.submit(peak_mb, training, args, name, precision).result() for name in SIDES}
+        peaks = {}
+        for name in SIDES:
+            with process_of(training, args, name) as process:
+                peaks[name] = process.submit(peak_mb, precision).result()
         yield {"measure": "memory of both", "precision": precision, "unit": "MB", **peaks}
 
 

@@ -3,22 +3,20 @@
 Adapter and head, on frozen features that are given. The reference is transformers' pixel decoder, decoder, matching
 and loss, behind our adapter with attention by grid_sample; UPerNet's is our own head with its maps resized and joined
 before they are fused. Sizes and ground truth are the same on both sides, which take turns, so that a busy machine slows
-both. Memory is what one step takes beyond what is held before it, in a fresh process.
+both. Each has its own process: ours keeps the memory that tensors free, as training on the CPU does. Memory is what one
+step takes beyond what is held before it.
 """
 
 import argparse
-import ctypes
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, nullcontext
-from multiprocessing import get_context
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.sides import medians, peak_mb, process_of
 
 SIDES = ("ours", "reference")
 
@@ -59,50 +57,16 @@ def main() -> None:
 def measured(args: argparse.Namespace) -> Iterator[dict]:
     """Rows of the table: measure, precision, unit, and the figure of each side."""
     for measure, build in MEASURES.items():
-        sides = {name: build(args, name) for name in SIDES}
-        for precision in args.precisions:
-            yield {"measure": measure, "precision": precision, "unit": "s", **medians(sides, precision, args.steps)}
-        del sides
+        with ExitStack() as held:
+            sides = {name: held.enter_context(process_of(build, args, name)) for name in SIDES}
+            for precision in args.precisions:
+                yield {"measure": measure, "precision": precision, "unit": "s", **medians(sides, precision, args.steps)}
     for precision in args.precisions:
-        with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
-            peaks = {name: fresh.submit(peak_mb, mask2former_step, args, name, precision).result() for name in SIDES}
+        peaks = {}
+        for name in SIDES:
+            with process_of(mask2former_step, args, name) as process:
+                peaks[name] = process.submit(peak_mb, precision).result()
         yield {"measure": "memory of a step", "precision": precision, "unit": "MB", **peaks}
-
-
-def medians(sides: dict[str, Callable[[str], None]], precision: str, rounds: int) -> dict[str, float]:
-    """Of each side in seconds, and its fastest round."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds + 1):
-        for name, run in sides.items():
-            start = time.perf_counter()
-            run(precision)
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    fastest = {f"{name} min": min(times) for name, times in seconds.items()}
-    return {name: statistics.median(times) for name, times in seconds.items()} | fastest
-
-
-def peak_mb(build: Callable, args: argparse.Namespace, side: str, precision: str) -> float:
-    """Of the second step, which has the optimizer's state before it; run in a process of its own."""
-    import torch
-
-    run = build(args, side)
-    run(precision)
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        run(precision)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    ctypes.CDLL(None).malloc_trim(0)  # what the first step has freed goes back to the system
-    before = status_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts over
-    run(precision)
-    return status_mb("VmHWM") - before
-
-
-def status_mb(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(key)).split()[1]) / 1024
 
 
 @contextmanager

@@ -183,6 +183,7 @@ def build_predictor(args: argparse.Namespace) -> "Predictor":
     """Raises UserError where the checkpoint, or the backbone's weights, cannot be had or do not belong together."""
     import torch
 
+    from memory import keep_freed_memory
     from prediction.predictor import Predictor
     from released.model import load_model
     from training.processes import uses_bf16
@@ -197,6 +198,8 @@ def build_predictor(args: argparse.Namespace) -> "Predictor":
     if args.threshold is not None and segmenter.task == "semantic":
         note("--threshold changes nothing: every pixel gets the class of the highest score")
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        keep_freed_memory()
     inference = {name: getattr(args, name) for name in INFERENCE}
     return Predictor(
         segmenter.to(device), args.threshold, max_megapixels=args.max_megapixels, is_bf16=is_bf16, **inference
