@@ -154,6 +154,25 @@ def handled_by(handler: Callable[[int, object], None]) -> Iterator[None]:
             signal.signal(signum, old)
 
 
+@contextmanager
+def child_news_postponed() -> Iterator[None]:
+    """While it lasts, the news that a child process has ended waits: the handler of a DataLoader, which loses a worker
+    so, raises wherever the program is."""
+    signum = getattr(signal, "SIGCHLD", None)  # Windows has none
+    handler = signal.getsignal(signum) if signum else None
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    news: list[tuple] = []
+    signal.signal(signum, lambda *args: news.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signum, handler)
+    if news:
+        handler(*news[0])
+
+
 def ignore_signals(worker: int) -> None:
     """For the loader's worker processes: Ctrl-C reaches them too, but their parent says when they are done."""
     for signum in SIGNALS:

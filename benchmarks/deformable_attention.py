@@ -54,7 +54,7 @@ def measured(args: argparse.Namespace) -> Iterator[dict]:
     """Rows of the table: measure, precision, unit, and the figure of each side."""
     for measure, build in MEASURES.items():
         with ExitStack() as held:
-            sides = {name: held.enter_context(process_of(build, args, name)) for name in SIDES}
+            sides = {name: held.enter_context(process_of(build, args, name, name == "ours")) for name in SIDES}
             for precision in args.precisions:
                 medians(sides, precision, 1)  # the first round compiles the kernels
                 seconds = medians(sides, precision, args.turns)
@@ -63,7 +63,7 @@ def measured(args: argparse.Namespace) -> Iterator[dict]:
     for precision in args.precisions:
         peaks = {}
         for name in SIDES:
-            with process_of(training, args, name) as process:
+            with process_of(training, args, name, name == "ours") as process:
                 peaks[name] = process.submit(peak_mb, precision).result()
         yield {"measure": "memory of both", "precision": precision, "unit": "MB", **peaks}
 

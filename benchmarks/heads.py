@@ -35,7 +35,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     from benchmarks.machine import machine
+    from memory import keep_freed_memory
 
+    keep_freed_memory()  # as training on the CPU does
     print(f"{'backbone':<15}{'part':<10}{'M trained':>10}{'precision':>11}{'step, s':>10}{'image, s':>10}")
     rows = []
     for name in args.backbones:

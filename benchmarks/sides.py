@@ -10,19 +10,17 @@ from multiprocessing import get_context
 from pathlib import Path
 
 
-def process_of(build: Callable, args: argparse.Namespace, side: str) -> ProcessPoolExecutor:
-    """build: from args and side to what is timed, which takes a precision."""
-    return ProcessPoolExecutor(1, get_context("spawn"), initializer=begin, initargs=(build, args, side))
+def process_of(build: Callable, args: argparse.Namespace, side: str, keeps_memory: bool) -> ProcessPoolExecutor:
+    """build: from args and side to what is timed, which takes a precision. keeps_memory: as training on the CPU."""
+    return ProcessPoolExecutor(1, get_context("spawn"), initializer=begin, initargs=(build, args, side, keeps_memory))
 
 
-def begin(build: Callable, args: argparse.Namespace, side: str) -> None:
+def begin(build: Callable, args: argparse.Namespace, side: str, keeps_memory: bool) -> None:
     """In the process of a side: build what it runs, once for all rounds."""
     global run
-    import torch
+    from memory import keep_freed_memory
 
-    if side == "ours" and not torch.cuda.is_available():
-        from memory import keep_freed_memory
-
+    if keeps_memory:
         keep_freed_memory()
     run = build(args, side)
 

@@ -3,7 +3,7 @@
 Adapter and head, on frozen features that are given. The reference is transformers' pixel decoder, decoder, matching
 and loss, behind our adapter with attention by grid_sample; UPerNet's is our own head with its maps resized and joined
 before they are fused. Sizes and ground truth are the same on both sides, which take turns, so that a busy machine slows
-both. Each has its own process: ours keeps the memory that tensors free, as training on the CPU does. Memory is what one
+both. Each has its own process; on the CPU ours keeps the memory that tensors free, as training does. Memory is what one
 step takes beyond what is held before it.
 """
 
@@ -33,6 +33,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num-points", type=int, default=12544)
     parser.add_argument("--steps", type=int, default=7, help="timed rounds of each side, after one to warm up")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument(
+        "--memory-kept", nargs="*", choices=SIDES, default=["ours"], help="sides that keep freed memory"
+    )
     return parser.parse_args()
 
 
@@ -58,13 +61,15 @@ def measured(args: argparse.Namespace) -> Iterator[dict]:
     """Rows of the table: measure, precision, unit, and the figure of each side."""
     for measure, build in MEASURES.items():
         with ExitStack() as held:
-            sides = {name: held.enter_context(process_of(build, args, name)) for name in SIDES}
+            sides = {
+                name: held.enter_context(process_of(build, args, name, name in args.memory_kept)) for name in SIDES
+            }
             for precision in args.precisions:
                 yield {"measure": measure, "precision": precision, "unit": "s", **medians(sides, precision, args.steps)}
     for precision in args.precisions:
         peaks = {}
         for name in SIDES:
-            with process_of(mask2former_step, args, name) as process:
+            with process_of(mask2former_step, args, name, name in args.memory_kept) as process:
                 peaks[name] = process.submit(peak_mb, precision).result()
         yield {"measure": "memory of a step", "precision": precision, "unit": "MB", **peaks}
 

@@ -13,7 +13,7 @@ from training_helpers import drawn, has_lines, has_mapped, run_script, start_scr
 
 from data.dataset import first_readable
 from data.sources.pairs import Pair
-from errors import UserError, one_line, printable, run_job
+from errors import UserError, child_news_postponed, one_line, printable, run_job
 
 pytestmark = pytest.mark.slow
 
@@ -210,3 +210,22 @@ def test_ctrl_c_soon_after_the_start_leaves_no_traceback(tmp_path, library):
 def test_scripts_report_a_mistake_in_one_line(tmp_path):
     done = run_script("upernet", tmp_path / "run", "--image-paths", "nowhere/*", "--mask-paths", "nowhere/*")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_news_of_a_child_waits_and_then_comes():
+    """As the handler of a DataLoader has it, which raises where the program is."""
+
+    def lost(signum, frame):
+        raise RuntimeError("lost")
+
+    before = signal.signal(signal.SIGCHLD, lost)
+    try:
+        done = []
+        with pytest.raises(RuntimeError, match="lost"), child_news_postponed():
+            os.kill(os.getpid(), signal.SIGCHLD)
+            done.append("the step")
+        assert done and signal.getsignal(signal.SIGCHLD) is lost
+        with child_news_postponed():
+            pass
+    finally:
+        signal.signal(signal.SIGCHLD, before)

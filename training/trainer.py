@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from checkpoint import link_atomically, read_checkpoint, sealed, write_atomically
 from data.dataset import EpochBatches
-from errors import Interrupted, StopRequest, UserError, warn
+from errors import Interrupted, StopRequest, UserError, child_news_postponed, warn
 from evaluation.evaluate import Result, evaluate
 from evaluation.options import Inference
 from segmenter import Segmenter
@@ -297,10 +297,11 @@ class Trainer:
         shape = (s.lr_schedule, s.lr_milestones)
         lr = s.lr * lr_factor(progress.step, plan.total_steps, plan.warmup_steps, *shape)
         set_lr(self.optimizer, lr)
-        numbers = self.updates.take(micro_batches, progress.step)
         num_images = sum(len(b.images) for b in micro_batches) * self.accelerator.num_processes
-        progress.step += 1
-        progress.samples += num_images
+        with child_news_postponed():  # a lost worker ends the run between two steps, where it can be saved
+            numbers = self.updates.take(micro_batches, progress.step)
+            progress.step += 1
+            progress.samples += num_images
         self._set_progress_of_head()
         self.settle()
         self._unread = UnreadStep(progress.epoch + 1, progress.step, lr, num_images, micro_batches, numbers)

@@ -85,6 +85,9 @@ def to_mask_target(target: Target) -> MaskTarget:
 
 def sample_points(maps: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
     """maps: (R, C, h, w), points: (R, G, P, 2) -> (R, C, G, P), bilinear."""
+    if len(maps) == 1 < maps.shape[1]:  # one map after the other is several times as fast on the CPU
+        each = points.expand(maps.shape[1], -1, -1, -1)
+        return sample_points(maps.transpose(0, 1), each, padding).transpose(0, 1)
     return F.grid_sample(maps, 2 * points - 1, mode="bilinear", padding_mode=padding, align_corners=False)
 
 
@@ -195,11 +198,12 @@ def matching_costs(
     class_cost = -class_logits.softmax(-1)[:, labels]
     weighted_truth = (truth * point_weight).t()  # (P, N)
     # Binary cross-entropy of logit x with truth t is softplus(x) - x t: the pairwise form needs one product.
-    # softplus(x) = max(x, 0) - log sigmoid(|x|): this way it is vectorized on the CPU, and takes a fifth of the time.
-    softplus = mask_logits.relu() - mask_logits.abs().sigmoid_().log_()
+    # softplus(x) = max(x, 0) - log sigmoid(|x|), and sigmoid(|x|) = max(p, 1 - p) with p = sigmoid(x): this way it is
+    # vectorized on the CPU, and takes a fifth of the time.
+    probability = mask_logits.sigmoid()
+    softplus = mask_logits.relu() - torch.maximum(probability, 1 - probability).log_()
     cross_entropy = (softplus @ point_weight)[..., None] - mask_logits @ weighted_truth
     mask_cost = cross_entropy / point_weight.sum().clamp(min=1)
-    probability = mask_logits.sigmoid()
     area = (probability @ point_weight)[..., None] + weighted_truth.sum(0)
     dice_cost = 1 - (2 * probability @ weighted_truth + 1) / (area + 1)
     return class_cost, mask_cost, dice_cost
