@@ -13,6 +13,7 @@ from comparison.config import parse_compare_arguments
 from demo import check_dataset, predict, push_to_hub
 from export.config import parse_export_arguments
 from heads.options import HEADS
+from labelling.config import parse_rank_arguments
 from training.config import parse_fill_arguments, parse_training_arguments
 from training.evaluate.config import parse_evaluate_arguments
 
@@ -36,6 +37,7 @@ def known_flags() -> dict[str, set[str]]:
         ("cache", "cache_features.py"),
         ("export", "export.py"),
         ("push", "push_to_hub.py"),
+        ("rank", "rank_images.py"),
     ]:
         done = subprocess.run(
             [sys.executable, str(ROOT / "demo" / script), "--help"],
@@ -101,6 +103,8 @@ def test_commands_in_documents_parse(document, monkeypatch):
             assert parse_fill_arguments(words)
         elif script == "demo/evaluate.py":
             assert parse_evaluate_arguments(words)
+        elif script == "demo/rank_images.py":
+            assert parse_rank_arguments(words)
         elif script == "demo/export.py":
             assert parse_export_arguments(words)
         else:

@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-LIBRARY = ("backbones", "heads", "data", "evaluation", "released", "training", "prediction", "comparison", "export")
+LIBRARY = (
+    "backbones",
+    "heads",
+    "data",
+    "evaluation",
+    "released",
+    "training",
+    "prediction",
+    "labelling",
+    "comparison",
+    "export",
+)
 GROUND = {"structures", "rows", "run_lengths", "errors", "flags"}
 MAY_IMPORT = {
     "structures": set(),
@@ -29,6 +40,7 @@ MAY_IMPORT = {
     "training": GROUND | {"backbones", "heads", "data", "evaluation", "segmenter", "checkpoint", "memory", "released"},
     "prediction": GROUND | {"data", "evaluation", "segmenter", "checkpoint", "memory", "released"},
 }
+MAY_IMPORT["labelling"] = MAY_IMPORT["prediction"] | {"prediction"}
 MAY_IMPORT["comparison"] = set(MAY_IMPORT)  # all of them; only scripts import it
 OWN = set(MAY_IMPORT) | {"demo", "benchmarks", "tests"}
 
