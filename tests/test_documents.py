@@ -8,6 +8,7 @@ import sys
 import pytest
 from paths import ROOT
 
+from app.config import parse_app_arguments
 from backbones.names import BACKBONES
 from comparison.config import parse_compare_arguments
 from demo import check_dataset, predict, push_to_hub
@@ -38,6 +39,7 @@ def known_flags() -> dict[str, set[str]]:
         ("export", "export.py"),
         ("push", "push_to_hub.py"),
         ("rank", "rank_images.py"),
+        ("app", "app.py"),
     ]:
         done = subprocess.run(
             [sys.executable, str(ROOT / "demo" / script), "--help"],
@@ -103,6 +105,8 @@ def test_commands_in_documents_parse(document, monkeypatch):
             assert parse_fill_arguments(words)
         elif script == "demo/evaluate.py":
             assert parse_evaluate_arguments(words)
+        elif script == "demo/app.py":
+            assert parse_app_arguments(words)
         elif script == "demo/rank_images.py":
             assert parse_rank_arguments(words)
         elif script == "demo/export.py":

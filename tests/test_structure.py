@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "prediction": GROUND | {"data", "evaluation", "segmenter", "checkpoint", "memory", "released"},
 }
 MAY_IMPORT["labelling"] = MAY_IMPORT["prediction"] | {"prediction"}
-MAY_IMPORT["comparison"] = set(MAY_IMPORT)  # all of them; only scripts import it
+MAY_IMPORT["comparison"] = set(MAY_IMPORT)  # all of them; only scripts and the page import it
+MAY_IMPORT["app"] = set(MAY_IMPORT)
 OWN = set(MAY_IMPORT) | {"demo", "benchmarks", "tests"}
 
 
