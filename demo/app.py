@@ -42,11 +42,14 @@ def load_models(config: AppConfig) -> "dict[str, Predictor]":
     """By the names that the page gives them: their paths without what all have in common."""
     import torch
 
+    from memory import keep_freed_memory
     from prediction.predictor import Predictor
     from training.processes import uses_bf16
 
     options = {"is_bf16": uses_bf16(config.precision), "max_megapixels": config.max_megapixels}
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        keep_freed_memory()
     places = {path: os.path.abspath(path) for path in config.model_path or ()}
     shared = os.path.commonpath([os.path.dirname(place) for place in places.values()]) if places else ""
     return {

@@ -53,11 +53,14 @@ def rank_images(config: RankConfig) -> int:
 def load_predictors(config: RankConfig) -> "list[Predictor]":
     import torch
 
+    from memory import keep_freed_memory
     from prediction.predictor import Predictor
     from training.processes import uses_bf16
 
     options = {"is_bf16": uses_bf16(config.precision), "max_megapixels": config.max_megapixels}
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        keep_freed_memory()
     return [Predictor.load(path, config.weights, device=device, **options) for path in config.model_path]
 
 

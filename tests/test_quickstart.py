@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import sys
 from unittest.mock import patch
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 from paths import ROOT
 from PIL import Image
-from training_helpers import remembered_estimate
+from training_helpers import metrics, remembered_estimate
 
 pytestmark = pytest.mark.slow
 
@@ -40,8 +39,7 @@ def test_the_notebook_runs_and_shows_what_it_says(tmp_path, monkeypatch, capsys)
     pixels = sum(one["pixels"] for one in summary["classes"])
     assert pixels == 64 * 64 and isinstance(image, Image.Image) and np.ptp(np.array(image)) > 0
     assert report.is_file() and report.is_relative_to(tmp_path)
-    losses = [line["loss"] for line in names["validations"]]
-    assert losses[-1] < losses[0]
+    losses = [line["loss"] for line in metrics(names["FOLDER"] / "upernet", "upernet_", "train")]
+    assert losses[-1] < losses[0] / 2 and len(names["validations"]) == 2
     assert {standing.name for standing in names["verdict"].standings} == {"UPerNet", "linear"}
-    assert os.path.commonpath([names["FOLDER"], tmp_path]) == str(tmp_path)
     assert names["verdict"].headline in capsys.readouterr().out

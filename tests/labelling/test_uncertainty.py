@@ -11,7 +11,9 @@ from scipy.stats import entropy as scipy_entropy
 from training_helpers import drawn, train_here
 
 from errors import UserError
+from labelling.config import MEASURES
 from labelling.uncertainty import (
+    UNCERTAINTIES,
     Probabilities,
     check_same_classes,
     entropy,
@@ -100,6 +102,10 @@ class FakePredictor:
 def test_scores_of_mask_heads_become_distributions(task, scores, expected):
     found = Probabilities(FakePredictor(task, scores)).window_scores(None, (1, 1))
     assert found.ravel().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_every_measure_has_its_flag():
+    assert tuple(UNCERTAINTIES) == MEASURES
 
 
 def test_models_of_other_classes_are_refused():

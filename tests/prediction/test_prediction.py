@@ -113,6 +113,15 @@ def test_script_python_and_argmax_by_hand_agree(semantic, tmp_path):
     assert (written["width"], written["height"]) == (150, 90)
 
 
+def test_loading_in_bf16_keeps_the_backbone_so(semantic):
+    picture = picture_of(semantic, (150, 90))
+    loaded = Predictor.load(semantic / "run", is_bf16=True, device="cpu")
+    assert torch.bfloat16 in {p.dtype for p in loaded.segmenter.backbone.parameters()}
+    assert {p.dtype for p in loaded.segmenter.head.parameters()} == {torch.float32}
+    by_autocast = Predictor(Segmenter.load(semantic / "run"), is_bf16=True)  # of a backbone in float32
+    assert np.array_equal(loaded.predict(picture).classes, by_autocast.predict(picture).classes)
+
+
 @pytest.mark.parametrize(
     ("rule", "dtype"),
     [
