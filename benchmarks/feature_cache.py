@@ -89,7 +89,7 @@ def epochs(args: argparse.Namespace, folder: Path) -> dict[str, float]:
             for kind, trainer.cache in kinds.items():
                 begin = time.perf_counter()
                 for micro_batches in trainer.batches_left():
-                    trainer.update(micro_batches)  # .item() of the losses waits for the device
+                    trainer.updates.take(micro_batches, trainer.progress.step).read()  # waits for the device
                 name = kind if turn else f"{kind}, filling"
                 seconds.setdefault(name, []).append(time.perf_counter() - begin)
             trainer.progress.epoch += 1

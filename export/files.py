@@ -60,6 +60,7 @@ def write_onnx(
         exported = torch.onnx.export(
             program,
             dynamo=True,
+            optimize=False,  # it takes minutes on Mask2Former, and onnxruntime optimizes what it loads itself
             verbose=False,
             opset_version=OPSET,
             input_names=model.input_names,
