@@ -59,7 +59,8 @@ def main() -> None:
 
 def measured(args: argparse.Namespace) -> Iterator[dict]:
     """Rows of the table: measure, precision, unit, and the figure of each side."""
-    for measure, build in MEASURES.items():
+    for measure in args.measures:
+        build = MEASURES[measure]
         with ExitStack() as held:
             sides = {
                 name: held.enter_context(process_of(build, args, name, name in args.memory_kept)) for name in SIDES
