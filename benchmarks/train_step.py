@@ -33,6 +33,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num-points", type=int, default=12544)
     parser.add_argument("--steps", type=int, default=7, help="timed rounds of each side, after one to warm up")
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES))
     parser.add_argument(
         "--memory-kept", nargs="*", choices=SIDES, default=["ours"], help="sides that keep freed memory"
     )
