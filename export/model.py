@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backbones.positions import positions_of_any_size
 from errors import UserError
 from heads.adapters.dinov3 import DINOv3Adapter
 from segmenter import Segmenter
@@ -109,7 +110,8 @@ def trace(model: ExportedModel, size_hw: tuple[int, int], is_dynamic: bool) -> t
     sides = {axis: 32 * torch.export.Dim(name, min=1, max=256) for axis, name in ((2, "rows"), (3, "columns"))}
     shape = {0: batch, **(sides if is_dynamic else {})}
     shapes = tuple([shape] * len(part) if isinstance(part, list) else shape for part in example)
-    with torch.no_grad(), explaining_sizes(model, is_dynamic):
+    positions = positions_of_any_size(model.segmenter.backbone.model)
+    with torch.no_grad(), explaining_sizes(model, is_dynamic), positions:
         return torch.export.export(model, example, dynamic_shapes=shapes, strict=False)
 
 

@@ -198,7 +198,8 @@ def rope(grid_hw: tuple[int, int], head_dim: int, device: torch.device) -> tuple
 def rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """x: (B, heads, tokens, head_dim); the last N tokens are rotated: those before have no place in the image."""
     cos, sin = rotation
-    others, patches = x[:, :, : -len(cos)], x[:, :, -len(cos) :].float()
+    num_patches = cos.shape[0]  # len() would fix the size of an exported model
+    others, patches = x[:, :, :-num_patches], x[:, :, -num_patches:].float()
     first, second = patches.chunk(2, dim=-1)
     turned = patches * cos + torch.cat((-second, first), dim=-1) * sin
     return torch.cat((others, turned.to(x.dtype)), dim=2)

@@ -168,6 +168,22 @@ def test_a_program_of_torch_export(linear_file, tmp_path):
     assert json.loads(json.loads(said["about.json"])["class_names"]) == NAMES
 
 
+@pytest.mark.parametrize("head", ["linear", "pmt"])
+def test_dinov3s_positions_take_any_size(head):
+    model = timm.create_model(
+        "vit_small_patch16_dinov3", num_classes=0, dynamic_img_size=True, depth=4, embed_dim=64, num_heads=2
+    )
+    spec = replace(SPECS[head], options={**SPECS[head].options, **({"num_blocks": 1} if head == "pmt" else {})})
+    segmenter = Segmenter(FrozenBackbone(model, "test", "random", (0.5,) * 3, (0.2,) * 3), spec).eval()
+    segmenter.task = "semantic"
+    exported = ExportedModel(segmenter)
+    program = trace(exported, (64, 96), is_dynamic=True).module()
+    for size_hw in ((32, 160), (64, 96)):
+        example = exported.example(1, size_hw)
+        torch.testing.assert_close(program(*example), exported(*example))
+    assert "get_embed" not in vars(model.rope)
+
+
 def test_safetensors_are_a_checkpoint(linear_file):
     segmenter = load_model(linear_file)
     assert (segmenter.class_names, segmenter.task, segmenter.labels["reduce_zero_label"]) == (NAMES, "semantic", True)
