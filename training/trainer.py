@@ -212,11 +212,13 @@ class Trainer:
             self._save_before_the_end(reason)
             raise
 
-    def batches_left(self) -> Iterator[list[Batch]]:
-        """The micro-batches of each step that is left in the running epoch."""
+    def batches_left(self, others: Iterable["Trainer"] = ()) -> Iterator[list[Batch]]:
+        """The micro-batches of each step that is left in the running epoch. others: who wait for them as well."""
         self.loaders.order.set_epoch(self.progress.epoch, self.progress.samples)
         is_cached = self.cache is not None and self.cache.num_views > 0
-        batches = self.log.timed(self.loaders.train)
+        batches = self.loaders.train
+        for trainer in (self, *others):
+            batches = trainer.log.timed(batches)
         if is_cached:
             batches = self.cache.batches(batches)
         steps = groups_of(batches, self.settings.gradient_accumulation_steps)
