@@ -98,7 +98,9 @@ def keep_freed_memory() -> None:
     glibc gives that of large tensors back to the system, which clears fresh pages for each new one: a quarter of the
     time of a training step. Where the C library is another one, nothing changes.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)  # never
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (TypeError, AttributeError):  # TypeError: Windows, where a process has no library without a name
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, -1)  # never

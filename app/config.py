@@ -20,7 +20,7 @@ class ShownFlags:
     """What the page shows."""
 
     model_path: Words = flag(
-        None, "checkpoints, runs' folders or released heads, beside each other", count="+", metavar="PATH"
+        None, "or -m: checkpoints, runs' folders or released heads, beside each other", count="+", metavar="PATH"
     )
     weights: str | None = flag(None, "of the backbone (None = where the runs found them)")
     precision: str = flag("auto", PRECISION, choices=("auto", "fp32", "bf16"))

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,16 +43,19 @@ class ShownRun:
 
 
 def find_runs(folders: Sequence[str]) -> list[ShownRun]:
-    """The runs in the folders and in those below. Raises UserError where a folder is missing."""
+    """The runs in the folders and in those below, named by their paths without what all have in common.
+
+    Raises UserError where a folder is missing.
+    """
+    places = {word: Path(os.path.abspath(Path(word).expanduser())) for word in folders}
+    shared = os.path.commonpath([place.parent for place in places.values()]) if places else ""
     runs = []
-    for word in folders:
-        folder = Path(word).expanduser()
+    for word, folder in places.items():
         if not folder.is_dir():
             raise UserError(f"--runs {word}: there is no such folder: check the path")
         for path in sorted(folder.rglob(f"*{METRICS}")):
             prefix = path.name.removesuffix(METRICS)
-            inner = path.parent.relative_to(folder).as_posix()
-            place = folder.name if inner == "." else f"{folder.name}/{inner}"
+            place = path.parent.relative_to(shared).as_posix()
             runs.append(ShownRun(f"{place} ({prefix.rstrip('_') or 'm2f'})", path, prefix))
     return runs
 

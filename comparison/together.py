@@ -63,7 +63,8 @@ class Together:
         """
         longest = max(group.values(), key=lambda trainer: trainer.plan.total_steps)
         ahead = {place(trainer) for name, trainer in left.items() if name not in group}
-        for micro_batches in longest.batches_left():
+        others = [trainer for trainer in group.values() if trainer is not longest]
+        for micro_batches in longest.batches_left(others):
             begin = time.perf_counter()
             micro_batches = [self.with_features(batch) for batch in micro_batches]
             shared_s = time.perf_counter() - begin

@@ -42,8 +42,8 @@ def rank_images(config: RankConfig) -> int:
         print(f"error: {printable(reason)}", file=sys.stderr)
     if not found:
         raise UserError("none of the images could be read")
+    write_ranking(config, found)  # first, since pre-annotations may fail
     write_annotations(config, predictors[0], found[: config.top])
-    write_ranking(config, found)
     for one in found[:NAMED]:
         print(printable(f"  {one.uncertainty:.4f}  {one.image.name}"))
     print(f"{len(found)} images ordered by {config.by}, {min(len(found), config.top)} with pre-annotations: {output}")

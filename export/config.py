@@ -18,7 +18,7 @@ class ModelFlags:
     """The model."""
 
     model_path: str = flag(
-        "", "a checkpoint, a folder, or a released head, as demo/predict.py takes it", metavar="PATH"
+        "", "or -m: a checkpoint, a folder, or a released head, as demo/predict.py takes it", metavar="PATH"
     )
     weights: str | None = flag(None, "of the backbone (None = where the run found them)")
     backbone: str | None = flag(None, "of a released head that does not tell it", metavar="NAME")
@@ -29,7 +29,7 @@ class ModelFlags:
 class FileFlags:
     """The file."""
 
-    output: str = flag("", "the file to write", metavar="FILE")
+    output: str = flag("", "or -o: the file to write", metavar="FILE")
     format: str = flag("onnx", "safetensors: adapter and head alone, which this program loads again", choices=FORMATS)
     image_size: tuple[int, ...] | None = flag(
         None, "the one size that it takes (None = --image-size of the run)", kind=int, count=2, metavar=("H", "W")

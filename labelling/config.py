@@ -23,7 +23,7 @@ class ModelsFlags:
 
     model_path: Words = flag(
         None,
-        "checkpoints, runs' folders or released heads, as demo/predict.py takes one; the first makes the "
+        "or -m: checkpoints, runs' folders or released heads, as demo/predict.py takes one; the first makes the "
         "pre-annotations",
         count="+",
         metavar="PATH",

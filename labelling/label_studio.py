@@ -34,6 +34,7 @@ class LabelStudioFolder:
 
     def __init__(self, folder: Path, class_names: Sequence[str], model: str) -> None:
         self.folder, self.class_names, self.model = folder, list(class_names), model
+        self.colors = class_colors(len(class_names))
         self.tasks: list[dict[str, Any]] = []
 
     def add(self, one: PreAnnotated) -> None:
@@ -41,6 +42,7 @@ class LabelStudioFolder:
         where the image cannot be copied."""
         name = one.ranked.image.name
         copy_image(one.ranked.image.path, self.folder / IMAGES / name)
+        self.colors = one.result.colors()  # the same for all
         strokes = [self._stroke(number, *region) for number, region in enumerate(regions(one.result), 1)]
         prediction = {"model_version": self.model, "score": 1 - one.ranked.uncertainty, "result": strokes}
         address = LOCAL_FILES + quote(f"{IMAGES}/{name}")
@@ -49,7 +51,7 @@ class LabelStudioFolder:
     def save(self) -> None:
         """Raises UserError where a file cannot be written."""
         write_compact(self.folder / TASKS_FILE, self.tasks)
-        interface = interface_of(self.class_names)
+        interface = interface_of(self.class_names, self.colors)
         with naming_place(self.folder):
             write_atomically(self.folder / INTERFACE_FILE, lambda file: file.write(interface.encode()))
 
@@ -67,12 +69,12 @@ class LabelStudioFolder:
         }
 
 
-def interface_of(class_names: Sequence[str]) -> str:
-    """The labelling interface: an image, and a brush for each class in its colour."""
-    colors = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in class_colors(len(class_names)).tolist()]
+def interface_of(class_names: Sequence[str], colors: np.ndarray) -> str:
+    """The labelling interface: an image, and a brush for each class in its colour, as overlays have it. colors: (K, 3)
+    uint8."""
     labels = "".join(
-        f"    <Label value={quoteattr(name)} background={quoteattr(color)}/>\n"
-        for name, color in zip(class_names, colors, strict=True)
+        f'    <Label value={quoteattr(name)} background="#{red:02x}{green:02x}{blue:02x}"/>\n'
+        for name, (red, green, blue) in zip(class_names, colors.tolist(), strict=True)
     )
     return (
         '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'

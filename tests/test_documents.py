@@ -48,6 +48,7 @@ def known_flags() -> dict[str, set[str]]:
             check=True,
         )
         flags[head] = set(re.findall(r"--[a-z0-9-]+", done.stdout))
+        flags[script] = set(re.findall(r"(?<!\S)-[a-z]\b", done.stdout))
     return flags
 
 
@@ -61,6 +62,14 @@ def test_flags_in_documents_exist(document, known_flags):
     # "--val-…" stands for a group of flags
     named = {flag.rstrip("-") for flag in flags_in(text) if not flag.endswith("-")} - FOREIGN_FLAGS
     assert named <= set().union(*known_flags.values())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_short_flags_in_documents_are_in_the_help(document, known_flags):
+    text = (ROOT / document).read_text(encoding="utf-8").replace("\\\n", " ")
+    for script, words in re.findall(r"python demo/(\w+\.py)( .*)", text):
+        named = set(re.findall(r"(?<= )-[a-z](?= )", words.partition("#")[0]))
+        assert named <= known_flags.get(script, set()), script
 
 
 @pytest.mark.parametrize("launcher", [*LAUNCHERS, INSTANCE_LAUNCHER])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from training_helpers import drawn, run_script, train_here, words
 
-from memory import estimated_memory_bytes
+from memory import estimated_memory_bytes, keep_freed_memory
 from segmenter import Segmenter
 from training.config import parse_training_arguments
 from training.run import build_segmenter
@@ -58,3 +58,16 @@ def test_a_machine_that_has_not_enough_says_so(tmp_path):
     assert "--image-size 256 --batch-size 16" in done.stderr
     assert not list(tmp_path.rglob("*.pth"))  # nothing was trained, nothing is saved
     assert "--batch-size 8 --gradient-accumulation-steps 2" in done.stderr
+
+
+@pytest.mark.parametrize("library", [TypeError("LoadLibrary() argument 1 must be str, not None"), object()])
+def test_where_the_c_library_is_another_one_freed_memory_is_not_kept(monkeypatch, library):
+    """Windows finds none without a name; macOS and musl have no mallopt."""
+
+    def find(name):
+        if isinstance(library, Exception):
+            raise library
+        return library
+
+    monkeypatch.setattr("memory.ctypes.CDLL", find)
+    keep_freed_memory()

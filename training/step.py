@@ -1,7 +1,8 @@
 """One optimizer step: backward through its micro-batches, clipping, and the update.
 
-Nothing here waits for the device. Whether losses and gradients are finite is decided where they are, and who wants to
-know them reads them later, while the device is at work on the next step.
+Nothing here waits for the device, except what the loss of a head does itself: the matching of mask heads is on the
+host. Whether losses and gradients are finite is decided where they are, and who wants to know them reads them later,
+while the device is at work on the next step.
 """
 
 import math

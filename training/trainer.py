@@ -212,11 +212,13 @@ class Trainer:
             self._save_before_the_end(reason)
             raise
 
-    def batches_left(self) -> Iterator[list[Batch]]:
-        """The micro-batches of each step that is left in the running epoch."""
+    def batches_left(self, others: Iterable["Trainer"] = ()) -> Iterator[list[Batch]]:
+        """The micro-batches of each step that is left in the running epoch. others: who wait for them as well."""
         self.loaders.order.set_epoch(self.progress.epoch, self.progress.samples)
         is_cached = self.cache is not None and self.cache.num_views > 0
-        batches = self.log.timed(self.loaders.train)
+        batches = self.loaders.train
+        for trainer in (self, *others):
+            batches = trainer.log.timed(batches)
         if is_cached:
             batches = self.cache.batches(batches)
         steps = groups_of(batches, self.settings.gradient_accumulation_steps)
@@ -302,9 +304,9 @@ class Trainer:
             numbers = self.updates.take(micro_batches, progress.step)
             progress.step += 1
             progress.samples += num_images
-        self._set_progress_of_head()
-        self.settle()
-        self._unread = UnreadStep(progress.epoch + 1, progress.step, lr, num_images, micro_batches, numbers)
+            self._set_progress_of_head()
+            self.settle()
+            self._unread = UnreadStep(progress.epoch + 1, progress.step, lr, num_images, micro_batches, numbers)
         if progress.bad_steps:  # at once, so that a replay has the weights of its step
             self.settle()
         skipped = [text for batch in micro_batches for text in batch.skipped]
@@ -316,10 +318,10 @@ class Trainer:
             progress.validation_due = not self.is_step_left and self.loaders.val is not None
             raise Interrupted(stop_signal)
 
-    def settle(self) -> None:
+    def settle(self, is_alone: bool = False) -> None:
         """Read and log the losses of the last step, if that is still to be done. Waits for the device.
 
-        Raises UserError where too many steps were bad.
+        is_alone: the other processes may be elsewhere. Raises UserError where too many steps were bad.
         """
         unread, self._unread = self._unread, None
         if unread is None:
@@ -331,7 +333,9 @@ class Trainer:
             self.log.step(unread.epoch, unread.step, losses, unread.lr, unread.num_images)
             return
         progress.bad_steps += 1
-        sample_ids = gather_object([sample_id for batch in unread.micro_batches for sample_id in batch.sample_ids])
+        sample_ids = [sample_id for batch in unread.micro_batches for sample_id in batch.sample_ids]
+        if not is_alone:
+            sample_ids = gather_object(sample_ids)
         self.log.bad_step(unread.epoch, unread.step, bad, sample_ids)
         if progress.bad_steps >= MAX_BAD_STEPS:
             path = self.files.replay(unread.step)
@@ -472,7 +476,7 @@ class Trainer:
         if not self.updates.is_updating and not self.stop.at_once and self.progress.step != self._saved_step:
             path = self.files.folder / self.files.step_name(self.progress.step)
             try:
-                self.settle()
+                self.settle(is_alone=not isinstance(reason, Interrupted))  # an error may be of this process only
                 self.save(path)
                 self.log.say(f"saved {path}")
             except Exception as error:  # the reason of the end must be reported, not this one

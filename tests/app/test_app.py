@@ -92,6 +92,15 @@ def test_curves_are_read_while_a_line_is_being_written(tmp_path):
         find_runs(["nowhere"])
 
 
+def test_runs_of_folders_with_the_same_name_are_told_apart(tmp_path, monkeypatch):
+    for day in ("monday", "tuesday"):
+        log(tmp_path / day / "runs/a", [])
+    found = find_runs([str(tmp_path / day / "runs") for day in ("monday", "tuesday")])
+    assert [run.name for run in found] == ["monday/runs/a (upernet)", "tuesday/runs/a (upernet)"]
+    monkeypatch.chdir(tmp_path / "monday/runs")
+    assert [run.name for run in find_runs(["."])] == ["runs/a (upernet)"]
+
+
 @pytest.mark.parametrize(
     ("host", "is_local"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("lab", False)]
 )

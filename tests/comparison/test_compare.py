@@ -104,6 +104,12 @@ def test_the_report_has_what_the_logs_say(compared):
     assert (compared / "report" / "report.html").is_file()
 
 
+def test_all_heads_wait_for_the_same_data(compared):
+    logs = [compared / "seed_0" / f"{prefix}metrics.jsonl" for prefix in PREFIXES.values()]
+    lines = [[json.loads(line) for line in log.read_text().splitlines()] for log in logs]
+    assert all(line["data_wait"] > 0 for of_head in lines for line in of_head if line["split"] == "train")
+
+
 def test_each_batch_passes_the_backbone_once(data, tmp_path, monkeypatch, numbers_only):
     passes, has_features = [], []
     own_pass, own_forward = Together.with_features, Segmenter.forward

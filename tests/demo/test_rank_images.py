@@ -104,6 +104,11 @@ def test_what_cannot_be_ranked_is_named(folder, tmp_path, capsys):
     assert names(capsys.readouterr().err, "broken.png") and (tmp_path / "out/masks/masks/0005.png").exists()
     assert run(*words, "--output-dir", tmp_path / "out") == 2  # a round is never mixed with another
     assert names(capsys.readouterr().err, "--output-dir")
+    (tmp_path / "images/broken.png").unlink()
+    shutil.copy(folder / "pool/0005.png", tmp_path / "images/0005.tif")
+    assert run(*words, "--output-dir", tmp_path / "both") == 2  # one mask for two images
+    assert names(capsys.readouterr().err, "0005.png")
+    assert (tmp_path / "both/ranking.json").exists()  # what took the time is kept
     with pytest.raises(SystemExit) as stop:
         script.parse_rank_arguments([*map(str, words), "--output-dir", "x", "--by", "heads"])
     assert stop.value.code == 2 and names(capsys.readouterr().err, "--by heads", "--model-path")

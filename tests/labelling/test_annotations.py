@@ -16,7 +16,7 @@ from data.formats.table import open_data
 from data.labels import LabelRule
 from errors import UserError
 from labelling.annotations import CocoFolder, MaskFolder, PreAnnotated, regions
-from labelling.label_studio import LabelStudioFolder, brush_code, interface_of
+from labelling.label_studio import LabelStudioFolder, brush_code
 from labelling.pool import PoolImage, Ranked, find_pool, least_sure_first
 from prediction.results import FoundObject, InstanceResult, SemanticResult
 
@@ -33,7 +33,7 @@ def predicted(tmp_path) -> list[PreAnnotated]:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", SIZE_HW[::-1], (number, 0, 0)).save(path)
         classes = np.random.default_rng(number).integers(0, 3, SIZE_HW).astype(np.uint8)
-        result = SemanticResult(classes, NAMES, LabelRule(3))
+        result = SemanticResult(classes, NAMES, LabelRule(3, colors=(0x0000FF, 0x00FF00, 0x102030)))
         made.append(PreAnnotated(Ranked(PoolImage(path, name), 0.25 * number), result))
     return made
 
@@ -98,7 +98,8 @@ def test_label_studio_gives_every_pixel_back(tmp_path, predicted):
         assert np.array_equal(by_name[class_map(image, has_background=False)[0]], one.result.classes)
     labels = ElementTree.fromstring((folder / "interface.xml").read_text()).findall(".//Label")
     assert [label.get("value") for label in labels] == NAMES
-    assert interface_of(["a"]).count("#3c3c3c") == 1  # the colour of overlays
+    overlay = ["#{:02x}{:02x}{:02x}".format(*color) for color in predicted[0].result.colors().tolist()]
+    assert [label.get("background") for label in labels] == overlay == ["#0000ff", "#00ff00", "#102030"]
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (3, 5), (200, 170)])

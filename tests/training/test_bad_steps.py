@@ -1,6 +1,8 @@
 """Numbers that are not finite: the step is skipped, and ten in a row end the run with all that a replay needs."""
 
 import math
+import os
+import signal
 
 import pytest
 import torch
@@ -91,6 +93,48 @@ def test_losses_are_read_while_the_next_step_is_computed(tmp_path, monkeypatch):
         "take 0, take 1, read 0, take 2, read 1, take 3, read 2, take 4, read 3, read 4, take 5, take 6, read 5, read 6"
     )
     assert ", ".join(events) == late
+
+
+def test_a_lost_worker_takes_no_losses_along(tmp_path, monkeypatch):
+    """Its news waits until the step is counted, and then the checkpoint's log knows the step as well."""
+    take = OptimizerStep.take
+
+    def noted(self, micro_batches, step):
+        numbers = take(self, micro_batches, step)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGCHLD)
+        return numbers
+
+    def lost(signum, frame):
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr(OptimizerStep, "take", noted)
+    before = signal.signal(signal.SIGCHLD, lost)
+    try:
+        with pytest.raises(RuntimeError, match="lost"):
+            train_here("linear", tmp_path / "run", *drawn(tmp_path / "data"), *STEPS, "--log-interval", "100")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    state = read_checkpoint(tmp_path / "run/linear_checkpoint_step_3.pth")
+    assert state["progress"]["step"] == state["log"]["count"] == 3
+
+
+def test_an_error_after_a_bad_step_waits_for_no_other_process(tmp_path, monkeypatch):
+    """Which may have had no error, and be at work."""
+    take = OptimizerStep.take
+
+    def fail(self, micro_batches, step):
+        if step == 1:
+            raise RuntimeError("out of luck")
+        return take(self, micro_batches, step)
+
+    monkeypatch.setattr(OptimizerStep, "take", fail)
+    monkeypatch.setattr("training.trainer.gather_object", lambda items: pytest.fail("waits for the others"))
+    spoil(monkeypatch, {0}, with_nan_loss)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        train_here("linear", tmp_path / "run", *drawn(tmp_path / "data"), *STEPS)
+    assert (tmp_path / "run/linear_checkpoint_step_1.pth").exists()
+    assert [line["step"] for line in metrics(tmp_path / "run", "linear_", "bad_step")] == [1]
 
 
 def test_the_average_of_the_weights_is_spared_too(tmp_path, monkeypatch):

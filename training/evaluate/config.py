@@ -20,8 +20,8 @@ class CheckpointFlags:
 
     model_path: str = flag(
         "",
-        "a checkpoint, or a run's folder: its best; or a released head as it is: a file, a Hugging Face folder, or a "
-        "hub name",
+        "or -m: a checkpoint, or a run's folder: its best; or a released head as it is: a file, a Hugging Face folder, "
+        "or a hub name",
         metavar="PATH",
     )
     weights: str | None = flag(None, "of the backbone (None = where the run found them)")
