@@ -113,12 +113,12 @@ class Together:
 
     @torch.no_grad()
     def with_features(self, batch: Batch) -> Batch:
-        """The batch on the device, with what the backbone says of its images, unless a cache has said it."""
+        """The batch with what the backbone says of its images, on the device, unless a cache has said it."""
         if batch.features is not None:
             return batch
-        batch = batch.to(self.accelerator.device, non_blocking=True)
+        images = batch.images.to(self.accelerator.device, non_blocking=True)
         with self.accelerator.autocast():
-            batch.features = self.backbone(batch.images)
+            batch.features = self.backbone(images)
         if self.accelerator.device.type == "cuda":
             torch.cuda.synchronize(self.accelerator.device)  # its time is not that of the first head
         return batch

@@ -57,7 +57,9 @@ class FeatureCache:
         self._pool = ThreadPoolExecutor(READERS)
 
     def batches(self, loader: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches of the loader on the device, with their features; entries of the next one are read meanwhile."""
+        """The batches of the loader, with their features on the device; entries of the next one are read meanwhile.
+
+        Images and targets stay on the host, where a step looks at targets before it moves them."""
         with ThreadPoolExecutor(1) as ahead:
             waiting: tuple[Batch, Future] | None = None
             for batch in loader:
@@ -124,7 +126,6 @@ class FeatureCache:
         return Found(keys, entries, self._stacked(entries) if is_complete else None)
 
     def _with_features(self, batch: Batch, reading: Future) -> Batch:
-        batch = batch.to(self.accelerator.device, non_blocking=True)
         batch.features = self._completed(batch.images, reading.result())
         return batch
 
