@@ -61,7 +61,10 @@ def load_predictors(config: RankConfig) -> "list[Predictor]":
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         keep_freed_memory()
-    return [Predictor.load(path, config.weights, device=device, **options) for path in config.model_path]
+    predictors = [Predictor.load(path, config.weights, device=device, **options) for path in config.model_path]
+    if any(one.image_rule != predictors[0].image_rule for one in predictors):
+        raise UserError("-m: the models take different bands or values of an image: rank with those of one kind")
+    return predictors
 
 
 def write_annotations(config: RankConfig, predictor: "Predictor", chosen: "list[Ranked]") -> None:

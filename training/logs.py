@@ -131,7 +131,8 @@ class RunLog:
         title = "validation" if split == "val" else split
         where = f"step {progress.step}" if progress.samples else f"epoch {progress.epoch}"
         self.say(f"{where}  {title}  {numbers}")
-        self._window_start, self._waited_s = time.perf_counter(), 0.0  # validation is not training time
+        # Validation is not training time: what is measured starts over.
+        self._window_start, self._waited_s, self._images = time.perf_counter(), 0.0, 0
 
     def say(self, text: str) -> None:
         if self.is_main:

@@ -306,7 +306,8 @@ class Trainer:
             progress.samples += num_images
             self._set_progress_of_head()
             self.settle()
-            self._unread = UnreadStep(progress.epoch + 1, progress.step, lr, num_images, micro_batches, numbers)
+            batches = [replace(batch, features=None) for batch in micro_batches]  # which would take the device's memory
+            self._unread = UnreadStep(progress.epoch + 1, progress.step, lr, num_images, batches, numbers)
         if progress.bad_steps:  # at once, so that a replay has the weights of its step
             self.settle()
         skipped = [text for batch in micro_batches for text in batch.skipped]

@@ -112,3 +112,11 @@ def test_what_cannot_be_ranked_is_named(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         script.parse_rank_arguments([*map(str, words), "--output-dir", "x", "--by", "heads"])
     assert stop.value.code == 2 and names(capsys.readouterr().err, "--by heads", "--model-path")
+
+
+def test_models_that_take_other_values_are_not_compared(folder, tmp_path, capsys):
+    data = ["--data", str(folder / "labelled"), "--value-range", "0", "200"]
+    assert train_here("linear", tmp_path / "other", *data, *STEPS) == 0
+    words = ["-m", folder / "run", tmp_path / "other", "--by", "heads", "--image-paths", folder / "pool"]
+    assert run(*words, "--output-dir", tmp_path / "ranked") == 2
+    assert names(capsys.readouterr().err, "-m")
