@@ -34,8 +34,9 @@ class ExportedModel(nn.Module):
         super().__init__()
         self.segmenter = segmenter.eval().requires_grad_(False)
         backbone = segmenter.backbone
-        self.register_buffer("mean", 255 * torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
+        # By names that no operator has: in ONNX a mean's result is called "mean".
+        self.register_buffer("pixel_mean", 255 * torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", 255 * torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
 
     @property
     def input_names(self) -> list[str]:
@@ -49,7 +50,7 @@ class ExportedModel(nn.Module):
         return self.answers(self.segmenter(self.normalised(images)), tuple(images.shape[-2:]))
 
     def normalised(self, images: Tensor) -> Tensor:
-        return (images.float() - self.mean) / self.std
+        return (images.float() - self.pixel_mean) / self.pixel_std
 
     def answers(self, outputs, size_hw: tuple[int, int]) -> tuple[Tensor, ...]:
         """The tensors of output_names."""

@@ -106,6 +106,12 @@ def test_onnx_gives_pytorchs_numbers(head, size_hw, tmp_path, one_layer, monkeyp
     assert write_onnx(model, tmp_path / "head.onnx", size_hw, False, {}, TOLERANCE) < 1e-4
 
 
+def test_onnx_of_a_head_with_means_over_the_backbone(tmp_path):
+    """UPerNet pools by means, whose names in ONNX are not those of the normalisation."""
+    model = ExportedModel(build("upernet"))
+    assert write_onnx(model, tmp_path / "model.onnx", (32, 64), False, {}, TOLERANCE) < 1e-4
+
+
 def test_objects_of_mask2former_are_traced_for_any_batch(one_layer, monkeypatch):
     """Deformable attention is that of grid_sample: no runtime has the CPU's function."""
     monkeypatch.setitem(SPECS, "m2f", replace(SPECS["m2f"], adapter="pyramid"))
