@@ -95,8 +95,8 @@ def is_out_of_memory(error: Exception) -> bool:
 def keep_freed_memory() -> None:
     """Let this process keep the memory that tensors on the CPU free, for the next ones.
 
-    glibc gives that of large tensors back to the system, which clears fresh pages for each new one: a quarter of the
-    time of a training step. Where the C library is another one, nothing changes.
+    glibc gives that of large tensors back to the system, which clears fresh pages for each new one: about a fifth of
+    the time of a training step (benchmarks/RESULTS.md). Where the C library is another one, nothing changes.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
