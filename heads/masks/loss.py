@@ -39,13 +39,15 @@ class MaskOutputs:
 
     def mask_logits(self, layer: int) -> Tensor:
         """All masks of one prediction, (B, Q, H/4, W/4)."""
-        features = self.mask_features[layer if len(self.mask_features) > 1 else 0]
-        return torch.einsum("bqc,bchw->bqhw", self.mask_embeddings[layer], features)
+        return torch.einsum("bqc,bchw->bqhw", self.mask_embeddings[layer], self._features(layer))
 
-    def of_image(self, image: int) -> "MaskOutputs":
-        """The same of one image of the batch, B = 1."""
-        parts = (self.class_logits, self.mask_embeddings, self.mask_features)
-        return MaskOutputs(*[[t[image, None] for t in part] for part in parts])
+    def masks_of_image(self, layer: int, image: int) -> Tensor:
+        """All masks of one prediction for one image, (Q, H/4, W/4): one product, whatever comes last in memory."""
+        features = self._features(layer)[image]
+        return (self.mask_embeddings[layer][image] @ features.flatten(1)).unflatten(1, features.shape[1:])
+
+    def _features(self, layer: int) -> Tensor:
+        return self.mask_features[layer if len(self.mask_features) > 1 else 0]
 
     @cached_property
     def last_masks(self) -> Tensor:
@@ -85,34 +87,38 @@ def to_mask_target(target: Target) -> MaskTarget:
 
 def sample_points(maps: Tensor, points: Tensor, padding: str = "zeros") -> Tensor:
     """maps: (R, C, h, w), points: (R, G, P, 2) -> (R, C, G, P), bilinear."""
-    if len(maps) == 1 < maps.shape[1]:  # one map after the other is several times as fast on the CPU
-        each = points.expand(maps.shape[1], -1, -1, -1)
-        return sample_points(maps.transpose(0, 1), each, padding).transpose(0, 1)
-    return F.grid_sample(maps, 2 * points - 1, mode="bilinear", padding_mode=padding, align_corners=False)
+    grid = (2 * points).sub_(1)
+    if is_single := len(maps) == 1 < maps.shape[1]:  # one map after the other is several times as fast on the CPU
+        maps, grid = maps.transpose(0, 1), grid.expand(maps.shape[1], -1, -1, -1)
+    sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    return sampled.transpose(0, 1) if is_single else sampled
 
 
 @torch.no_grad()
 def uncertain_points(
     mask_logits: Tensor,
-    draw: Callable[[int, int], Tensor],
+    draw_into: Callable[[Tensor], None],
     num_points: int,
     oversample_ratio: float,
     importance_ratio: float,
 ) -> Tensor:
     """Points (L, T, P, 2) for mask_logits (L, T, h, w): mostly where a mask is least sure, the rest uniform.
 
-    draw: numbers of layers l and of points n -> (l, T, n, 2), uniform. Of oversample_ratio * P of them, the
-    importance_ratio * P with the smallest |logit| are kept. One layer after the other: all candidates at once would
-    be among the largest tensors of a step.
+    draw_into: fills (l, T, n, 2) with uniform numbers. Of oversample_ratio * P candidates, the importance_ratio * P
+    with the smallest |logit| are kept. One layer after the other: all candidates at once would be among the largest
+    tensors of a step.
     """
+    num_layers, num_masks = mask_logits.shape[:2]
     num_candidates, kept = int(num_points * oversample_ratio), int(importance_ratio * num_points)
-    picked = []
-    for of_layer in mask_logits:
-        (candidates,) = draw(1, num_candidates)
-        certainty = sample_points(of_layer[:, None], candidates[:, None])[:, 0, 0].abs_()
+    points = mask_logits.new_empty(num_layers, num_masks, num_points, 2)
+    candidates = mask_logits.new_empty(1, num_masks, num_candidates, 2)
+    for of_layer, picked in zip(mask_logits, points, strict=True):
+        draw_into(candidates)
+        certainty = sample_points(of_layer[:, None], candidates[0, :, None])[:, 0, 0].abs_()
         chosen = certainty.neg_().topk(kept, dim=1, sorted=False).indices
-        picked.append(candidates.gather(1, chosen[..., None].expand(-1, -1, 2)))
-    return torch.cat((torch.stack(picked), draw(len(mask_logits), num_points - kept)), dim=2)
+        picked[:, :kept] = candidates[0].gather(1, chosen[..., None].expand(-1, -1, 2))
+    draw_into(points[:, :, kept:])
+    return points
 
 
 @torch.no_grad()
@@ -178,9 +184,8 @@ def masks_at_points(outputs: MaskOutputs, image: int, points: Tensor) -> Iterato
     """
     shared = outputs.mask_features[0]
     if len(outputs.mask_features) > 1 or shared[0, 0].numel() <= points.shape[2]:
-        of_image = outputs.of_image(image)
-        for layer in range(len(of_image.mask_embeddings)):
-            yield sample_points(of_image.mask_logits(layer).float(), points)[0, :, 0]
+        for layer in range(len(outputs.mask_embeddings)):
+            yield sample_points(outputs.masks_of_image(layer, image).float()[None], points)[0, :, 0]
     else:
         sampled = sample_points(shared[image, None].float(), points)[0, :, 0].to(shared.dtype)
         for embeddings in outputs.mask_embeddings:
@@ -201,11 +206,11 @@ def matching_costs(
     # softplus(x) = max(x, 0) - log sigmoid(|x|), and sigmoid(|x|) = max(p, 1 - p) with p = sigmoid(x): this way it is
     # vectorized on the CPU, and takes a fifth of the time.
     probability = mask_logits.sigmoid()
-    softplus = mask_logits.relu() - torch.maximum(probability, 1 - probability).log_()
+    softplus = mask_logits.relu().sub_((1 - probability).maximum(probability).log_())
     cross_entropy = (softplus @ point_weight)[..., None] - mask_logits @ weighted_truth
     mask_cost = cross_entropy / point_weight.sum().clamp(min=1)
     area = (probability @ point_weight)[..., None] + weighted_truth.sum(0)
-    dice_cost = 1 - (2 * probability @ weighted_truth + 1) / (area + 1)
+    dice_cost = 1 - (2 * (probability @ weighted_truth) + 1) / (area + 1)
     return class_cost, mask_cost, dice_cost
 
 
@@ -312,16 +317,14 @@ def point_losses(
     is_matched = (queries >= 0).flatten().float()  # (L * T,)
     predicted = matched_masks(outputs, targets, queries).float()
 
-    def draw(num_layers: int, num_points: int) -> Tensor:
-        """(num_layers, T, num_points, 2), each image from its own generator."""
-        drawn = [
-            torch.rand(num_layers, len(target.labels), num_points, 2, device=queries.device, generator=generator)
-            for target, generator in zip(targets, generators, strict=True)
-        ]
-        return torch.cat(drawn, dim=1)
+    def draw_into(points: Tensor) -> None:
+        """points: (l, T, n, 2); each image's from its own generator."""
+        of_images = points.split([len(target.labels) for target in targets], dim=1)
+        for part, generator in zip(of_images, generators, strict=True):
+            part.uniform_(generator=generator)
 
     s = settings
-    points = uncertain_points(predicted, draw, s.num_points, s.oversample_ratio, s.importance_ratio)
+    points = uncertain_points(predicted, draw_into, s.num_points, s.oversample_ratio, s.importance_ratio)
     logits = sample_points(predicted.flatten(0, 1)[:, None], points.flatten(0, 1)[:, None])[:, 0, 0]  # (L * T, P)
     truth, point_weight = truth_of_pairs(targets, points)
 
@@ -342,8 +345,10 @@ def matched_masks(outputs: MaskOutputs, targets: list[MaskTarget], queries: Tens
     of_images = chosen.split([len(t.labels) for t in targets], dim=1)
     if len(outputs.mask_features) == 1:
         (features,) = outputs.mask_features
-        masks = [torch.einsum("lnc,chw->lnhw", c, f) for c, f in zip(of_images, features.unbind(), strict=True)]
-        return torch.cat(masks, dim=1)
+        # A product of two matrices: einsum makes a batch of one of it, whose gradients are slower on the CPU.
+        pairs = zip(of_images, features.flatten(2).unbind(), strict=True)
+        masks = [(c.flatten(0, 1) @ f).unflatten(0, c.shape[:2]) for c, f in pairs]
+        return torch.cat(masks, dim=1).unflatten(2, features.shape[2:])
     # With the pixels first the gradients are laid out as the features are, whose channels come last in memory. One
     # image after the other, since batched products of such narrow matrices are several times as slow on the CPU.
     pixels = [features.flatten(2).transpose(1, 2) for features in outputs.mask_features]  # each (B, h * w, C)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from paths import GOLDEN
+from plain_pmt import PlainPMT
 
 from backbones.frozen import build_backbone
 from backbones.timm_models import create
@@ -12,7 +13,7 @@ from heads.build import HeadSpec
 from heads.options import HEADS
 from heads.pmt import mask_chance
 from segmenter import Segmenter
-from structures import Features
+from structures import Features, Target
 
 RELEASES = json.loads((GOLDEN / "pmt_keys.json").read_text())["releases"]
 TOTALS = {12: 88_692, 16: 20_192}
@@ -135,3 +136,23 @@ def test_features_are_moved_and_counted_once():
     assert all(moved.layers[n].map is m for n, m in zip(moved.layers, moved.maps, strict=True))
     width, tokens = 192, 4
     assert features.nbytes == 4 * width * (4 * tokens + 4 + 1)  # maps, prefix tokens, class token
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_same_numbers_as_with_the_masks_of_all_queries(share):
+    """Also the gradients of the loss, on a map that is not square."""
+    model = small().train()
+    model.head.set_progress(share)
+    images, truth = torch.randn(2, 3, 64, 96), torch.randint(4, (2, 64, 96))
+    targets = [Target(semantic=t) for t in truth]
+    layers = model.adapter(images, model.backbone(images))
+    found = []
+    for head in (model.head, PlainPMT(model.head)):
+        torch.manual_seed(0)
+        outputs = head(layers)
+        last = outputs.mask_logits(len(outputs.class_logits) - 1)
+        losses = head.loss(outputs, targets)
+        gradients = torch.autograd.grad(sum(losses.values()), list(model.head.parameters()), allow_unused=True)
+        found.append([last, outputs.class_logits[-1], *losses.values(), *(g for g in gradients if g is not None)])
+    ours, plain = found
+    torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-5)

@@ -34,13 +34,15 @@ def random_pyramid(height: int = 64, width: int = 96) -> list[Tensor]:
 
 @pytest.fixture
 def same_points(monkeypatch):
-    """torch.rand gives the same coordinates to every row, so that both sides sample the same points in any order."""
+    """Every row gets the same random coordinates, so that both sides sample the same points in any order."""
+    unpatched = torch.rand
 
     def rand(*shape: int, **options) -> Tensor:
         generator = torch.Generator().manual_seed(shape[-2])
-        return torch.empty(shape[-2:]).uniform_(generator=generator).expand(shape).clone()
+        return unpatched(shape[-2:], generator=generator).expand(shape).clone()
 
     monkeypatch.setattr(torch, "rand", rand)
+    monkeypatch.setattr(Tensor, "uniform_", lambda drawn, generator: drawn.copy_(rand(*drawn.shape)))
 
 
 @pytest.fixture(scope="module")
