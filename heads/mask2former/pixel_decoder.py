@@ -79,7 +79,11 @@ class ConvGroupNorm(nn.Conv2d):
         nn.init.kaiming_uniform_(self.weight, a=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(super().forward(x))
+        return self.norm(self.convolve(x))
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """Without the norm."""
+        return super().forward(x)
 
 
 class PixelDecoder(nn.Module):
@@ -107,7 +111,14 @@ class PixelDecoder(nn.Module):
         stride4, *coarser = pyramid
         projected = [conv(level) for conv, level in zip(self.input_convs, reversed(coarser), strict=True)]
         multi_scale = self.encoder(projected)
+        finest = recomputed(self._finest, stride4, multi_scale[-1])
+        return recomputed(self._mask_features, finest), multi_scale
+
+    def _finest(self, stride4: Tensor, coarser: Tensor) -> Tensor:
+        """The map of stride 4 before its last norm. Computed again: a 1x1 convolution and a norm."""
         lateral = self.lateral_convs[0](stride4)
-        top_down = F.interpolate(multi_scale[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-        finest = F.relu_(self.output_convs[0](lateral + top_down))
-        return self.mask_feature(finest), multi_scale
+        top_down = F.interpolate(coarser, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+        return self.output_convs[0].convolve(lateral + top_down)
+
+    def _mask_features(self, finest: Tensor) -> Tensor:
+        return self.mask_feature(F.relu_(self.output_convs[0].norm(finest)))
