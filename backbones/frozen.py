@@ -145,7 +145,9 @@ class FrozenBackbone(nn.Module):
         """
         if self._shards and self._shards.is_uneven:
             self._shards.is_any_calling(True)
-        with torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
+        # FSDP keeps what it allocates in its first pass: made in inference mode, it would be of no use outside.
+        plain_tensors = torch.inference_mode(False) if self._shards else nullcontext()
+        with plain_tensors, torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
             return self._features(self._resize_to_multiple(images))
 
     def give_layers(self, by_depth: Mapping[int, Sequence[int]]) -> list[int]:
@@ -326,9 +328,8 @@ class FrozenBackbone(nn.Module):
             yield
         finally:
             shards.is_uneven = False
-        with torch.no_grad():
-            while shards.is_any_calling(False):
-                self._features(shards.black_image())
+        while shards.is_any_calling(False):
+            self(shards.black_image())
 
     def unfreeze(self) -> "FrozenBackbone":
         """From now on it learns, in float32, and a parent module's train() sets it to training too.
