@@ -176,8 +176,8 @@ def make_offload(config: TrainConfig, accelerator: Accelerator) -> Offload | Non
         return None
     if accelerator.num_processes > 1:
         raise UserError(
-            f"--backbone-offload {config.backbone_offload} is for one process, not {accelerator.num_processes}: leave "
-            "it out, or fill a feature cache first (demo/cache_features.py --shard)"
+            f"--backbone-offload {config.backbone_offload} is for one process, not {accelerator.num_processes}: pass "
+            "--backbone-shard instead, leave it out, or fill a feature cache first (demo/cache_features.py --shard)"
         )
     return Offload(config.backbone_offload, accelerator.device)
 

@@ -9,6 +9,7 @@ import torch
 from messages import naming
 from training_helpers import run_ranks
 
+from backbones.frozen import build_backbone
 from backbones.shard import share_of_rows
 from comparison.config import parse_compare_arguments
 from errors import UserError
@@ -19,8 +20,10 @@ PATHS = ["--image-paths", "a", "--mask-paths", "b"]
 
 
 @pytest.mark.slow
-def test_features_are_the_same_from_half_of_the_bytes():
-    code = """
+def test_features_are_the_same_from_half_of_the_bytes(tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save(build_backbone("dinov3_vits16", "random").model.state_dict(), file)
+    code = f"""
         import json, torch
         from accelerate import Accelerator
         from backbones.frozen import build_backbone
@@ -29,13 +32,13 @@ def test_features_are_the_same_from_half_of_the_bytes():
         rank = Accelerator(cpu=True).process_index
         images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         found = []
-        for name, dtype in (
-            ("test_vit", torch.float32),
-            ("dinov3_vits16", torch.bfloat16),
-            ("dinov3_vits16", torch.int8),
+        for name, weights, dtype in (
+            ("test_vit", "random", torch.float32),
+            ("dinov3_vits16", "random", torch.bfloat16),
+            ("dinov3_vits16", {str(file)!r}, torch.int8),
         ):
-            usual, shards = build_backbone(name, "random", dtype), Shards(images.device, host_group(), 64)
-            sharded = build_backbone(name, "random", dtype, shards.keep).shard(shards)
+            usual, shards = build_backbone(name, weights, dtype), Shards(images.device, host_group(), 64)
+            sharded = build_backbone(name, weights, dtype, shards.keep).shard(shards)
             is_same = []
             def compare():
                 is_same.append(all(torch.equal(a, b) for a, b in zip(usual(images).maps, sharded(images).maps)))
