@@ -7,8 +7,8 @@ B batch, C channels, H W image size in pixels, h w size of a feature map.
 
 import hashlib
 import inspect
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import timm
@@ -27,6 +27,7 @@ from backbones.keys import State, to_timm_keys
 from backbones.mask2former_keys import mask2former_backbone
 from backbones.names import BACKBONES, tapped_blocks
 from backbones.offload import STREAMED, Offload, bytes_at_a_time, num_bytes
+from backbones.shard import Shards, bytes_of_share, whole
 from backbones.timm_models import ROPE_PERIODS, create, create_with, timm_name
 from backbones.weight_files import OWN_PREFIX, backbone_state, float_state, read_normalisation, read_tensors
 from backbones.weights import find_weights
@@ -133,6 +134,7 @@ class FrozenBackbone(nn.Module):
         self.is_trained = False
         self.is_kept = False
         self._offload: Offload | None = None
+        self._shards: Shards | None = None
 
     def forward(self, images: Tensor) -> Features:
         """images: (B, 3, H, W), normalised with mean and std.
@@ -141,7 +143,11 @@ class FrozenBackbone(nn.Module):
         last block; a hierarchical model's maps come as its stages give them. Sizes that are no multiple of the largest
         stride are resized to the nearest one. Raises UserError if the model takes images of one size only.
         """
-        with torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
+        if self._shards and self._shards.is_uneven:
+            self._shards.is_any_calling(True)
+        # FSDP keeps what it allocates in its first pass: made in inference mode, it would be of no use outside.
+        plain_tensors = torch.inference_mode(False) if self._shards else nullcontext()
+        with plain_tensors, torch.set_grad_enabled(self.is_trained and torch.is_grad_enabled()):
             return self._features(self._resize_to_multiple(images))
 
     def give_layers(self, by_depth: Mapping[int, Sequence[int]]) -> list[int]:
@@ -198,7 +204,7 @@ class FrozenBackbone(nn.Module):
         if self.name in BACKBONES:
             return
         height, width = size_hw
-        image = torch.zeros(1, 3, height, width, device=next(self.parameters()).device)
+        image = torch.zeros(1, 3, height, width, device=next(self.model.parameters()).device)
         try:
             with torch.enable_grad():
                 features = self(image)
@@ -233,23 +239,26 @@ class FrozenBackbone(nn.Module):
 
     def digest(self) -> str:
         """64 hex digits of the weights as they are now. Unlike in `fingerprint`, every value counts: of each tensor the
-        sum of its bits as whole numbers, which takes a second for some GB."""
+        sum of its bits as whole numbers, which takes a second for some GB. Sharded weights are gathered for it, so that
+        all processes must ask alike."""
         state = sorted(self.whole_state().items())
         sums, samples = [], {}
-        for name, tensor in state:
+        for name, own in state:
+            tensor = whole(own)
             bits = tensor.detach().contiguous().flatten().view(WORDS[tensor.element_size()])
             # In parts: torch makes a copy of 64 bits each of what it adds up.
             total = sum(int(part.sum(dtype=torch.int64)) for part in bits.split(SUMMED_AT_ONCE))
             sums.append(f"{name} {tensor.dtype} {total};")
-            self._release(tensor)
-        for name, tensor in state:
             samples[name] = sample_of(tensor)
             self._release(tensor)
         return hashlib.sha256("".join([fingerprint(samples), *sums]).encode()).hexdigest()
 
-    def device_bytes(self, is_streamed: bool = False) -> int:
-        """What its frozen weights take on the device. is_streamed: whether that is asked of stream_blocks, before it is
-        called."""
+    def device_bytes(self, is_streamed: bool = False, num_shards: int = 1) -> int:
+        """What its frozen weights take on the device of a process. is_streamed, num_shards: what stream_blocks and
+        shard will make of them, before they are called."""
+        num_shards = self._shards.count if self._shards else num_shards
+        if num_shards > 1:
+            return bytes_of_share(self.model, self.name, num_shards)
         if is_streamed or self._offload:
             return bytes_at_a_time(self.model, self.name)
         return num_bytes(self.model)
@@ -289,6 +298,38 @@ class FrozenBackbone(nn.Module):
         offload.attach(self.model, self.name)
         self._offload = offload
         return self
+
+    def shard(self, shards: Shards) -> "FrozenBackbone":
+        """From now on each process keeps a share of its weights, on its device; the features are the same.
+
+        All processes must call it, and from then on forward and digest, equally often, except within uneven_calls. The
+        model is no submodule any more: a parent module neither moves it nor hands it to DistributedDataParallel, which
+        takes no shares. Raises UserError where it has no row of blocks.
+        """
+        assert not self.is_kept, "checkpoints, which one process writes, hold a kept backbone whole"
+        shards.attach(self.model, self.name)
+        self.__dict__["model"] = self._modules.pop("model")
+        self._shards = shards
+        return self
+
+    @contextmanager
+    def uneven_calls(self) -> Iterator[None]:
+        """Within it each process may call forward as often as it likes, not at all too, also where they share weights.
+
+        All processes must enter it; at its end each helps the others to gather weights until all are there. One within
+        another does nothing.
+        """
+        shards = self._shards
+        if shards is None or shards.is_uneven:
+            yield
+            return
+        shards.is_uneven = True
+        try:
+            yield
+        finally:
+            shards.is_uneven = False
+        while shards.is_any_calling(False):
+            self(shards.black_image())
 
     def unfreeze(self) -> "FrozenBackbone":
         """From now on it learns, in float32, and a parent module's train() sets it to training too.

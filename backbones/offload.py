@@ -55,7 +55,7 @@ class Offload:
 
     def attach(self, model: nn.Module, name: str) -> None:
         """From now on the blocks of a timm model are streamed. Raises UserError where it has no row of blocks."""
-        blocks, tensors = blocks_of(model, name), []
+        blocks, tensors = blocks_of(model, name, "--backbone-offload"), []
         for block in blocks:
             for tensor in (*block.parameters(), *block.buffers()):
                 tensor.data = self.file.keep(tensor.data) if self.file else tensor.data.pin_memory()
@@ -71,19 +71,18 @@ class Offload:
             self.file.drop(tensor)
 
 
-def blocks_of(model: nn.Module, name: str) -> nn.ModuleList | nn.Sequential:
-    """Of a timm model. Raises UserError where it has no row of blocks."""
+def blocks_of(model: nn.Module, name: str, flag: str) -> nn.ModuleList | nn.Sequential:
+    """Of a timm model. flag: what needs them. Raises UserError where it has no row of blocks."""
     blocks = getattr(model, "blocks", None)
     if not isinstance(blocks, nn.ModuleList | nn.Sequential):
-        raise UserError(
-            f"--backbone-offload is for plain ViTs, and --backbone {name} is none: its weights take less memory"
-        )
+        raise UserError(f"{flag} is for plain ViTs, and --backbone {name} is none: leave the flag out")
     return blocks
 
 
-def bytes_at_a_time(model: nn.Module, name: str) -> int:
-    """What the weights of a model whose blocks are streamed take on the device: two blocks at most are there."""
-    of_blocks = [num_bytes(block) for block in blocks_of(model, name)]
+def bytes_at_a_time(model: nn.Module, name: str, flag: str = "--backbone-offload") -> int:
+    """What the weights of a model whose blocks come one after the other take on the device: two blocks at most are
+    there. flag: what has them come. Raises UserError where it has no row of blocks."""
+    of_blocks = [num_bytes(block) for block in blocks_of(model, name, flag)]
     return num_bytes(model) - sum(of_blocks) + sum(sorted(of_blocks)[-2:])
 
 

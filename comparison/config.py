@@ -94,6 +94,8 @@ class CompareConfig(CompareFlags, CocoFlags, TrainConfig):
         super().__post_init__()
         if self.unfreeze_backbone:
             raise UserError("--unfreeze-backbone: the heads of a comparison share one backbone, which stays frozen")
+        if self.backbone_shard:
+            raise UserError("--backbone-shard: a comparison runs in one process; pass --backbone-offload instead")
         for name, value in (("early-stopping", self.early_stopping), ("tracker", self.tracker)):
             if value:
                 raise UserError(f"--{name} {value}: is for the training of one head; leave it out of a comparison")

@@ -298,6 +298,9 @@ class ModelFlags:
         "where the weights of its blocks wait, which come to the device one after the other: less memory, more time",
         choices=("none", "cpu", "disk"),
     )
+    backbone_shard: bool = flag(
+        False, "each process keeps a share of its frozen weights, and gathers one block after the other: less memory"
+    )
     unfreeze_backbone: bool = flag(False, "train the backbone too; needs far more memory")
     backbone_lr_multiplier: float = flag(0.1, "its share of --lr when unfrozen", low=0, metavar="FACTOR")
     init_head: str = flag(
@@ -487,6 +490,15 @@ class TrainConfig(
                     f"{name} {value} and --unfreeze-backbone exclude each other: weights that learn stay there, "
                     "in float32"
                 )
+        if self.backbone_shard and self.unfreeze_backbone:
+            raise UserError(
+                "--backbone-shard and --unfreeze-backbone exclude each other: the first is for frozen weights"
+            )
+        if self.backbone_shard and self.backbone_offload != "none":
+            raise UserError(
+                f"--backbone-shard and --backbone-offload {self.backbone_offload} exclude each other: the first is for "
+                "several processes, the second for one"
+            )
         self.check_inference(self.task, self.image_size)
         self.check_options()
 

@@ -18,7 +18,7 @@ from training.config import TrainConfig
 from training.features.cache import stored_dtype
 from training.features.plan import GB, cache_plan
 from training.processes import backbone_dtype
-from training.setup import head_spec
+from training.setup import head_spec, num_shards
 from training.summary import millions, table
 from training.tasks import prepare_data
 
@@ -28,6 +28,7 @@ def dry_run(config: TrainConfig, accelerator: Accelerator) -> str:
 
     Checks the data as a training does, writes nothing. Raises UserError where the data or the flags do not fit.
     """
+    shards = num_shards(config, accelerator)
     data = prepare_data(config, accelerator, None)
     backbone = backbone_without_weights(config.backbone)
     if config.unfreeze_backbone:
@@ -46,6 +47,11 @@ def dry_run(config: TrainConfig, accelerator: Accelerator) -> str:
     if config.backbone_offload != "none":
         memory = replace(memory, backbone_bytes=backbone.device_bytes(is_streamed=True))
         weights = f"{gib(memory.backbone_bytes)} at a time, of {weights}"
+    if shards > 1:
+        share = memory.backbone_bytes / shards
+        memory = replace(memory, backbone_bytes=backbone.device_bytes(num_shards=shards))
+        gathered = gib(memory.backbone_bytes - share)
+        weights = f"{gib(share)} in each of {shards} processes and {gathered} gathered at a time, of {weights}"
     steps = num_steps(config, data.sizes["train"], accelerator.num_processes)
     views = f"{plan.num_views} views per training image" if plan.num_views else "validation images only"
     rows = [

@@ -136,9 +136,11 @@ class Run:
     def begin(self) -> None:
         """Says what will be done, clears the folder for it, and writes run.json, in the first process."""
         trainer, about = self.trainer, self.trainer.about
+        with trainer.segmenter.backbone.uneven_calls():  # the summary tries the feature cache
+            if trainer.accelerator.is_main_process:
+                changed = changes(self.resumed, about["arguments"]) if self.resumed else []
+                print(printable(summary(self.config, trainer, self.resumed, changed)), flush=True)
         if trainer.accelerator.is_main_process:
-            changed = changes(self.resumed, about["arguments"]) if self.resumed else []
-            print(printable(summary(self.config, trainer, self.resumed, changed)), flush=True)
             about["line"] = lineage_of(self.config, self.files, self.resumed)
             write_json(self.files.run_json, run_record(about, trainer.data))
 

@@ -14,6 +14,7 @@ from backbones.frozen import FrozenBackbone, build_backbone, build_kept_backbone
 from backbones.half_weights import as_it_is
 from backbones.names import BACKBONES
 from backbones.offload import Offload
+from backbones.shard import SHARDS_INT8, Shards
 from backbones.weights import WeightsUnavailable, download, is_url
 from data.dataset import EpochBatches, EvalDataset, TrainDataset, collate
 from data.meta_transform import MetaTrainTransform
@@ -29,7 +30,7 @@ from training.checkpoints import Resumed
 from training.config import TrainConfig
 from training.features.cache import make_cache, stored_dtype
 from training.features.plan import cache_plan
-from training.processes import backbone_dtype
+from training.processes import backbone_dtype, host_group
 from training.tasks import TaskData
 from training.trainer import Loaders, TrainerSettings
 
@@ -144,8 +145,9 @@ def find_backbone(config: TrainConfig, accelerator: Accelerator, resumed: Resume
     """With random weights, loudly, where there are no others and --allow-random-weights is given."""
     check_attention_backend(config.attention, accelerator.device)
     dtype = torch.float32 if config.unfreeze_backbone else backbone_dtype(accelerator, config.backbone_dtype)
-    offload = make_offload(config, accelerator)
-    keep = offload.keep if offload else as_it_is
+    offload, shards = make_offload(config, accelerator), make_shards(config, accelerator)
+    waiting = offload or shards
+    keep = waiting.keep if waiting else as_it_is
     try:
         backbone = kept_backbone(config, resumed) or build_backbone(config.backbone, config.weights, dtype, keep)
     except WeightsUnavailable as error:
@@ -155,6 +157,13 @@ def find_backbone(config: TrainConfig, accelerator: Accelerator, resumed: Resume
         backbone = build_backbone(config.backbone, "random", dtype, keep)
     if offload:
         backbone.stream_blocks(offload)
+    if shards:
+        if backbone.is_kept:
+            raise UserError(
+                f"--backbone-shard: the backbone of {backbone.weights} was trained, so that checkpoints hold it whole: "
+                "leave the flag out"
+            )
+        backbone.shard(shards)
     backbone.attention = config.attention
     if config.unfreeze_backbone:
         backbone.unfreeze()
@@ -167,10 +176,34 @@ def make_offload(config: TrainConfig, accelerator: Accelerator) -> Offload | Non
         return None
     if accelerator.num_processes > 1:
         raise UserError(
-            f"--backbone-offload {config.backbone_offload} is for one process, not {accelerator.num_processes}: leave "
-            "it out, or fill a feature cache first (demo/cache_features.py --shard)"
+            f"--backbone-offload {config.backbone_offload} is for one process, not {accelerator.num_processes}: pass "
+            "--backbone-shard instead, leave it out, or fill a feature cache first (demo/cache_features.py --shard)"
         )
     return Offload(config.backbone_offload, accelerator.device)
+
+
+def make_shards(config: TrainConfig, accelerator: Accelerator) -> Shards | None:
+    """What --backbone-shard asks for; None where each process has all weights."""
+    if num_shards(config, accelerator) == 1:
+        return None
+    return Shards(accelerator.device, host_group(), config.image_size)
+
+
+def num_shards(config: TrainConfig, accelerator: Accelerator) -> int:
+    """Into how many parts --backbone-shard divides the weights, 1 without it. Raises UserError where it cannot."""
+    if not config.backbone_shard:
+        return 1
+    if accelerator.num_processes == 1:
+        raise UserError(
+            "--backbone-shard divides the weights between processes, and this is the only one: start several (torchrun "
+            "--nproc-per-node N, docs/several_gpus.md), or pass --backbone-offload instead"
+        )
+    if config.backbone_dtype == "int8" and not SHARDS_INT8:
+        raise UserError(
+            f"--backbone-shard and --backbone-dtype int8: torch {torch.__version__} shards no weights of 8 bits; pass "
+            "--backbone-dtype bf16, or install torch 2.13 or later"
+        )
+    return accelerator.num_processes
 
 
 def check_backbone(backbone: FrozenBackbone, config: TrainConfig, data: TaskData) -> None:

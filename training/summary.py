@@ -34,6 +34,7 @@ def summary(config: TrainConfig, trainer: Trainer, resumed: Resumed | None, chan
     """changed: flags that are others than in the run resumed."""
     segmenter, data, accelerator, plan = trainer.segmenter, trainer.data, trainer.accelerator, trainer.plan
     backbone, progress = segmenter.backbone, trainer.progress
+    in_backbone = millions(count_parameters(backbone.model))
     bf16 = precision_name(accelerator) == "bf16"
     sizes = (config.image_size, config.batch_size, config.gradient_checkpointing)
     memory = estimated_memory_bytes(backbone, segmenter.spec, *sizes)
@@ -45,7 +46,7 @@ def summary(config: TrainConfig, trainer: Trainer, resumed: Resumed | None, chan
         ("data", f"{data.sizes['train']} images to train on, {num_classes} classes, {config.image_size} px"),
         *[("labels", line) for line in data.description],
         ("validation", f"{num_val} images{held_out}" if num_val else "none (--validate turns it on)"),
-        ("backbone", f"{backbone.name}, weights {backbone.weights}, {millions(count_parameters(backbone))} {learning}"),
+        ("backbone", f"{backbone.name}, weights {backbone.weights}, {in_backbone} {learning}"),
         ("adapter", f"{segmenter.spec.adapter}, {millions(count_parameters(segmenter.adapter))} trainable"),
         ("head", f"{config.head}, width {config.hidden_dim}, {millions(count_parameters(segmenter.head))} trainable"),
         (

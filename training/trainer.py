@@ -438,7 +438,8 @@ class Trainer:
         device = self.accelerator.device
         is_cached = self.cache is not None and split == "val"  # images to test on are seen once
         model = CachedModel(self.segmenter, self.cache) if is_cached else self.segmenter
-        evaluate(model, self._readable(batches, skipped), evaluator, device, self.settings.seed)
+        with self.segmenter.backbone.uneven_calls():  # of unequal shares of the images
+            evaluate(model, self._readable(batches, skipped), evaluator, device, self.settings.seed)
         self.model.train()
         (stop_signal,) = largest_anywhere(self.accelerator, [self.stop.signum])
         if stop_signal:

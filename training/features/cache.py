@@ -134,11 +134,12 @@ class FeatureCache:
         keys, entries = found.keys, found.entries
         missing = [number for number, entry in enumerate(entries) if entry is None]
         at_once = self._images_at_once(len(missing))
-        for first in range(0, len(missing), at_once):
-            some = missing[first : first + at_once]
-            computed = self._computed(images[some], [keys[number] for number in some])
-            for number, entry in zip(some, computed, strict=True):
-                entries[number] = entry
+        with self.backbone.uneven_calls():  # what one process misses, another has found
+            for first in range(0, len(missing), at_once):
+                some = missing[first : first + at_once]
+                computed = self._computed(images[some], [keys[number] for number in some])
+                for number, entry in zip(some, computed, strict=True):
+                    entries[number] = entry
         list(self._pool.map(self.store.put, [keys[n] for n in missing], [entries[n] for n in missing]))
         self.num_computed += len(missing)
         self.num_found += len(entries) - len(missing)
@@ -200,7 +201,9 @@ def make_cache(
     if flags.cache_features == "off":
         return None
     store = open_store(flags, accelerator.num_processes, needed_bytes)
-    return FeatureCache(backbone, accelerator, store, stored_dtype(flags, accelerator), flags.cache_views)
+    cache = FeatureCache(backbone, accelerator, store, stored_dtype(flags, accelerator), flags.cache_views)
+    cache.setting()  # now, while all processes are here: sharded weights are gathered for it
+    return cache
 
 
 def stored_dtype(flags: CacheFlags, accelerator: Accelerator) -> torch.dtype:

@@ -61,8 +61,9 @@ def fill(config: TrainConfig, shard: int, num_shards: int) -> Filled:
             assert cache is not None
             part = shard * accelerator.num_processes + accelerator.process_index
             parts = num_shards * accelerator.num_processes
-            fill_training(config, cache, data, accelerator, part, parts)
-            fill_validation(config, segmenter, cache, data, accelerator, part, parts)
+            with cache.backbone.uneven_calls():
+                fill_training(config, cache, data, accelerator, part, parts)
+                fill_validation(config, segmenter, cache, data, accelerator, part, parts)
     return Filled(cache.num_computed, cache.num_found, cache.store)
 
 
