@@ -58,7 +58,10 @@ def assert_trained_alike(head: str, tmp_path, *more: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["m2f", "upernet"])
-def test_the_first_losses_are_those_without_the_flag(head, tmp_path, traced):
+def test_the_first_losses_are_those_without_the_flag(head, tmp_path, traced, monkeypatch):
+    """Of a Mask2Former with few layers: each one is traced."""
+    monkeypatch.setattr("heads.mask2former.mask_decoder.NUM_LAYERS", 2)
+    monkeypatch.setattr("heads.mask2former.pixel_decoder.NUM_LAYERS", 1)
     assert_trained_alike(head, tmp_path)
     assert traced
 
