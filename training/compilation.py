@@ -35,7 +35,7 @@ def compile_training(segmenter: Segmenter, batch_size: int) -> None:
     Tensors and their names stay as they are. Evaluation is not compiled, nor is a smaller batch, such as the last one
     of an epoch: each new size would be compiled for.
     """
-    # It cuts programs in parts for DistributedDataParallel, and refuses those with recomputation (heads/recompute.py).
+    # Cut in parts for DistributedDataParallel, programs with recomputation are refused by some versions of PyTorch.
     torch._dynamo.config.optimize_ddp = False
     plain = segmenter.trained_parts
     # Sizes that are fixed: code for any size, once it is made, would also be used for sizes that had code of their own,

@@ -76,7 +76,7 @@ def test_compiled_code_draws_and_computes_as_without_the_flag(tmp_path):
 @pytest.mark.slow
 @needs_compiler
 def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
-    """From within an epoch, whose last batch is smaller, so that the resumed run begins with that."""
+    """From within an epoch, whose last batch is smaller: the first one of the resumed run."""
     data = drawn(tmp_path / "data", train=5)
     options = ["--epochs", "2", "--checkpointing-steps", "2", "--compile", *data]
     assert train_here("linear", tmp_path / "whole", *options) == 0
