@@ -56,9 +56,11 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Tensor, features: Features | None = None) -> Any:
         """features: the backbone's output for these images, where it is already known."""
-        features = features or self.backbone(images)
-        pyramid = self.adapter(images, features)
-        return self.head(pyramid)
+        return self.trained_parts(images, features or self.backbone(images))
+
+    def trained_parts(self, images: Tensor, features: Features) -> Any:
+        """Adapter and head. training/compilation.py may put their compiled form in the place of this."""
+        return self.head(self.adapter(images, features))
 
     def loss(self, outputs: Any, targets: list[Target], scope: LossScope | None = None) -> dict[str, Tensor]:
         """scope: of the step that the targets are a part of, None where they are all that count."""

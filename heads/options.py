@@ -114,7 +114,8 @@ class HeadFacts:
     where it takes maps; for a head that takes all tokens of a plain ViT's layers, which ones of ViTs of this many
     blocks, those of the maps for others. classifier: the layer with a row per class; has_no_object: whether one more
     row comes last. defaults: of flags of the training, where its recipe has others. fixed: options that are no flags,
-    as new runs have them; a checkpoint without them is older, and stays as it was.
+    as new runs have them; a checkpoint without them is older, and stays as it was. takes_compile: whether --compile is
+    for it: not where a number that changes in each step decides what is computed, which would be compiled each time.
     """
 
     title: str
@@ -128,6 +129,7 @@ class HeadFacts:
     has_no_object: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    takes_compile: bool = True
 
 
 HEADS = {
@@ -153,6 +155,7 @@ HEADS = {
         classifier="head.decoder.class_head",
         has_no_object=True,
         defaults={"weight_decay": 0.05, "max_grad_norm": 0.01},
+        takes_compile=False,
     ),
 }
 

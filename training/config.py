@@ -345,6 +345,10 @@ class ScheduleFlags:
     gradient_checkpointing: bool = flag(
         False, "compute what adapter and head keep for the backward pass again: less memory, slower steps"
     )
+    compile: bool = flag(
+        False,
+        "torch.compile adapter and head for training steps: minutes at first, and no gain on a CPU (docs/speed.md)",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -480,6 +484,13 @@ class TrainConfig(
             raise UserError(
                 f"--cache-features {self.cache_features} and --unfreeze-backbone exclude each other: the features of a "
                 "backbone that learns change with each step"
+            )
+        if self.compile and self.gradient_checkpointing:
+            raise UserError("--compile and --gradient-checkpointing exclude each other: leave one of them out")
+        if self.compile and self.head in HEADS and not HEADS[self.head].takes_compile:
+            raise UserError(
+                f"--compile: the head {self.head} computes in another way in each step, and would be compiled for "
+                "each of them: leave the flag out"
             )
         for name, value, usual in (
             ("--backbone-dtype", self.backbone_dtype, "auto"),

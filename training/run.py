@@ -31,6 +31,7 @@ from training.checkpoints import (
     read_resumed,
 )
 from training.class_weights import class_weights
+from training.compilation import check_compiler, compile_training
 from training.config import TrainConfig
 from training.dry_run import dry_run
 from training.logs import is_tested
@@ -188,6 +189,8 @@ def prepare(config: TrainConfig, accelerator: Accelerator, held: ExitStack, shar
         resumed = read_resumed(path)
     if shared and resumed:
         compare(resumed, shared.data.record)
+    if config.compile:
+        check_compiler(accelerator.device)
     data = shared.data if shared else prepare_data(config, accelerator, resumed)
     with memory_sufficing(config, None):
         released, config = head_to_begin_with(config, resumed)
@@ -203,6 +206,8 @@ def prepare(config: TrainConfig, accelerator: Accelerator, held: ExitStack, shar
             report = transfer(released, segmenter, data.class_names, config.keep_matching_classes)
             accelerator.print(report.text())
             init_head = report.record()
+        if config.compile:
+            compile_training(segmenter, config.batch_size)
         about = run_identity(config, segmenter, data, init_head, precision_name(accelerator))
         loaders = shared.loaders if shared else make_loaders(config, segmenter.backbone, data, accelerator)
         trainer = Trainer(segmenter, data, loaders, trainer_settings(config), files, accelerator, about)
