@@ -110,4 +110,4 @@ class DPTHead(PixelHead):
         fused = self.fusions[3](levels[3])
         for number in (2, 1, 0):
             fused = self.fusions[number](fused, levels[number])
-        return self.classifier(self.dropout(self.neck(fused)))
+        return self.classifier(self.dropout(self.neck(fused))).contiguous()

@@ -44,5 +44,5 @@ class LinearHead(PixelHead):
             size = pyramid[0].shape[-2:]
             x = torch.cat([F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in pyramid], dim=1)
         if self.drops_input:
-            return self.classifier(self.reduce(self.norm(self.dropout(x))))
-        return self.classifier(self.dropout(self.reduce(self.norm(x))))
+            return self.classifier(self.reduce(self.norm(self.dropout(x)))).contiguous()
+        return self.classifier(self.dropout(self.reduce(self.norm(x)))).contiguous()

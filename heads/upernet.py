@@ -59,7 +59,7 @@ class UPerNetHead(PixelHead):
             own = lateral(level)
             top_down.insert(0, own + resize_to(top_down[0], own))
         smoothed = [smooth(level) for smooth, level in zip(self.smooth, top_down[:-1], strict=True)]
-        return self.classifier(self._fused([*smoothed, top_down[-1]]))
+        return self.classifier(self._fused([*smoothed, top_down[-1]])).contiguous()
 
     def _fused(self, levels: list[Tensor]) -> Tensor:
         """`fuse` of all levels, resized to the first one's size and joined, a level at a time."""
