@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from data.photometric import PhotometricDistortion, coin, draw_distortion, uniform
+from data.reduced_jpeg import reduced_part
 from data.sources.source import Content
 from data.transforms import OUTSIDE, RGB, Pixels, check_image_size, exact_size_hw, normalise, random_state
 from structures import IGNORE_INDEX, Target
@@ -91,13 +92,18 @@ class Crop:
         (top, left), (height, width) = self.place, self.size_hw
         full_height, full_width = image.shape[1:]
         zoomed_height, zoomed_width = self.zoomed_hw
+        y_step, x_step = full_height / zoomed_height, full_width / zoomed_width
+        box = (top * y_step, left * x_step, (top + height) * y_step, (left + width) * x_step)
+        part = reduced_part(image, box, self.size_hw)
+        if part is not None:
+            return part
         if zoomed_height * zoomed_width <= MOST_ZOOMED * self.size**2:
             whole = _as_pillow(image[:, 0:full_height, 0:full_width])
             zoomed = whole.resize((zoomed_width, zoomed_height), PIL.Image.Resampling.BILINEAR)
             seen = zoomed.crop((left, top, left + width, top + height))
         else:
-            rows, y = _around(top, height, full_height / zoomed_height, full_height)
-            columns, x = _around(left, width, full_width / zoomed_width, full_width)
+            rows, y = _around(top, height, y_step, full_height)
+            columns, x = _around(left, width, x_step, full_width)
             part = _as_pillow(image[:, rows, columns])
             seen = part.resize((width, height), PIL.Image.Resampling.BILINEAR, box=(x[0], y[0], x[1], y[1]))
         return torch.from_numpy(np.array(seen)).permute(2, 0, 1).contiguous()

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from data.reduced_jpeg import reduced_part
 from data.sources.source import Content
 from errors import UserError
 from structures import Target
@@ -151,7 +152,11 @@ class Window:
         """
         rows, y, y_end = _inside(self.top, self.height, image.shape[1], size)
         columns, x, x_end = _inside(self.left, self.width, image.shape[2], size)
-        return _resize_image(image[:, rows, columns], [y_end - y, x_end - x]), [x, y, size - x_end, size - y_end]
+        size_hw = [y_end - y, x_end - x]
+        part = reduced_part(image, (rows.start, columns.start, rows.stop, columns.stop), size_hw)
+        if part is None:
+            part = _resize_image(image[:, rows, columns], size_hw)
+        return part, [x, y, size - x_end, size - y_end]
 
 
 class EvalTransform:

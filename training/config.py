@@ -278,6 +278,9 @@ class ImageFlags:
     no_color_jitter: bool = flag(False, "no changes of brightness, contrast, colour")
     no_augmentation: bool = flag(False, "all four off: a plain resize")
     num_workers: int = flag(4, "processes that read images", low=0)
+    reduced_jpeg: bool = flag(
+        False, "decode JPEGs at 1/2, 1/4 or 1/8 where a training view is no larger: less time, slightly other pixels"
+    )
     on_bad_sample: str = flag("stop", "what the check before the first step may do", choices=("stop", "skip"))
 
 

@@ -1,7 +1,7 @@
 """The parts of a run from its arguments: data and loaders, backbone and model, and the trainer's settings."""
 
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,16 @@ from training.tasks import TaskData
 from training.trainer import Loaders, TrainerSettings
 
 
-def train_transform(config: TrainConfig, backbone: FrozenBackbone) -> TrainTransform | MetaTrainTransform:
-    """What makes training views of images."""
+def train_dataset(config: TrainConfig, backbone: FrozenBackbone, data: TaskData, num_views: int) -> TrainDataset:
+    """Makes the training views of a run's images. num_views: see TrainDataset."""
     normalisation = (backbone.mean, backbone.std)
     if config.augmentation == "meta":
-        return MetaTrainTransform(config.image_size, tuple(config.scale_range), *normalisation)
-    return TrainTransform(config.image_size, augmentation(config), *normalisation)
+        transform = MetaTrainTransform(config.image_size, tuple(config.scale_range), *normalisation)
+    else:
+        transform = TrainTransform(config.image_size, augmentation(config), *normalisation)
+    # Here, not where the sources are made: validation looks at images as they are.
+    source = replace(data.sources["train"], reduces_jpegs=config.reduced_jpeg)
+    return TrainDataset(source, transform, config.seed, num_views)
 
 
 def augmentation(config: TrainConfig) -> Augmentation:
@@ -58,12 +62,11 @@ def make_loaders(config: TrainConfig, backbone: FrozenBackbone, data: TaskData, 
     plan = cache_plan(config, backbone, data.sizes, config.epochs, stored_dtype(config, accelerator))
     cache = make_cache(config, backbone, accelerator, plan.total_bytes)
     num_views = cache.num_views if cache else 0
-    view = train_transform(config, backbone)
     whole = eval_transform(config.inference(config.image_size), backbone)
     # In evaluation one image at a time: they differ in size, and big ones fill the memory.
     return Loaders(
         order,
-        DataLoader(TrainDataset(data.sources["train"], view, config.seed, num_views), batch_sampler=order, **options),
+        DataLoader(train_dataset(config, backbone, data, num_views), batch_sampler=order, **options),
         *(
             DataLoader(EvalDataset(data.sources[split], whole, rank, world_size), batch_size=1, **options)
             if data.sizes.get(split)

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.decode import MAX_PIXELS, DecodedImage, RawMask, decode_image, decode_mask
+from data.decode import MAX_PIXELS, RawMask, decode_image, decode_mask
 from data.image_rule import PLAIN, ImageRule
 from data.labels import LabelRule
 from data.raster_masks import MaskRaster, check_pair
 from data.rasters import Raster
+from data.reduced_jpeg import JpegPixels, read_pixels
 from data.sources.pairs import Pair
 from data.sources.raster_windows import RasterPixels, RasterWindow, classes_of, read_tile
 from errors import UserError
@@ -30,6 +31,7 @@ class MaskSource:
     labels: LabelRule
     max_pixels: int = MAX_PIXELS
     rule: ImageRule = PLAIN
+    reduces_jpegs: bool = False
 
     def read(self, sample: Pair | RasterWindow) -> "ReadPair | ReadRaster":
         """Raises UserError where a file cannot be read, sizes differ, or the mask holds what is no label."""
@@ -37,17 +39,19 @@ class MaskSource:
             if sample.tile is not None:
                 return ReadPair(*read_tile(sample, self.rule, self.labels))
             return ReadRaster.of(sample.pair, self.rule, self.labels)
-        image = decode_image(sample.image, self.max_pixels, rule=self.rule)
+        pixels, orientation = read_pixels(
+            sample.image, self.max_pixels, rule=self.rule, reduces_jpegs=self.reduces_jpegs
+        )
         mask = decode_mask(sample.mask, bool(self.labels.palette), self.max_pixels)
-        if image.pixels.shape[1:] != mask.values.shape:
-            raise UserError(_size_message(image, mask, sample))
+        if pixels.shape[1:] != mask.values.shape:
+            raise UserError(_size_message(pixels.shape[1:], orientation, mask, sample))
         if mask.is_color and not self.labels.palette:
             raise UserError(
                 f"{sample.mask} holds colours, but a mask holds class ids: "
                 "say which colour is which class with --palette FILE"
             )
         ids = self.labels.ids_of_colors(mask.values, sample.mask) if mask.is_color else mask.values
-        return ReadPair(torch.from_numpy(image.pixels), self.labels.apply(ids, sample.mask))
+        return ReadPair(pixels, self.labels.apply(ids, sample.mask))
 
     def size_hw(self, sample: Pair | RasterWindow) -> tuple[int, int]:
         if isinstance(sample, RasterWindow):
@@ -59,7 +63,7 @@ class MaskSource:
 class ReadPair:
     """pixels: (3, H, W) uint8 RGB; classes: (H, W) of any integer type, class ids with IGNORE_INDEX."""
 
-    pixels: Tensor
+    pixels: Tensor | JpegPixels
     classes: np.ndarray
     is_raster: ClassVar[bool] = False
 
@@ -113,16 +117,17 @@ def semantic_target(classes: Tensor) -> Target:
     return Target(semantic=classes.long(), labels=present[present != IGNORE_INDEX])
 
 
-def _size_message(image: DecodedImage, mask: RawMask, pair: Pair) -> str:
-    height, width = image.pixels.shape[1:]
+def _size_message(size_hw: tuple[int, int], orientation: int, mask: RawMask, pair: Pair) -> str:
+    """orientation: the image's."""
+    height, width = size_hw
     mask_height, mask_width = mask.values.shape
     message = (
         f"{pair.image} is {width} x {height} pixels but its mask {pair.mask} is {mask_width} x {mask_height}: "
         "they must have one size"
     )
-    if image.orientation != mask.orientation and (mask_width, mask_height) == (height, width):
+    if orientation != mask.orientation and (mask_width, mask_height) == (height, width):
         message += (
-            f"; EXIF turns the image (orientation {image.orientation}) otherwise than the mask "
+            f"; EXIF turns the image (orientation {orientation}) otherwise than the mask "
             f"({mask.orientation}): draw masks on the upright image, or turn both alike"
         )
     return message

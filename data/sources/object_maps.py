@@ -24,10 +24,11 @@ class ObjectMapSource:
     has_background: bool
     max_pixels: int = MAX_PIXELS
     rule: ImageRule = PLAIN
+    reduces_jpegs: bool = False
 
     def read(self, sample: CocoImage) -> ReadPair:
         """Raises UserError as CocoSource does."""
-        content = CocoSource(self.samples, self.max_pixels, self.rule).read(sample)
+        content = CocoSource(self.samples, self.max_pixels, self.rule, self.reduces_jpegs).read(sample)
         return ReadPair(content.pixels, class_map(sample, self.has_background)[0])
 
     def size_hw(self, sample: CocoImage) -> tuple[int, int]:

@@ -11,8 +11,9 @@ import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from data.decode import MAX_PIXELS, decode_image
+from data.decode import MAX_PIXELS
 from data.image_rule import PLAIN, ImageRule
+from data.reduced_jpeg import JpegPixels, read_pixels
 from data.sources.coco_tables import CocoImage, Rle
 from data.sources.panoptic import color_of, segment_colors
 from errors import UserError
@@ -27,6 +28,7 @@ class CocoSource:
     samples: Sequence[CocoImage]
     max_pixels: int = MAX_PIXELS
     rule: ImageRule = PLAIN
+    reduces_jpegs: bool = False
 
     def read(self, sample: CocoImage) -> "ReadImage":
         """Reads the image, and the segments of a panoptic set.
@@ -38,17 +40,18 @@ class CocoSource:
         """
         if sample.fatal_mistakes:
             raise UserError(f"{sample.path}: {sample.fatal_mistakes[0].detail}")
-        decoded = decode_image(sample.path, self.max_pixels, upright=False, rule=self.rule)
-        if decoded.pixels.shape[1:] != sample.size_hw and decoded.pixels.shape[:0:-1] == sample.size_hw:
-            decoded = decode_image(sample.path, self.max_pixels, rule=self.rule)
-        height, width = decoded.pixels.shape[1:]
+        how = {"rule": self.rule, "reduces_jpegs": self.reduces_jpegs}
+        pixels, _ = read_pixels(sample.path, self.max_pixels, upright=False, **how)
+        if pixels.shape[1:] != sample.size_hw and pixels.shape[:0:-1] == sample.size_hw:
+            pixels, _ = read_pixels(sample.path, self.max_pixels, **how)
+        height, width = pixels.shape[1:]
         if (height, width) != sample.size_hw:
             raise UserError(
                 f"{sample.path} is {width} x {height} pixels, but {sample.size_hw[1]} x {sample.size_hw[0]} in the "
                 "annotations: export images and annotations together"
             )
         colors = None if sample.segments_path is None else segment_colors(sample, self.max_pixels)
-        return ReadImage(sample, torch.from_numpy(decoded.pixels), colors)
+        return ReadImage(sample, pixels, colors)
 
     def size_hw(self, sample: CocoImage) -> tuple[int, int]:
         return sample.size_hw
@@ -63,7 +66,7 @@ class ReadImage:
     """pixels (3, H, W) uint8 RGB; colors (H, W) int32, 0xRRGGBB of each pixel's segment, in a panoptic set only."""
 
     image: CocoImage
-    pixels: Tensor
+    pixels: Tensor | JpegPixels
     colors: np.ndarray | None
     is_raster: ClassVar[bool] = False
 

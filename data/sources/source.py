@@ -14,7 +14,8 @@ from structures import Target
 
 
 class Content(Protocol):
-    """One sample, read. pixels: (3, H, W) uint8 RGB; of a raster something that is cut as a tensor is (RasterPixels).
+    """One sample, read. pixels: (3, H, W) uint8 RGB; of a raster something that is cut as a tensor is (RasterPixels),
+    and so of a JPEG that its view decodes (JpegPixels).
 
     is_raster: views are windows at the image's own scale, whatever its size.
     """
@@ -33,9 +34,13 @@ class Content(Protocol):
 
 
 class Source(Protocol):
-    """One split. samples: each has a `sample_id`, unique in the split, that says nothing of the machine."""
+    """One split, a dataclass. samples: each has a `sample_id`, unique in the split, that says nothing of the machine.
+
+    reduces_jpegs: of a JPEG `read` gives JpegPixels, which training views decode no larger than they need.
+    """
 
     samples: Sequence[Any]
+    reduces_jpegs: bool
 
     def read(self, sample: Any) -> Content:
         """Raises UserError, naming the file, where the sample cannot be used."""

@@ -108,6 +108,7 @@ def images() -> Kind:
     from data.bands import pixels_by_header
     from data.decode import decode_image, decode_mask
     from data.image_rule import PERCENTILE, ImageRule
+    from data.reduced_jpeg import read_pixels, reduced_part
 
     grey, color = (RNG.integers(0, 256, (16, 20, *bands), np.uint8) for bands in ((), (3,)))
     wide = RNG.integers(0, 65536, (16, 20, 5), np.uint16)
@@ -149,12 +150,17 @@ def images() -> Kind:
         pixels = decode_image(path, MAX_PIXELS, rule=rule).pixels
         assert pixels.dtype == np.uint8 and pixels.shape[0] == 3 and 0 < pixels[0].size <= MAX_PIXELS
 
+    def reduced(path: Path) -> None:
+        pixels, _ = read_pixels(path, MAX_PIXELS, reduces_jpegs=True)
+        part = reduced_part(pixels, (0, 0, *pixels.shape[1:]), (2, 2))
+        assert part is None or part.shape == (3, 2, 2)
+
     def mask(path: Path, as_colors: bool) -> None:
         assert 0 < decode_mask(path, as_colors, MAX_PIXELS).values.size <= MAX_PIXELS
 
     rules = ImageRule(), ImageRule((1, 2, 3), PERCENTILE)
     readers = [partial(image, rule=rule) for rule in rules] + [partial(mask, as_colors=k) for k in (False, True)]
-    return Kind(partial(altered, seeds=seeds), [*readers, pixels_by_header])
+    return Kind(partial(altered, seeds=seeds), [*readers, reduced, pixels_by_header])
 
 
 def labels() -> Kind:

@@ -1,12 +1,15 @@
 """What is checked before the first step: a mistake gives one message that names the culprit, and exit code 2."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from messages import names
+from PIL import Image
 from training_helpers import drawn, train_here
 
+from data.reduced_jpeg import JpegPixels
 from heads.options import with_defaults
 from training.checkpoints import Resumed
 from training.config import parse_training_arguments
@@ -107,3 +110,20 @@ def test_a_resumed_run_keeps_what_no_flag_says():
     assert with_defaults({**older, "hidden_dim": 0})["options"] == spec.options
     now = Resumed(Path("x.pth"), {"spec": asdict(new), "backbone": {"name": "convnext_tiny"}})
     assert head_spec(config, 3, now, None) == new
+
+
+def test_training_decodes_reduced_jpegs_and_validation_whole_ones(tmp_path, monkeypatch):
+    """Its numbers are those of the images as they are."""
+    data = [word.replace("images/train/*.png", "images/train/*.jpg") for word in drawn(tmp_path / "data", 4, 2)]
+    data = [word.replace("images/val/*.png", "images/val/*.jpg") for word in data]
+    for path in (tmp_path / "data" / "images").glob("*/*.png"):
+        Image.open(path).save(path.with_suffix(".jpg"), quality=95)
+    decoded, reduced = [], JpegPixels.reduced
+    monkeypatch.setattr(JpegPixels, "reduced", lambda *args: decoded.append(args[0].path) or reduced(*args))
+    options = [*data, "--image-size", "32", "--no-augmentation", "--epochs", "2"]
+    for name, more in (("off", []), ("on", ["--reduced-jpeg"])):
+        assert train_here("linear", tmp_path / name, *options, *more) == 0
+        assert json.loads((tmp_path / name / "linear_run.json").read_text())["arguments"]["reduced_jpeg"] == (
+            name == "on"
+        )
+        assert [path.parent.name for path in decoded] == (["train"] * 8 if name == "on" else [])

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from data.dataset import EvalDataset, TrainDataset
+from data.dataset import EvalDataset
 from errors import stopping_at_once
 from evaluation.evaluate import evaluate
 from segmenter import Segmenter
@@ -26,7 +26,7 @@ from training.setup import (
     loader_options,
     make_loaders,
     settled_weights,
-    train_transform,
+    train_dataset,
 )
 from training.tasks import TaskData, prepare_data
 from training.transfer import head_to_begin_with
@@ -73,9 +73,7 @@ def fill_training(
     plan = cache_plan(config, cache.backbone, data.sizes, config.epochs, cache.dtype)
     samples = [(view, index) for view in range(plan.num_views) for index in range(part, data.sizes["train"], parts)]
     batches = [samples[first : first + config.batch_size] for first in range(0, len(samples), config.batch_size)]
-    dataset = TrainDataset(
-        data.sources["train"], train_transform(config, cache.backbone), config.seed, config.cache_views
-    )
+    dataset = train_dataset(config, cache.backbone, data, config.cache_views)
     loader = DataLoader(dataset, batch_sampler=batches, **loader_options(config, accelerator))
     for _ in shown(cache.batches(loader), len(batches), "training views", accelerator):
         pass
