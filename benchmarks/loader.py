@@ -1,8 +1,8 @@
 """Time to read and augment training samples: what one loader worker does for each image, by the image's size.
 
-Median milliseconds of CPU time: decoding the JPEG, decoding its PNG mask, cutting and augmenting the view, and the
-sample as a whole. "reduced" is what decoding the JPEG would take at the smallest scale of its format (1/2, 1/4, 1/8)
-that still has the view's pixels; it is not done, since it changes the pixels.
+Mean milliseconds of CPU time, in turns, over views of many zooms: decoding the JPEG, decoding its PNG mask, cutting
+and augmenting the view, the sample as a whole, and the same sample with --reduced-jpeg ("reduced"). The last column is
+by how many of 255 levels the pixels of these two differ in the mean.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,9 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from PIL import Image
 
+STD = (0.25,) * 3
 SIZES_HW = {"512 px": (512, 512), "2 MP": (1080, 1920), "12 MP": (3000, 4000)}
 CLASSES, FILES = 8, 4
-COLUMNS = ("image", "reduced", "mask", "view", "sample")
+COLUMNS = ("image", "mask", "view", "sample", "reduced")
 
 
 def main() -> None:
@@ -36,17 +38,17 @@ def main() -> None:
 
     torch.set_num_threads(1)
     rows = []
-    print(f"{'images':<10}" + "".join(f"{name + ' ms':>12}" for name in COLUMNS) + f"{'images/s':>12}")
+    print(f"{'images':<10}" + "".join(f"{name + ' ms':>12}" for name in COLUMNS) + f"{'difference':>12}")
     for name, size_hw in SIZES_HW.items():
         with tempfile.TemporaryDirectory() as folder:
-            ms = measured(Path(folder), size_hw, args)
-        rows.append({"images": name, **ms, "images_per_s": 1000 / ms["sample"]})
-        print(f"{name:<10}" + "".join(f"{ms[c]:>12.1f}" for c in COLUMNS) + f"{1000 / ms['sample']:>12.1f}", flush=True)
+            ms, difference = measured(Path(folder), size_hw, args)
+        rows.append({"images": name, **ms, "difference": difference})
+        print(f"{name:<10}" + "".join(f"{ms[c]:>12.1f}" for c in COLUMNS) + f"{difference:>12.2f}", flush=True)
     print(json.dumps({"benchmark": "loader", **vars(args), "rows": rows, **machine()}))
 
 
-def measured(folder: Path, size_hw: tuple[int, int], args: argparse.Namespace) -> dict[str, float]:
-    """Median milliseconds of each column."""
+def measured(folder: Path, size_hw: tuple[int, int], args: argparse.Namespace) -> tuple[dict[str, float], float]:
+    """Mean milliseconds of each column, and by how many levels a reduced sample differs from a whole one."""
     from data.dataset import TrainDataset
     from data.decode import decode_image, decode_mask
     from data.labels import label_options
@@ -57,40 +59,42 @@ def measured(folder: Path, size_hw: tuple[int, int], args: argparse.Namespace) -
     draw(folder, size_hw)
     pairs = match_files([str(folder / "images")], [str(folder / "masks")], "images", "masks").pairs
     source = MaskSource(pairs, label_options(CLASSES, None, 255, False, None, None)[0])
-    transform = TrainTransform(args.image_size, Augmentation(), (0.5,) * 3, (0.25,) * 3)
-    dataset = TrainDataset(source, transform, seed=0)
+    transform = TrainTransform(args.image_size, Augmentation(), (0.5,) * 3, STD)
+    whole = TrainDataset(source, transform, seed=0)
+    reduced = TrainDataset(replace(source, reduces_jpegs=True), transform, seed=0)
     contents = [source.read(pair) for pair in pairs]
 
-    def view(number: int) -> None:
-        seen = transform.view_of(contents[number], number)
+    def made(turn: int, number: int) -> None:
+        seen = transform.view_of(contents[number], turn * FILES + number)
         seen.image(contents[number].pixels)
         seen.target(contents[number])
 
-    return {
-        "image": median_ms(lambda number: decode_image(pairs[number].image), args.rounds),
-        "reduced": median_ms(lambda number: decode_reduced(pairs[number].image, args.image_size), args.rounds),
-        "mask": median_ms(lambda number: decode_mask(pairs[number].mask), args.rounds),
-        "view": median_ms(view, args.rounds),
-        "sample": median_ms(lambda number: dataset[0, number], args.rounds),
-    }
+    ms = mean_ms(
+        {
+            "image": lambda turn, number: decode_image(pairs[number].image),
+            "mask": lambda turn, number: decode_mask(pairs[number].mask),
+            "view": made,
+            "sample": lambda turn, number: whole[turn, number],
+            "reduced": lambda turn, number: reduced[turn, number],
+        },
+        args.rounds,
+    )
+    views = [(turn, number) for turn in range(args.rounds) for number in range(FILES)]
+    differences = (float((whole[view].image - reduced[view].image).abs().mean()) for view in views)
+    return ms, statistics.mean(differences) * STD[0] * 255
 
 
-def decode_reduced(path: Path, short_side: int) -> np.ndarray:
-    with Image.open(path) as image:
-        scale = short_side / min(image.size)
-        image.draft("RGB", (round(image.width * scale), round(image.height * scale)))
-        return np.asarray(image)
-
-
-def median_ms(run: Callable[[int], object], rounds: int) -> float:
-    seconds = []
+def mean_ms(runs: dict[str, Callable[[int, int], object]], rounds: int) -> dict[str, float]:
+    """Of each run, called with the number of its turn, which is the epoch of its views, and that of a file."""
+    seconds = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for number in range(FILES):
-            start = time.process_time()
-            run(number)
-            if turn:
-                seconds.append(time.process_time() - start)
-    return 1000 * statistics.median(seconds)
+            for name, run in runs.items():
+                start = time.process_time()
+                run(turn, number)
+                if turn:
+                    seconds[name].append(time.process_time() - start)
+    return {name: 1000 * statistics.mean(times) for name, times in seconds.items()}
 
 
 def draw(folder: Path, size_hw: tuple[int, int]) -> None:
