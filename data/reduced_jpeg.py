@@ -92,6 +92,7 @@ def reduced_part(pixels: Tensor | JpegPixels, box: Box, size_hw: Sequence[int]) 
         return None
     with named_errors(pixels.path):
         image, (above, before) = pixels.reduced(factor)
+        # min: sides that were multiplied and divided may end a rounding error beyond the image, which Pillow refuses.
         x, x_end = (left + before) / factor, min((right + before) / factor, image.width)
         y, y_end = (top + above) / factor, min((bottom + above) / factor, image.height)
         # Pillow's, which resizes as torchvision does, but also from a box between the pixels.
