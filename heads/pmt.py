@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from heads.masks.head import MaskHead
 from heads.masks.loss import MaskLossSettings, MaskOutputs
 from heads.recompute import Checkpointable
+from heads.upsampling import upsampled
 from structures import Layer
 
 ROPE_BASE = 100.0
@@ -280,14 +281,5 @@ class Upscale(Checkpointable):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(doubled(x, self.conv1)).permute(0, 3, 1, 2)
+        x = F.gelu(upsampled(x, self.conv1))
         return self.norm(self.conv2(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def doubled(x: Tensor, conv: nn.ConvTranspose2d) -> Tensor:
-    """A transposed convolution with kernel and stride 2: its windows do not overlap, so that it is one product, whose
-    gradients take half the time. (B, C, h, w) -> (B, 2h, 2w, C)."""
-    b, c, h, w = x.shape
-    weight = conv.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * C, C)
-    corners = F.linear(x.permute(0, 2, 3, 1), weight, conv.bias.repeat(4)).view(b, h, w, 2, 2, c)
-    return corners.transpose(2, 3).reshape(b, 2 * h, 2 * w, c)

@@ -16,6 +16,7 @@ from heads.deformable_attention import DeformableAttention
 from heads.norm import BatchNorm2d
 from heads.position import reference_points
 from heads.recompute import Checkpointable, recomputed
+from heads.upsampling import upsampled
 from structures import Features, Pyramid
 
 NUM_HEADS = 16
@@ -157,10 +158,11 @@ class DINOv3Adapter(nn.Module):
 
         split = tokens.split([h * w for h, w in sizes_hw], dim=1)
         c2, c3, c4 = (t.transpose(1, 2).unflatten(2, size) for t, size in zip(split, sizes_hw, strict=True))
-        c1 = c1 + self.up(c2)
+        c1 = upsampled(c2, self.up).add_(c1)
         norms = (self.norm1, self.norm2, self.norm3, self.norm4)
         pyramid = []
         for norm, c, frozen in zip(norms, (c1, c2, c3, c4), features.maps, strict=True):
             frozen = frozen.to(c.dtype).contiguous(memory_format=torch.channels_last)
-            pyramid.append(norm(c + F.interpolate(frozen, size=c.shape[-2:], mode="bilinear", align_corners=False)))
+            resized = F.interpolate(frozen, size=c.shape[-2:], mode="bilinear", align_corners=False)
+            pyramid.append(norm(resized.add_(c)))
         return pyramid

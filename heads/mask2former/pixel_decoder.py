@@ -118,7 +118,7 @@ class PixelDecoder(nn.Module):
         """The map of stride 4 before its last norm. Computed again: a 1x1 convolution and a norm."""
         lateral = self.lateral_convs[0](stride4)
         top_down = F.interpolate(coarser, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-        return self.output_convs[0].convolve(lateral + top_down)
+        return self.output_convs[0].convolve(top_down.add_(lateral))
 
     def _mask_features(self, finest: Tensor) -> Tensor:
         return self.mask_feature(F.relu_(self.output_convs[0].norm(finest)))
