@@ -299,6 +299,10 @@ class FrozenBackbone(nn.Module):
         self._offload = offload
         return self
 
+    @property
+    def is_sharded(self) -> bool:
+        return self._shards is not None
+
     def shard(self, shards: Shards) -> "FrozenBackbone":
         """From now on each process keeps a share of its weights, on its device; the features are the same.
 
@@ -316,8 +320,9 @@ class FrozenBackbone(nn.Module):
     def uneven_calls(self) -> Iterator[None]:
         """Within it each process may call forward as often as it likes, not at all too, also where they share weights.
 
-        All processes must enter it; at its end each helps the others to gather weights until all are there. One within
-        another does nothing.
+        All processes must enter it; at its end each helps the others to gather weights until all are there. Until
+        then a process that calls waits for those that are busy with something else. After an exception nobody is
+        helped: the process must end. One within another does nothing.
         """
         shards = self._shards
         if shards is None or shards.is_uneven:

@@ -38,34 +38,34 @@ class Shards:
         self.is_uneven = False
 
     def keep(self, name: str, tensor: Tensor) -> Tensor:
-        """Called with each tensor of a model while it is built: of the matrices of blocks only the rows of this
-        process's share take memory, so that the model is never whole there. Those in float32 stay: the fingerprint
-        is taken of them when the model is complete."""
+        """Take each tensor of a model while it is built: of the matrices of blocks only the rows of this process's
+        share take memory, so that the model is never whole there. Those in float32 stay: the fingerprint is taken
+        of them when the model is complete."""
         if not name.startswith("blocks.") or tensor.dtype == torch.float32:
             return tensor
         return share_of_rows(tensor, self.rank, self.count)
 
     def attach(self, model: nn.Module, name: str) -> None:
-        """From now on a timm model is sharded, block by block; what is outside of its blocks is one share more. Moves
-        it to the device. Raises UserError where it has no row of blocks."""
+        """Shard a timm model block by block, and what is outside of its blocks as one more; move it to the device.
+        Raises UserError where it has no row of blocks."""
         for module in (*blocks_of(model, name, "--backbone-shard"), model):
             fully_shard(module, mesh=self.mesh, reshard_after_forward=True)
         register_fsdp_forward_method(model, "forward_intermediates")
 
     def is_any_calling(self, is_calling: bool) -> bool:
-        """Waits for all processes. is_calling: whether this one is about to call the backbone."""
+        """Wait for all processes. is_calling: whether this one is about to call the backbone."""
         number = torch.tensor(int(is_calling))
         all_reduce(number, group=self.host_group)
         return number.item() > 0
 
     def black_image(self) -> Tensor:
-        """For a call that only helps the others to gather their weights, (1, 3, S, S)."""
+        """Make what a call takes that only helps the others to gather their weights, (1, 3, S, S)."""
         return torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
 
 
 def share_of_rows(tensor: Tensor, rank: int, count: int) -> Tensor:
-    """A tensor of the same shape with the rows that fully_shard leaves to process `rank` of `count`; the others are 0,
-    and take no memory, for nothing is ever written there."""
+    """Copy the rows that fully_shard leaves to process `rank` of `count`, in a tensor of the same shape; the others
+    are 0, and take no memory, for nothing is ever written there."""
     num_rows = -(-len(tensor) // count)
     own = slice(rank * num_rows, (rank + 1) * num_rows)
     place = mmap.mmap(-1, tensor.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -75,11 +75,11 @@ def share_of_rows(tensor: Tensor, rank: int, count: int) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Gathers a tensor of a sharded model, in all processes alike; others stay as they are."""
+    """Gather a tensor of a sharded model, in all processes alike; others stay as they are."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def bytes_of_share(model: nn.Module, name: str, count: int) -> int:
-    """What the weights take on the device of one of `count` processes: its share, and what is gathered at a time, which
-    is two blocks at most and what is outside of the blocks. Raises UserError where there is no row of blocks."""
+    """Count what the weights take on the device of one of `count` processes: its share, and what is gathered at a time,
+    about two blocks and what is outside of the blocks. Raises UserError where there is no row of blocks."""
     return num_bytes(model) // count + bytes_at_a_time(model, name, "--backbone-shard")

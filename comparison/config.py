@@ -96,6 +96,8 @@ class CompareConfig(CompareFlags, CocoFlags, TrainConfig):
             raise UserError("--unfreeze-backbone: the heads of a comparison share one backbone, which stays frozen")
         if self.backbone_shard:
             raise UserError("--backbone-shard: a comparison runs in one process; pass --backbone-offload instead")
+        if self.compile:
+            raise UserError("--compile: a comparison times the heads as they are; leave the flag out")
         for name, value in (("early-stopping", self.early_stopping), ("tracker", self.tracker)):
             if value:
                 raise UserError(f"--{name} {value}: is for the training of one head; leave it out of a comparison")

@@ -49,7 +49,9 @@ class JpegPixels:
         file the last ones do, where a side is no multiple, and an orientation may turn them to the front.
         """
         with opened(self.path, self.max_pixels) as image:
+            expected = (-(-image.width // factor), -(-image.height // factor))
             image.draft(None, (image.width // factor, image.height // factor))
+            assert image.size == expected, "another scale would move the image against its mask"
             rgb = image if image.mode == "RGB" else image.convert("RGB")
             turned = ImageOps.exif_transpose(rgb) if self.orientation > 1 else rgb  # else it would copy it
             turned.load()  # before the file is closed

@@ -20,7 +20,12 @@ REMEDY = "install a C++ compiler and Python's headers (apt-get install g++ pytho
 
 @functools.cache
 def check_compiler(device: torch.device) -> None:
-    """Compile a small function for the device. Raises UserError, with the reason and the remedy, where that fails."""
+    """Compile a small function for the device. Raises UserError, with the reason and the remedy, where that fails.
+
+    Also on several GPUs: their synchronised batch norms cut a program into parts, each compiled for itself.
+    """
+    if device.type == "cuda" and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        raise UserError("--compile is for one process on a GPU: leave it out where there are several")
     number = secrets.randbelow(2**53)  # no cache of an earlier run knows it
     try:
         torch.compile(lambda x: x * number)(torch.ones(2, device=device))

@@ -30,7 +30,7 @@ from training.checkpoints import Resumed
 from training.config import TrainConfig
 from training.features.cache import make_cache, stored_dtype
 from training.features.plan import cache_plan
-from training.processes import backbone_dtype, host_group
+from training.processes import PATIENCE, backbone_dtype
 from training.tasks import TaskData
 from training.trainer import Loaders, TrainerSettings
 
@@ -189,7 +189,9 @@ def make_shards(config: TrainConfig, accelerator: Accelerator) -> Shards | None:
     """What --backbone-shard asks for; None where each process has all weights."""
     if num_shards(config, accelerator) == 1:
         return None
-    return Shards(accelerator.device, host_group(), config.image_size)
+    # With patience: a process that finds all features in a cache may keep the others waiting for long.
+    group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    return Shards(accelerator.device, group, config.image_size)
 
 
 def num_shards(config: TrainConfig, accelerator: Accelerator) -> int:

@@ -82,7 +82,7 @@ class ConvGroupNorm(nn.Conv2d):
         return self.norm(self.convolve(x))
 
     def convolve(self, x: Tensor) -> Tensor:
-        """Without the norm."""
+        """Compute it without the norm."""
         return super().forward(x)
 
 
@@ -115,7 +115,7 @@ class PixelDecoder(nn.Module):
         return recomputed(self._mask_features, finest), multi_scale
 
     def _finest(self, stride4: Tensor, coarser: Tensor) -> Tensor:
-        """The map of stride 4 before its last norm. Computed again: a 1x1 convolution and a norm."""
+        """Compute the map of stride 4 before its last norm. Again in the backward pass: a 1x1 convolution, a norm."""
         lateral = self.lateral_convs[0](stride4)
         top_down = F.interpolate(coarser, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
         return self.output_convs[0].convolve(top_down.add_(lateral))

@@ -71,6 +71,8 @@ def test_a_command_makes_the_configuration_again(head, flags):
         (["--train-sizes", "5", "all"], "--train-sizes"),
         (["--train-sizes", "few", "--budget", "steps=5"], "--train-sizes"),
         (["--unfreeze-backbone"], "--unfreeze-backbone"),
+        (["--backbone-shard"], "--backbone-shard"),
+        (["--compile"], "--compile"),
         (["--no-validate"], "--validate"),
         (["--runs", "one"], "--runs"),
         (["--lr", "-1"], "--lr"),

@@ -119,7 +119,8 @@ def test_auto_takes_the_newest_valid_checkpoint(tmp_path, capsys):
         os.utime(run / name, (1e9 - age, 1e9 - age))
     altered = bytearray((run / names[2]).read_bytes())
     with zipfile.ZipFile(run / names[2]) as archive:
-        largest = max(archive.infolist(), key=lambda record: record.file_size)
+        tensors = [record for record in archive.infolist() if "/data/" in record.filename]
+        largest = max(tensors, key=lambda record: record.file_size)  # not the pickle, where a byte may mean nothing
     altered[largest.header_offset + largest.file_size // 2 + 64] ^= 1  # beyond its header and padding
     (run / names[2]).write_bytes(altered)
     (run / "linear_checkpoint_step_9.pth").write_bytes((unbroken / names[2]).read_bytes()[:-100])

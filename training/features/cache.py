@@ -202,7 +202,8 @@ def make_cache(
         return None
     store = open_store(flags, accelerator.num_processes, needed_bytes)
     cache = FeatureCache(backbone, accelerator, store, stored_dtype(flags, accelerator), flags.cache_views)
-    cache.setting()  # now, while all processes are here: sharded weights are gathered for it
+    if backbone.is_sharded:
+        cache.setting()  # now, while all processes are here: its digest gathers the weights
     return cache
 
 
