@@ -131,3 +131,11 @@ def test_what_it_does_not_go_with(head, more, capsys):
     assert stop.value.code == 2
     assert names(capsys.readouterr().err, "--compile", more[0] if more else "pmt")
     assert not parse_training_arguments("upernet", [*words[:4], "--compile", "--no-compile"]).compile
+
+
+def test_several_gpus_are_refused(monkeypatch):
+    """Nothing is compiled before, so that no GPU is needed to see it."""
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    with pytest.raises(UserError, match="--compile"):
+        check_compiler(torch.device("cuda", 1))
